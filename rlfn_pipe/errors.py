@@ -1,0 +1,64 @@
+"""The error tree. Every error a user can meet is one of these.
+
+::
+
+    RlfnPipeError                 exit 1
+    ├── UsageError                exit 2   wrong option, preset, model name or size
+    ├── InputError                exit 1   input missing, unreadable or without pictures
+    ├── OutputError               exit 1   output exists, cannot be written, or fails its end check
+    ├── WeightsError              exit 1   a weights file that is damaged or of another kind
+    ├── EngineError               exit 1   device or network failure that no smaller tile mends
+    ├── TrainingError             exit 1   data or state that training cannot go on with
+    └── Interrupted               exit 130 (SIGINT) or 143 (SIGTERM)
+
+A message is one sentence for the person at the shell: what, where, what to do.
+Exit codes are read from these classes in one place only (`rlfn_pipe.cli.app`).
+"""
+
+from __future__ import annotations
+
+import signal
+
+
+class RlfnPipeError(Exception):
+    """Base of all errors that are reported as one sentence without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(RlfnPipeError):
+    """The command was called wrongly: option, preset key, model name, impossible size."""
+
+    exit_code = 2
+
+
+class InputError(RlfnPipeError):
+    """The input is missing, unreadable, or holds nothing to upscale."""
+
+
+class OutputError(RlfnPipeError):
+    """The output exists, cannot be written, or did not pass the end check."""
+
+
+class WeightsError(RlfnPipeError):
+    """A weights file is damaged, of an unknown architecture, or fails its checksum."""
+
+
+class EngineError(RlfnPipeError):
+    """The device or the network failed in a way that smaller tiles do not mend."""
+
+
+class TrainingError(RlfnPipeError):
+    """Training or evaluation data, recipe or checkpoint cannot be used."""
+
+
+class Interrupted(RlfnPipeError):
+    """The user or the system asked the program to stop.
+
+    `signum` is the signal that arrived; the exit code is 128 + signum as shells expect.
+    """
+
+    def __init__(self, signum: int = signal.SIGINT) -> None:
+        super().__init__("stopped before the end; the unfinished output was removed")
+        self.signum = signum
+        self.exit_code = 128 + signum

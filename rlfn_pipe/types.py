@@ -1,0 +1,239 @@
+"""Plain, frozen data that the stages hand to one another. No torch, no PyAV here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+Subsampling = Literal["420", "422", "444", "440", "grey", "rgb"]
+ChromaLocation = Literal["left", "centre", "topleft"]
+
+#: ITU-T H.273 matrix codes that the conversions know.
+MATRIX_RGB, MATRIX_BT709, MATRIX_UNSPECIFIED = 0, 1, 2
+MATRIX_FCC, MATRIX_BT470BG, MATRIX_SMPTE170M, MATRIX_SMPTE240M = 4, 5, 6, 7
+MATRIX_BT2020_NCL = 9
+
+RANGE_UNSPECIFIED, RANGE_LIMITED, RANGE_FULL = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class ColourInfo:
+    """How code values are to be read as colour.
+
+    `matrix`, `transfer`, `primaries` are ITU-T H.273 codes (2: unspecified); `range` is
+    0 unspecified, 1 limited, 2 full; `bit_depth` counts significant bits of a sample
+    (8: uint8 planes, 9..16: uint16 planes); `alpha` says that the last plane is alpha
+    (always full range).
+    """
+
+    matrix: int = MATRIX_UNSPECIFIED
+    transfer: int = 2
+    primaries: int = 2
+    range: int = RANGE_UNSPECIFIED
+    chroma_location: ChromaLocation = "left"
+    bit_depth: int = 8
+    subsampling: Subsampling = "420"
+    alpha: bool = False
+
+    def resolved(self, height: int) -> ColourInfo:
+        """Fill in what is unspecified by the rule that players use.
+
+        BT.601 below 720 lines of the (stored) picture, else BT.709; limited range for YUV
+        and grey, full range for RGB. `height` is the number of lines the rule is applied to.
+        """
+        if self.subsampling == "rgb":
+            return replace(self, matrix=MATRIX_RGB, range=self.range or RANGE_FULL)
+        matrix = self.matrix
+        if matrix in (MATRIX_UNSPECIFIED, MATRIX_RGB, 3):
+            matrix = MATRIX_SMPTE170M if height < 720 else MATRIX_BT709
+        return replace(self, matrix=matrix, range=self.range or RANGE_LIMITED)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture as planes, and when it is shown.
+
+    `planes` are 2-D arrays, uint8 for 8 bit, else uint16 (values 0 .. 2**bit_depth - 1):
+    (Y, U, V), (R, G, B) or (Y,), then A where `colour.alpha`. Chroma planes have the size
+    that the subsampling gives, odd sizes rounded up. Planes may be strided views.
+    `colour` is resolved (nothing unspecified in matrix and range). `pts` counts in
+    `time_base` seconds; both None for still images. `index` counts shown frames from 0.
+    `concealed` marks a frame that did not decode and repeats a neighbour.
+    """
+
+    planes: tuple[np.ndarray, ...]
+    colour: ColourInfo
+    index: int = 0
+    pts: int | None = None
+    time_base: Fraction | None = None
+    concealed: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.planes[0].shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.planes[0].shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a frame is to become: size in pixels and (resolved) colour layout."""
+
+    width: int
+    height: int
+    colour: ColourInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What is known of a network, read from its state dict and the weights index.
+
+    `input_range` is the value that full white has at the network's input and output
+    (1.0 or 255.0). `mid_channels` is the width inside a block. `sha256` is of the file.
+    """
+
+    name: str
+    scale: int
+    channels: int
+    mid_channels: int
+    blocks: int
+    esa_channels: int = 16
+    input_range: float = 1.0
+    architecture: str = "rlfn"
+    parameters: int = 0
+    sha256: str = ""
+    licence: str = ""
+    path: Path | None = None
+    psnr: dict[str, float] = field(default_factory=dict)
+
+    #: Smallest side that ESA's strided convolution and pooling accept.
+    minimum_side: int = 15
+
+
+# ---------------------------------------------------------------------- media
+
+
+@dataclass(frozen=True, slots=True)
+class VideoStreamInfo:
+    """The video stream that will be upscaled, as its container and codec describe it.
+
+    `colour` holds the tags as found (unspecified stays unspecified). `rotation` is the
+    display matrix' angle in degrees, counter-clockwise, a multiple of 90 where it is
+    applied. `frames` is the container's count (0: not stated).
+    """
+
+    index: int
+    codec: str
+    width: int
+    height: int
+    pix_fmt: str
+    time_base: Fraction
+    average_rate: Fraction | None
+    duration: Fraction | None
+    frames: int
+    sample_aspect_ratio: Fraction | None
+    colour: ColourInfo
+    rotation: int = 0
+    interlaced: bool = False
+    profile: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """Any other stream: audio, subtitle, attachment, data, further video."""
+
+    index: int
+    kind: str
+    codec: str
+    language: str | None = None
+    title: str | None = None
+    dispositions: tuple[str, ...] = ()
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInfo:
+    """What is in a media file. `duration` in seconds; `start` of the earliest stream in seconds."""
+
+    path: Path
+    container: str
+    duration: Fraction | None
+    start: Fraction | None
+    size_bytes: int
+    video: VideoStreamInfo | None
+    streams: tuple[StreamInfo, ...] = ()
+    chapters: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+# --------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An item begins. `frames` is the expected number of frames (None: unknown)."""
+
+    input: str
+    output: str
+    frames: int | None
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Work on an item goes on. `limit` names the stage that limits: decode, compute or encode.
+
+    `fps` counts output frames per second of wall time; `bytes_written` is the output so far.
+    """
+
+    input: str
+    frames_done: int
+    frames_total: int | None
+    fps: float
+    eta_seconds: float | None
+    bytes_written: int
+    limit: str | None
+    items_done: int = 0
+    items_total: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something the user should know; the work goes on."""
+
+    input: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An item is whole and renamed into place. `stage_seconds`: busy seconds of each stage."""
+
+    input: str
+    output: str
+    frames: int
+    concealed: int
+    seconds: float
+    bytes_written: int
+    width: int
+    height: int
+    notes: tuple[str, ...] = ()
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An item failed; nothing was left under its output name."""
+
+    input: str
+    message: str
+
+
+Event = Started | Progress | Warned | Finished | Failed
