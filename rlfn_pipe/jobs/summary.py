@@ -1,0 +1,80 @@
+"""What a run would do, and what it did: plain data between jobs and whoever shows it.
+
+No PyAV and no torch here: the command draws these, the Python API returns them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..types import Failed, Finished, MediaInfo, Warned
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """What becomes of one stream beside the video.
+
+    `action` is "copy", "convert" or "drop"; `reason` says why it is not copied, or to what it
+    is converted.
+    """
+
+    index: int
+    kind: str
+    codec: str
+    action: str
+    reason: str = ""
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """What `upscale` would do with an input.
+
+    `kind` is "video" or "images". For several items (`items` > 1) the sizes are those of the
+    first one. `source_size` and `output_size` are (width, height) in stored pixels;
+    `display_size` is the output after rotation. `native_scale` is the factor that the network
+    computes before any Lanczos resize. `codec` is the encoder, `container` the format's name
+    (both the image format for images). `frames` is None where the container does not state it.
+    `estimated_bytes` is None where no estimate is possible. `warnings` are things that may go
+    wrong; `notes` are decisions that the person did not ask for (padding to even sides, colour
+    guessed, precision chosen).
+    """
+
+    input: str
+    output: str | None
+    kind: str
+    items: int
+    model: str
+    scale: float
+    native_scale: int
+    source_size: tuple[int, int]
+    output_size: tuple[int, int]
+    display_size: tuple[int, int]
+    codec: str
+    container: str
+    pix_fmt: str
+    frames: int | None = None
+    streams: tuple[StreamPlan, ...] = ()
+    estimated_bytes: int | None = None
+    device: str = ""
+    precision: str = ""
+    tile: str = ""
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    media: MediaInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did. `skipped` names inputs whose output was there already (`--skip-existing`)."""
+
+    finished: tuple[Finished, ...] = ()
+    failed: tuple[Failed, ...] = ()
+    warned: tuple[Warned, ...] = ()
+    skipped: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all is done, 1 when an item failed."""
+        return 1 if self.failed else 0
