@@ -1,0 +1,101 @@
+"""Opening media that nobody vouches for.
+
+A playlist or an edit description can make a demuxer open other files and hosts. So the one
+file the user named is opened here and handed over as a stream, every further open is refused,
+and only demuxers of single-file media are allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import av
+import av.error
+import av.logging
+from av.container import InputContainer
+
+from rlfn_pipe.errors import InputError
+
+#: libavformat demuxers that read one file and never open another (names as in `ffmpeg -demuxers`).
+ALLOWED_DEMUXERS = (
+    "mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpegtsraw", "mpeg", "mpegvideo", "flv", "live_flv",
+    "asf", "ogg", "nut", "ivf", "mxf", "mxf_opatom", "gxf", "h264", "hevc", "vvc", "av1", "obu", "m4v", "h261",
+    "h263", "vc1", "vc1test", "mjpeg", "mjpeg_2000", "yuv4mpegpipe", "dv", "gif", "apng", "rm", "wtv", "nsv", "swf",
+    "smk", "bink", "avs", "avs2", "avs3", "cavsvideo", "dirac", "dnxhd", "evc", "r3d", "nc", "roq", "film_cpk", "4xm",
+    "flic", "filmstrip", "rpl", "mv", "mvi", "cine", "ingenient", "gdv", "idcin", "ea", "thp", "vmd", "vivo", "lvf",
+    "wav", "mp3", "flac", "aac", "ac3", "eac3", "dts", "amr", "aiff", "au", "caf", "srt", "ass", "webvtt",
+)  # fmt: skip
+
+_READ_BUFFER = 1 << 20
+
+# libav writes warnings to standard error of its own accord; errors reach us as exceptions.
+av.logging.set_level(None)
+av.logging.set_libav_level(av.logging.PANIC)
+
+
+def _refuse_nested(url: str, flags: int, options: dict[str, Any]) -> NoReturn:
+    """Refuse whatever a demuxer wants to open beside the file itself."""
+    raise PermissionError(f"nested open of {url!r} refused")
+
+
+def describe_av_error(error: BaseException) -> str:
+    """The reason of a libav error in a few words, without numbers and file names."""
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).strip().rstrip(".").lower()
+
+
+@contextmanager
+def open_media(path: Path) -> Iterator[InputContainer]:
+    """Open a media file for reading, with nested opens refused.
+
+    Raises:
+        InputError: the file is missing, empty, unreadable or not media of a known kind.
+    """
+    file = _open_file(path)
+    try:
+        container = _open_container(path, file)
+        try:
+            yield container
+        finally:
+            container.close()
+    finally:
+        file.close()
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    try:
+        file = open(path, "rb", buffering=0)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the name and the folder") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, not a media file") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: cannot be read ({reason}); check its permissions") from None
+    if os.fstat(file.fileno()).st_size == 0:
+        file.close()
+        raise InputError(f"{path}: is empty (0 bytes); copy or download it again")
+    return file
+
+
+def _open_container(path: Path, file: IO[bytes]) -> InputContainer:
+    try:
+        return av.open(
+            file,
+            "r",
+            container_options={"format_whitelist": ",".join(ALLOWED_DEMUXERS), "protocol_whitelist": "file"},
+            metadata_errors="replace",
+            buffer_size=_READ_BUFFER,
+            io_open=_refuse_nested,
+        )
+    except PermissionError:
+        raise InputError(f"{path}: refers to other files, which is refused; give the media file itself") from None
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise InputError(
+            f"{path}: is not media that can be opened ({describe_av_error(error)}); "
+            "check that the file is whole and really a video"
+        ) from None

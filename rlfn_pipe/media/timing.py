@@ -1,0 +1,211 @@
+"""When frames are shown: read from the packets before decoding, written by the sink.
+
+One table of presentation times drives a job. `scan` reads it from the container without
+decoding; `Clock` turns it into the ticks of the output's container.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+#: Rates that a nearly constant rate is taken for.
+_COMMON_RATES = tuple(
+    Fraction(n, d)
+    for n, d in (
+        (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48000, 1001), (48, 1), (50, 1),
+        (60000, 1001), (60, 1), (100, 1), (120000, 1001), (120, 1), (15, 1), (12, 1), (10, 1), (8, 1), (5, 1), (1, 1),
+        (15000, 1001), (12000, 1001), (20, 1),
+    )
+)  # fmt: skip
+
+#: Frame rates outside this are not believed (absurd headers).
+_MAX_RATE, _MIN_RATE = Fraction(1000), Fraction(1, 3600)
+
+_MAX_MP4_TIMESCALE = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Presentation times of a video stream's shown frames.
+
+    `pts`: strictly increasing int64 ticks of `time_base` seconds, discarded packets (edit
+    lists) left out. `last_duration`: ticks that the last frame is shown. `rate`: nominal
+    frames per second. `constant`: every time is within a tick of that rate. `trusted`: every
+    packet had a time of its own, so that a time without a frame is a frame that is missing.
+    """
+
+    pts: np.ndarray
+    time_base: Fraction
+    last_duration: int
+    rate: Fraction
+    constant: bool
+    trusted: bool
+    packets: int
+
+    @property
+    def frames(self) -> int:
+        return len(self.pts)
+
+    def seconds(self, index: int) -> Fraction:
+        """Presentation time of a frame in seconds on the source's clock."""
+        return int(self.pts[index]) * self.time_base
+
+    @property
+    def end(self) -> Fraction:
+        """When the last frame ends, in seconds on the source's clock."""
+        return (int(self.pts[-1]) + self.last_duration) * self.time_base
+
+
+def scan(container: InputContainer, stream: VideoStream) -> Timeline:
+    """Read the presentation times of all packets of `stream`; nothing is decoded.
+
+    A stream without packets gives an empty table.
+    """
+    pts = array("q")
+    trusted, packets = True, 0
+    last_pts, last_duration = None, 0
+    codec = stream.codec_context.name if stream.codec_context else ""
+    shown = _SHOWN.get(codec)
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        packets += 1
+        if packet.is_discard or (shown is not None and not shown(bytes(packet))):
+            continue
+        if packet.pts is None:
+            trusted = False
+            continue
+        pts.append(packet.pts)
+        if last_pts is None or packet.pts >= last_pts:
+            last_pts, last_duration = packet.pts, packet.duration or 0
+    table = np.unique(np.array(pts, dtype=np.int64))
+    trusted = trusted and len(table) == len(pts)
+    time_base = stream.time_base or Fraction(1, 90000)
+    rate, constant = _nominal_rate(table, time_base, stream)
+    # Matroska files may state absurd default durations (1 ms for a 60 fps film).
+    if last_duration * time_base * rate * 4 < 1:
+        last_duration = max(1, round(1 / (rate * time_base)))
+    return Timeline(table, time_base, last_duration, rate, constant, trusted, packets)
+
+
+def _vp8_shown(packet: bytes) -> bool:
+    """RFC 6386, 9.1: bit 4 of the frame tag is show_frame (alternate references are hidden)."""
+    return bool(packet[0] & 0x10)
+
+
+def _vp9_shown(packet: bytes) -> bool:
+    """VP9 bitstream, 6.2 and annex B: whether a packet shows a frame.
+
+    A superframe always holds a shown frame; else show_existing_frame or show_frame tells.
+    """
+    marker = packet[-1]
+    if marker & 0xE0 == 0xC0:
+        index_size = 2 + ((marker >> 3 & 3) + 1) * ((marker & 7) + 1)
+        if len(packet) >= index_size and packet[-index_size] == marker:
+            return True
+    bits = int.from_bytes(packet[:2].ljust(2, b"\0"), "big")
+    profile_3 = bits >> 12 & 3 == 3
+    at = 10 if profile_3 else 11
+    return bool(bits >> at & 1) or bool(bits >> (at - 2) & 1)
+
+
+#: Codecs whose packets may hold a picture that is never shown.
+_SHOWN = {"vp8": _vp8_shown, "libvpx": _vp8_shown, "vp9": _vp9_shown, "libvpx-vp9": _vp9_shown}
+
+
+def _nominal_rate(pts: np.ndarray, time_base: Fraction, stream: VideoStream) -> tuple[Fraction, bool]:
+    """The frame rate that describes the table best, and whether it fits every time to a tick."""
+    stated = [rate for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate]
+    plausible = [Fraction(rate) for rate in stated if _MIN_RATE <= rate <= _MAX_RATE]
+    if len(pts) < 2 or pts[-1] <= pts[0]:
+        return (plausible[0] if plausible else Fraction(25)), True
+    measured = (len(pts) - 1) / (int(pts[-1] - pts[0]) * time_base)
+    for rate in dict.fromkeys((*plausible, *_COMMON_RATES, measured.limit_denominator(1001))):
+        if _MIN_RATE <= rate <= _MAX_RATE and _fits(pts, time_base, rate):
+            return rate, True
+    average = min(max(measured, _MIN_RATE), _MAX_RATE)
+    return average.limit_denominator(1001) or Fraction(1), False
+
+
+def _fits(pts: np.ndarray, time_base: Fraction, rate: Fraction) -> bool:
+    step = float(1 / (rate * time_base))
+    if step < 1:
+        return False
+    deviation = (pts - pts[0]) - np.arange(len(pts)) * step
+    return bool(np.abs(deviation).max() <= 1.0)
+
+
+def select(
+    timeline: Timeline, start: Fraction | None, end: Fraction | None, frames: int | None
+) -> tuple[int, int]:
+    """Half-open range of frames shown in [start, end), at most `frames` of them.
+
+    `start` and `end` are seconds on the source's clock.
+    """
+    times: Sequence[int] = timeline.pts.tolist()
+    first = 0 if start is None else bisect_left(times, start / timeline.time_base)
+    last = len(times) if end is None else bisect_left(times, end / timeline.time_base)
+    if frames is not None:
+        last = min(last, first + frames)
+    return first, max(first, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The ticks in which a container counts time, and how well they hold the source's times.
+
+    `tick`: seconds a tick; `exact`: every source time falls on a tick; `timescale` and
+    `movie_timescale`: mp4/mov header values (None elsewhere).
+    """
+
+    tick: Fraction
+    exact: bool
+    timescale: int | None = None
+    movie_timescale: int | None = None
+
+    def ticks(self, seconds: Fraction) -> int:
+        """The nearest tick."""
+        return round(seconds / self.tick)
+
+
+def clock_for(muxer: str, timeline: Timeline, rate: Fraction, audio_rates: Sequence[int] = ()) -> Clock:
+    """The clock of an output of format `muxer` (libavformat's name).
+
+    mp4, mov: the source's own time base, so times stay exact; the movie's time scale is the
+    least one in which video and audio offsets are exact too. nut: exact. Matroska and WebM
+    count milliseconds, MPEG-TS 1/90000 s, AVI frames.
+    """
+    source = timeline.time_base
+    if muxer in ("mp4", "mov", "ipod", "3gp"):
+        timescale = _exact_timescale(source)
+        if timescale is None:
+            return Clock(Fraction(1, 1_000_000), False, 1_000_000, 1_000_000)
+        movie = timescale
+        for value in audio_rates:
+            common = _least_common_multiple(movie, value)
+            movie = common if common <= _MAX_MP4_TIMESCALE else movie
+        return Clock(Fraction(1, timescale), True, timescale, movie)
+    if muxer == "avi":
+        return Clock(1 / rate, False)
+    if muxer == "nut":
+        return Clock(source, True)
+    tick = Fraction(1, 90000) if muxer == "mpegts" else Fraction(1, 1000)
+    return Clock(tick, (source / tick).denominator == 1)
+
+
+def _exact_timescale(time_base: Fraction) -> int | None:
+    """Ticks a second in which multiples of `time_base` are whole."""
+    scale = time_base.denominator
+    return scale if scale <= _MAX_MP4_TIMESCALE else None
+
+
+def _least_common_multiple(a: int, b: int) -> int:
+    return a * b // int(np.gcd(a, b))
