@@ -24,6 +24,10 @@ MINIMUM_SCALE, MAXIMUM_SCALE = 1.0, 8.0
 MINIMUM_TILE, MAXIMUM_TILE = 32, 4096
 
 
+def _key(name: str) -> str:
+    return name.replace("_", "-")
+
+
 @dataclass(frozen=True, slots=True)
 class OptionInfo:
     """What is known of one option besides its type and default.
@@ -49,7 +53,7 @@ class OptionInfo:
 
     @property
     def key(self) -> str:
-        return self.name.replace("_", "-")
+        return _key(self.name)
 
     @property
     def long(self) -> str:
@@ -65,6 +69,21 @@ SIZE, MODEL, COMPUTE = "Size", "Model", "Compute"
 OUTPUT, SELECTION, STREAMS, JOBS, MESSAGES = "Output", "Selection", "Streams", "Jobs", "Messages"
 #: Sections of the help, in their order.
 PANELS = (SIZE, MODEL, COMPUTE, OUTPUT, SELECTION, STREAMS, JOBS, MESSAGES)
+
+
+#: Pairs of options that cannot be given together.
+EXCLUSIVE = (
+    ("scale", "height"),
+    ("scale", "width"),
+    ("scale", "size"),
+    ("height", "size"),
+    ("width", "size"),
+    ("sample", "start"),
+    ("sample", "end"),
+    ("sample", "frames"),
+    ("quiet", "verbose"),
+    ("overwrite", "skip_existing"),
+)
 
 
 @dataclass(frozen=True)
@@ -327,13 +346,9 @@ class UpscaleOptions:
 
     def _check_together(self) -> None:
         """Refuse options that contradict one another."""
-        sizes = [o for o in ("scale", "height", "width", "size") if getattr(self, o) is not None]
-        if len(sizes) > 1 and set(sizes) != {"height", "width"}:
-            raise UsageError(f"--{sizes[0]} and --{sizes[1]} both set the output size; give one of them")
-        if self.sample is not None:
-            for other in ("start", "end", "frames"):
-                if getattr(self, other) is not None:
-                    raise UsageError(f"--sample chooses its own piece; leave out --{other} or --sample")
+        for one, other in EXCLUSIVE:
+            if getattr(self, one) not in (None, False) and getattr(self, other) not in (None, False):
+                raise UsageError(f"--{_key(one)} and --{_key(other)} exclude one another; give one of them")
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise UsageError(f"--end {float(self.end):g} must lie after --start {float(self.start):g}")
         if self.tile and self.overlap is not None and self.tile <= 2 * self.overlap:
@@ -341,10 +356,6 @@ class UpscaleOptions:
                 f"--overlap {self.overlap} leaves nothing of a tile of {self.tile}; "
                 f"it must be less than half of --tile, at most {(self.tile - 1) // 2}"
             )
-        if self.quiet and self.verbose:
-            raise UsageError("--quiet and --verbose exclude one another; give one of them")
-        if self.overwrite and self.skip_existing:
-            raise UsageError("--overwrite and --skip-existing exclude one another; give one of them")
 
     @property
     def asks_size(self) -> bool:
