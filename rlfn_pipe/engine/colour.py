@@ -1,0 +1,258 @@
+"""Code values of any supported layout to RGB floats and back, on the device.
+
+RGB here is float32 of shape (3, h, w), 0 for black and 255 for full white, whatever the depth. It is
+*not* clamped: code values whose colour lies outside the RGB cube (super-white, footroom, chroma that
+no RGB triple gives) stay outside it, so that a network that changes nothing gives them back. The only
+clamping is to the target's code values, after rounding to the nearest.
+
+Matrices follow ITU-T H.273 (non-constant luminance). Chroma is interpolated and decimated with
+Catmull-Rom kernels (the decimating one stretched by two), exactly at the siting's positions, edges
+clamped; odd sizes have their chroma rounded up.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from rlfn_pipe.errors import EngineError
+from rlfn_pipe.types import (
+    MATRIX_BT470BG,
+    MATRIX_BT709,
+    MATRIX_BT2020_NCL,
+    MATRIX_FCC,
+    MATRIX_SMPTE170M,
+    MATRIX_SMPTE240M,
+    RANGE_FULL,
+    ColourInfo,
+    Frame,
+)
+
+#: (Kr, Kb) of each H.273 matrix.
+LUMA_WEIGHTS: dict[int, tuple[float, float]] = {
+    MATRIX_BT709: (0.2126, 0.0722),
+    MATRIX_FCC: (0.30, 0.11),
+    MATRIX_BT470BG: (0.299, 0.114),
+    MATRIX_SMPTE170M: (0.299, 0.114),
+    MATRIX_SMPTE240M: (0.212, 0.087),
+    MATRIX_BT2020_NCL: (0.2627, 0.0593),
+}
+
+WHITE = 255.0
+
+#: (sample offset, weight) pairs of a filter.
+Taps = tuple[tuple[int, float], ...]
+
+
+def chroma_size(height: int, width: int, subsampling: str) -> tuple[int, int]:
+    """(rows, columns) of a chroma plane, odd sizes rounded up."""
+    rows = (height + 1) // 2 if subsampling in ("420", "440") else height
+    columns = (width + 1) // 2 if subsampling in ("420", "422") else width
+    return rows, columns
+
+
+def luma_weights(colour: ColourInfo) -> tuple[float, float, float]:
+    """(Kr, Kg, Kb) of a YUV or grey layout; EngineError for a matrix that is not supported."""
+    try:
+        kr, kb = LUMA_WEIGHTS[colour.matrix]
+    except KeyError:
+        raise EngineError(
+            f"the colour matrix {colour.matrix} (ITU-T H.273) is not supported; "
+            "convert the input to BT.601, BT.709 or BT.2020 first"
+        ) from None
+    return kr, 1.0 - kr - kb, kb
+
+
+def levels(colour: ColourInfo) -> tuple[float, float, float, float]:
+    """(black, luma span, chroma zero, chroma span) in code values."""
+    unit, top = float(1 << (colour.bit_depth - 8)), float((1 << colour.bit_depth) - 1)
+    if colour.range == RANGE_FULL:
+        return 0.0, top, 128.0 * unit, top
+    return 16.0 * unit, 219.0 * unit, 128.0 * unit, 224.0 * unit
+
+
+# ---------------------------------------------------------------- host and device
+
+
+def upload(plane: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy of a uint8 or uint16 plane as float32 on the device, values unchanged.
+
+    16-bit samples travel as int16 bits, since few devices convert unsigned 16-bit integers.
+    """
+    if plane.dtype == np.uint8:
+        return torch.from_numpy(np.array(plane, order="C")).to(device).to(torch.float32)
+    bits = np.array(plane, dtype=np.uint16, order="C").view(np.int16)
+    return torch.from_numpy(bits).to(device).to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
+
+
+def quantise(values: torch.Tensor, bit_depth: int) -> torch.Tensor:
+    """Round to the nearest code value and clamp to 0 .. 2**bit_depth - 1; overwrites `values`.
+
+    uint8 for 8 bit, else the bits of the uint16 value as int16.
+    """
+    values = values.round_().clamp_(0.0, float((1 << bit_depth) - 1))
+    if bit_depth == 8:
+        return values.to(torch.uint8)
+    return values.to(torch.int32).to(torch.int16)
+
+
+def download(plane: torch.Tensor) -> np.ndarray:
+    """A quantised plane as uint8 or uint16 on the host."""
+    array = plane.cpu().numpy()
+    return array.view(np.uint16) if array.dtype == np.int16 else array
+
+
+# ---------------------------------------------------------------- to RGB
+
+
+def to_rgb(frame: Frame, device: torch.device) -> torch.Tensor:
+    """The colour planes of a frame as RGB, (3, h, w) float32, 0..255, not clamped."""
+    colour = frame.colour
+    _check_planes(frame)
+    black, span, zero, chroma_span = levels(colour)
+    if colour.subsampling == "rgb":
+        rgb = torch.stack([upload(plane, device) for plane in frame.planes[:3]])
+        return rgb.sub_(black).mul_(WHITE / span)
+    luma = upload(frame.planes[0], device)
+    if colour.subsampling == "grey":
+        return luma.sub_(black).mul_(WHITE / span).expand(3, -1, -1)
+    height, width = luma.shape
+    chroma = torch.stack([upload(plane, device) for plane in frame.planes[1:3]])
+    if chroma.shape[-2] != height or colour.subsampling in ("420", "440"):
+        chroma = upsample(chroma, -2, height, colour.chroma_location == "topleft")
+    if chroma.shape[-1] != width or colour.subsampling in ("420", "422"):
+        chroma = upsample(chroma, -1, width, colour.chroma_location != "centre")
+    kr, kg, kb = luma_weights(colour)
+    luma.sub_(black).mul_(WHITE / span)
+    u, v = chroma.sub_(zero).mul_(WHITE / chroma_span)
+    rgb = torch.empty((3, height, width), dtype=torch.float32, device=device)
+    torch.add(luma, v, alpha=2.0 * (1.0 - kr), out=rgb[0])
+    torch.add(luma, u, alpha=-2.0 * (1.0 - kb) * kb / kg, out=rgb[1])
+    rgb[1].add_(v, alpha=-2.0 * (1.0 - kr) * kr / kg)
+    torch.add(luma, u, alpha=2.0 * (1.0 - kb), out=rgb[2])
+    return rgb
+
+
+def alpha_to_grey(frame: Frame, device: torch.device) -> torch.Tensor:
+    """The alpha plane as (3, h, w) float32, 0..255 (alpha is always full range)."""
+    plane = upload(frame.planes[-1], device)
+    return plane.mul_(WHITE / ((1 << frame.colour.bit_depth) - 1)).expand(3, -1, -1)
+
+
+def _check_planes(frame: Frame) -> None:
+    colour, planes = frame.colour, frame.planes
+    expected = (1 if colour.subsampling == "grey" else 3) + colour.alpha
+    chroma = chroma_size(frame.height, frame.width, colour.subsampling)
+    sizes = [planes[0].shape] + [chroma] * (2 if expected - colour.alpha == 3 else 0)
+    sizes += [planes[0].shape] * colour.alpha
+    if len(planes) != expected or any(p.shape != s for p, s in zip(planes, sizes, strict=True)):
+        raise EngineError(
+            f"frame {frame.index} has planes of sizes {[p.shape for p in planes]}, which is not what "
+            f"{frame.width}x{frame.height} {colour.subsampling} needs; this is a defect of the reader"
+        )
+    if not 8 <= colour.bit_depth <= 16:
+        raise EngineError(f"frame {frame.index} has {colour.bit_depth} bits a sample; 8 to 16 are supported")
+
+
+# ---------------------------------------------------------------- from RGB
+
+
+def from_rgb(rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False) -> list[torch.Tensor]:
+    """Quantised colour planes (see `quantise`) of an RGB image (3, H, W) float32, 0..255.
+
+    `neutral` says that the source had no chroma, so that the target's is set to exactly none.
+    """
+    black, span, zero, chroma_span = levels(colour)
+    depth = colour.bit_depth
+    if colour.subsampling == "rgb":
+        codes = quantise(rgb.mul(span / WHITE).add_(black), depth)
+        return [codes[0], codes[1], codes[2]]
+    kr, kg, kb = luma_weights(colour)
+    luma = rgb[0].mul(kr).add_(rgb[1], alpha=kg).add_(rgb[2], alpha=kb)
+    height, width = luma.shape
+    planes: list[torch.Tensor] = []
+    if colour.subsampling != "grey":
+        for component, weight in ((rgb[2], kb), (rgb[0], kr)):
+            if neutral:
+                size = chroma_size(height, width, colour.subsampling)
+                chroma = torch.full(size, zero, dtype=torch.float32, device=rgb.device)
+            else:
+                chroma = component.sub(luma)
+                if colour.subsampling in ("420", "422"):
+                    chroma = downsample(chroma, -1, colour.chroma_location != "centre")
+                if colour.subsampling in ("420", "440"):
+                    chroma = downsample(chroma, -2, colour.chroma_location == "topleft")
+                chroma = chroma.mul_(chroma_span / (WHITE * 2.0 * (1.0 - weight))).add_(zero)
+            planes.append(quantise(chroma, depth))
+    return [quantise(luma.mul_(span / WHITE).add_(black), depth), *planes]
+
+
+def alpha_from_grey(rgb: torch.Tensor, bit_depth: int) -> torch.Tensor:
+    """The quantised alpha plane of a grey image (3, H, W): the mean of its channels."""
+    return quantise(rgb.mean(dim=0).mul_(((1 << bit_depth) - 1) / WHITE), bit_depth)
+
+
+# ---------------------------------------------------------------- chroma
+
+
+def _cubic(distance: float) -> float:
+    """Catmull-Rom kernel."""
+    d = abs(distance)
+    if d < 1.0:
+        return 1.5 * d**3 - 2.5 * d**2 + 1.0
+    if d < 2.0:
+        return -0.5 * d**3 + 2.5 * d**2 - 4.0 * d + 2.0
+    return 0.0
+
+
+@lru_cache(maxsize=8)
+def _taps(offset: float, stretch: float) -> Taps:
+    """(sample offset, weight) pairs that evaluate at `offset`; weights sum to one."""
+    reach = int(np.ceil(2.0 * stretch)) + 1
+    found = [(k, _cubic((k - offset) / stretch)) for k in range(-reach, reach + 2)]
+    total = sum(weight for _, weight in found)
+    return tuple((k, weight / total) for k, weight in found if abs(weight) > 1e-12)
+
+
+def _filter(x: torch.Tensor, dim: int, count: int, step: int, taps: Taps) -> torch.Tensor:
+    """Weighted sums of ``x[step * i + k]`` along `dim` for i in 0 .. count, indices clamped."""
+    size = x.shape[dim]
+    before = max(0, -taps[0][0])
+    after = max(0, (count - 1) * step + taps[-1][0] - (size - 1))
+    index = torch.arange(-before, size + after, device=x.device).clamp_(0, size - 1)
+    padded = x.index_select(dim, index)
+    result: torch.Tensor | None = None
+    for k, weight in taps:
+        start = before + k
+        part = padded.narrow(dim, start, (count - 1) * step + 1)
+        part = part[..., ::step] if dim == -1 else part[..., ::step, :]
+        result = part.mul(weight) if result is None else result.add_(part, alpha=weight)
+    assert result is not None
+    return result
+
+
+def upsample(x: torch.Tensor, dim: int, size: int, cosited: bool) -> torch.Tensor:
+    """Chroma along `dim` (-1 or -2) to `size` samples, from ``ceil(size / 2)``.
+
+    `cosited`: sample i lies on output 2 i; otherwise between outputs 2 i and 2 i + 1.
+    """
+    evens, odds = (0.0, 0.5) if cosited else (-0.25, 0.25)
+    shape = list(x.shape)
+    shape[dim] = size
+    result = torch.empty(shape, dtype=x.dtype, device=x.device)
+    for first, offset in ((0, evens), (1, odds)):
+        count = (size + 1 - first) // 2
+        if count:
+            values = _filter(x, dim, count, 1, _taps(offset, 1.0))
+            if dim == -1:
+                result[..., first::2] = values
+            else:
+                result[..., first::2, :] = values
+    return result
+
+
+def downsample(x: torch.Tensor, dim: int, cosited: bool) -> torch.Tensor:
+    """Chroma along `dim` (-1 or -2) to half the samples, rounded up; siting as in `upsample`."""
+    return _filter(x, dim, (x.shape[dim] + 1) // 2, 2, _taps(0.0 if cosited else 0.5, 2.0))

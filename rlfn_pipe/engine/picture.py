@@ -1,0 +1,84 @@
+"""One RGB picture on its way through the network: cut into tiles, put together again."""
+
+from __future__ import annotations
+
+import torch
+
+from rlfn_pipe.engine.tiling import Span, Tile, fade_weights, plan, reflected
+
+
+class Picture:
+    """An RGB image (3, h, w) float32 on the device, its tiles and its canvas.
+
+    `edge_fp32` is passed on to the choice of network (see `Engine`). Pictures with a side below
+    the network's minimum are lengthened by reflection and the result is cropped.
+    """
+
+    def __init__(self, rgb: torch.Tensor, scale: int, minimum: int, edge_fp32: bool) -> None:
+        self.scale, self.edge_fp32 = scale, edge_fp32
+        self._height, self._width = rgb.shape[-2:]
+        for dim, side in ((-2, self._height), (-1, self._width)):
+            index = reflected(side, minimum)
+            if index is not None:
+                rgb = rgb.index_select(dim, torch.from_numpy(index).to(rgb.device))
+        self.rgb = rgb
+        self._canvas: torch.Tensor | None = None
+        self._missing: set[Tile] = set()
+        self.tiles: tuple[Tile, ...] = ()
+
+    @property
+    def pixels(self) -> int:
+        """Low-resolution pixels, padding included."""
+        return self.rgb.shape[-2] * self.rgb.shape[-1]
+
+    @property
+    def done(self) -> bool:
+        """True when every tile has been placed."""
+        return bool(self.tiles) and not self._missing
+
+    def cut(self, tile: int, overlap: int) -> tuple[Tile, ...]:
+        """Plan the tiles anew and forget what was placed. `tile` 0: the whole picture."""
+        self.tiles = plan(self.rgb.shape[-2], self.rgb.shape[-1], tile, overlap)
+        self._missing = set(self.tiles)
+        self._canvas = None
+        return self.tiles
+
+    def pixels_of(self, tile: Tile) -> torch.Tensor:
+        """The (3, h, w) view that a tile reads."""
+        y, x = tile.y, tile.x
+        return self.rgb[:, y.origin : y.origin + y.size, x.origin : x.origin + x.size]
+
+    def waits_for(self, tile: Tile) -> bool:
+        """True while the tile's result has not been placed."""
+        return tile in self._missing
+
+    def place(self, tile: Tile, result: torch.Tensor) -> None:
+        """Blend a tile's (3, s h, s w) float32 result into the canvas; each tile exactly once."""
+        if len(self.tiles) == 1:
+            self._canvas = result
+            self._missing.remove(tile)
+            return
+        s = self.scale
+        if self._canvas is None:
+            size = (3, self.rgb.shape[-2] * s, self.rgb.shape[-1] * s)
+            self._canvas = torch.zeros(size, dtype=torch.float32, device=result.device)
+        y, x = tile.y, tile.x
+        part = result[
+            :,
+            (y.start - y.origin) * s : (y.stop - y.origin) * s,
+            (x.start - x.origin) * s : (x.stop - x.origin) * s,
+        ]
+        for span, dim in ((y, 1), (x, 0)):
+            if span.fade_in or span.fade_out:
+                part = part * _weights(span, s, result.device).reshape((-1,) + (1,) * dim)
+        self._canvas[:, y.start * s : y.stop * s, x.start * s : x.stop * s].add_(part)
+        self._missing.remove(tile)
+
+    def result(self) -> torch.Tensor:
+        """The upscaled picture (3, s h, s w) float32 without the padding."""
+        assert self._canvas is not None and self.done
+        return self._canvas[:, : self._height * self.scale, : self._width * self.scale]
+
+
+def _weights(span: Span, scale: int, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(fade_weights(span, scale)).to(device)

@@ -1,0 +1,42 @@
+"""Small real networks for tests and for runs without weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rlfn_pipe.engine.runner import Grid
+from rlfn_pipe.types import ModelSpec
+
+
+class NearestNetwork(nn.Module):
+    """Repeats every pixel `scale` times each way: the identity as an upscaler. Ignores the grid."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        return F.interpolate(x, scale_factor=self.scale, mode="nearest") if self.scale > 1 else x.clone()
+
+
+def nearest_factory(scale: int) -> NearestFactory:
+    """A `NetworkFactory` that gives a `NearestNetwork` whatever format is asked for."""
+    return NearestFactory(scale)
+
+
+class NearestFactory:
+    """See `nearest_factory`."""
+
+    def __init__(self, scale: int) -> None:
+        self.scale = scale
+
+    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> NearestNetwork:
+        """A new network; float32 goes through unchanged, so nothing is rounded."""
+        return NearestNetwork(self.scale)
+
+
+def nearest_spec(scale: int) -> ModelSpec:
+    """The description that goes with `NearestNetwork`; it accepts pictures of any size."""
+    return ModelSpec("nearest", scale, 3, 3, 0, input_range=255.0, architecture="nearest", minimum_side=1)

@@ -1,0 +1,255 @@
+"""The engine: frames in, upscaled frames out, whatever the device, its memory and its number format.
+
+Frames become RGB pictures on the device, pictures are cut into tiles, tiles of one shape run together
+across frames, results are blended on a canvas and go back as planes. The look-ahead is bounded, the
+order is kept. When memory runs out the batch is halved, then the tile, and what was in hand is redone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from rlfn_pipe.engine.device import (
+    DTYPES,
+    available_memory,
+    device_name,
+    resolve_device,
+    resolve_precision,
+)
+from rlfn_pipe.engine.schedule import Run
+from rlfn_pipe.engine.tiling import Tile, stretch_matrix
+from rlfn_pipe.errors import EngineError, UsageError
+from rlfn_pipe.types import Frame, ModelSpec, Target
+
+__all__ = [
+    "DEFAULT_OVERLAP",
+    "Engine",
+    "Grid",
+    "Network",
+    "NetworkFactory",
+    "resolve_device",
+    "resolve_precision",
+]
+
+#: ESA's stretch for a batch of tiles: row matrices (N, h, h3) and column matrices (N, w, w3), float32.
+Grid = tuple[torch.Tensor, torch.Tensor]
+
+#: Low-resolution pixels that neighbouring tiles share unless told otherwise.
+DEFAULT_OVERLAP = 36
+#: Tiles are not halved below this side (or below the overlap and some pixels more).
+SMALLEST_TILE = 48
+
+class Network(Protocol):
+    """What the engine runs: RGB (N, 3, h, w) float32, 0..255, to (N, 3, s h, s w), 0..255.
+
+    The result may be of any float format. `grid` is None for whole frames; networks without a
+    position-dependent part ignore it. The object also has `to(device)`, as torch modules do.
+    """
+
+    def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor: ...
+
+    def to(self, device: torch.device) -> Network: ...
+
+
+class NetworkFactory(Protocol):
+    """Builds the network in a number format; `edge_fp32` asks for float32 first and last layers."""
+
+    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> Network: ...
+
+
+class Engine:
+    """Upscales frames with one network on one device.
+
+    `device` and `precision` as in `resolve_device` and `resolve_precision`; `tile` is the side in
+    low-resolution pixels (None: by memory, 0: whole frames); `overlap` the pixels that neighbours
+    share (None: `DEFAULT_OVERLAP`); `batch` tiles at once (None: by memory); `threads` for the CPU
+    (None: all cores); `tta` averages the eight flips and rotations. `on_warning` gets one sentence for
+    each step that memory forced and for each tile redone in fp32. Raises UsageError for impossible settings.
+    """
+
+    def __init__(
+        self,
+        network_factory: NetworkFactory,
+        spec: ModelSpec,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+        tta: bool = False,
+        on_warning: Callable[[str], None] | None = None,
+    ) -> None:
+        self.spec, self.scale = spec, spec.scale
+        self._factory = network_factory
+        self.device, self.device_reason = resolve_device(device)
+        self.precision, self.precision_reason = resolve_precision(precision, self.device)
+        self._dtype = DTYPES[self.precision]
+        self.overlap = DEFAULT_OVERLAP if overlap is None else overlap
+        if self.overlap < 0:
+            raise UsageError(f"--overlap {overlap} is negative; use 0 or more")
+        if tile is not None and (tile < 0 or 0 < tile < self.overlap + 12):
+            least = self.overlap + 12
+            raise UsageError(f"--tile {tile} is too small for --overlap {self.overlap}; use at least {least}")
+        if batch is not None and batch < 1:
+            raise UsageError(f"--batch {batch} is too small; use 1 or more")
+        self._tile, self._batch, self.tta = tile, batch, tta
+        self.threads = threads or os.cpu_count() or 1
+        self._warn = on_warning or (lambda message: None)
+        self._networks: dict[tuple[torch.dtype, bool], Network] = {}
+        self._tile_cap: int | None = None
+        self._batch_cap: int | None = None
+        self._budget = self._memory_budget()
+
+    # ------------------------------------------------------------ settings
+
+    def describe(self) -> dict[str, object]:
+        """Device, precision and reasons, tile, overlap, batch as they stand now (JSON types)."""
+        tile: object = "auto" if self._tile is None else self._tile
+        return {
+            "device": str(self.device),
+            "device_name": device_name(self.device),
+            "device_reason": self.device_reason,
+            "precision": self.precision,
+            "precision_reason": self.precision_reason,
+            "tile": tile if self._tile_cap is None else self._tile_cap,
+            "largest_whole_frame_pixels": int(self._budget / self._bytes_per_pixel()),
+            "overlap": self.overlap,
+            "batch": self._batch_cap or self._batch or "auto",
+            "threads": self.threads,
+            "tta": self.tta,
+        }
+
+    def _memory_budget(self) -> int:
+        free = available_memory(self.device)
+        if self.device.type == "cuda":
+            return int(free * 0.6)
+        return min(free // 4, 3 << 29)
+
+    def _bytes_per_pixel(self) -> float:
+        """Peak bytes of activations for a low-resolution pixel (measured: docs/performance.md)."""
+        size = torch.empty(0, dtype=self._dtype).element_size()
+        width = max(self.spec.channels, self.spec.mid_channels)
+        return 5.0 * width * size + 3.0 * self.scale**2 * (2 * size + 4)
+
+    def tile_for(self, height: int, width: int) -> int:
+        """The tile side for a frame (0: whole)."""
+        tile = self._tile
+        if tile is None:
+            pixels = self._budget / self._bytes_per_pixel()
+            tile = 0 if height * width <= pixels else max(SMALLEST_TILE, int(math.sqrt(pixels)))
+        if self._tile_cap is not None:
+            tile = min(tile or self._tile_cap, self._tile_cap)
+        return tile
+
+    def batch_for(self, height: int, width: int) -> int:
+        if self._batch is not None:
+            batch = self._batch
+        elif self.device.type == "cpu":
+            batch = 1
+        else:
+            pixels = height * width
+            batch = max(1, min(64, int(self._budget / self._bytes_per_pixel() / pixels), (1 << 21) // pixels))
+        return min(batch, self._batch_cap) if self._batch_cap else batch
+
+    def shrink(self, batch: int, side: int) -> bool:
+        """Memory ran out with `batch` tiles of `side`: lower the limits, say so.
+
+        True when the batch was halved (the same tiles can be tried again in smaller groups), False when
+        the tile was (everything has to be cut anew). Raises EngineError at the smallest tile.
+        """
+        if batch > 1:
+            self._batch_cap = max(1, batch // 2)
+            self._warn(f"out of memory on {self.device}: going on with {self._batch_cap} tile(s) at once")
+            return True
+        least = max(SMALLEST_TILE, self.overlap + 12)
+        if side <= least:
+            raise EngineError(
+                f"{self.device} has not enough memory for a tile of {side} pixels; "
+                "free memory there or choose another device with --device"
+            )
+        self._tile_cap = max(least, side // 2)
+        self._warn(f"out of memory on {self.device}: going on with tiles of {self._tile_cap} pixels")
+        return False
+
+    # ------------------------------------------------------------ the run
+
+    def run(self, work: Iterable[tuple[Frame, Target]]) -> Iterator[Frame]:
+        """Upscale frames in order; index, pts, time base and the mark `concealed` are carried over.
+
+        Holds a bounded number of frames, whatever the length. Raises EngineError when a frame does not fit
+        the device even in the smallest tiles, or when the network's result is not finite in fp32.
+        """
+        torch.set_num_threads(self.threads)
+        yield from Run(self).frames(work)
+
+    @torch.inference_mode()
+    def infer(self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool) -> torch.Tensor:
+        """Results (N, 3, s h, s w) float32 of tiles of one shape, pixels (N, 3, h, w) float32.
+
+        Tiles whose result is not finite are computed again in fp32.
+        """
+        result = self._infer(pixels, tiles, self._dtype, edge_fp32)
+        if self._dtype == torch.float32:
+            return result
+        for i in torch.nonzero(~_finite(result)).flatten().tolist():
+            size = f"{tiles[i].x.size}x{tiles[i].y.size}"
+            self._warn(f"a tile of {size} pixels overflowed in {self.precision} and was redone in fp32")
+            result[i] = self._infer(pixels[i : i + 1], tiles[i : i + 1], torch.float32, False)[0]
+            if not bool(_finite(result[i : i + 1])):
+                raise EngineError(
+                    f"the network {self.spec.name} gives no finite result even in fp32; check its weights"
+                )
+        return result
+
+    def _infer(
+        self, pixels: torch.Tensor, tiles: Sequence[Tile], dtype: torch.dtype, edge_fp32: bool
+    ) -> torch.Tensor:
+        network = self._network(dtype, edge_fp32)
+        if not self.tta:
+            return network(pixels, self._grid(tiles)).to(torch.float32)
+        total: torch.Tensor | None = None
+        for transpose in (False, True):
+            for dims in ((), (-1,), (-2,), (-2, -1)):
+                turned = [_turned(tile, transpose, dims) for tile in tiles]
+                x = pixels.flip(dims) if dims else pixels
+                y = network(x.transpose(-1, -2) if transpose else x, self._grid(turned)).to(torch.float32)
+                y = y.transpose(-1, -2) if transpose else y
+                y = y.flip(dims) if dims else y
+                total = y.clone() if total is None else total.add_(y)
+        assert total is not None
+        return total.div_(8.0)
+
+    def _network(self, dtype: torch.dtype, edge_fp32: bool) -> Network:
+        key = (dtype, edge_fp32 and dtype != torch.float32)
+        if key not in self._networks:
+            self._networks[key] = self._factory(*key).to(self.device)
+        return self._networks[key]
+
+    def _grid(self, tiles: Sequence[Tile]) -> Grid | None:
+        if tiles[0].whole:
+            return None
+        rows, columns = (
+            torch.from_numpy(np.stack([stretch_matrix(span) for span in axis])).to(self.device)
+            for axis in ([tile.y for tile in tiles], [tile.x for tile in tiles])
+        )
+        return rows, columns
+
+
+def _turned(tile: Tile, transpose: bool, dims: tuple[int, ...]) -> Tile:
+    """The tile of the flipped (then transposed) frame that holds the same pixels."""
+    y = tile.y.mirrored() if -2 in dims else tile.y
+    x = tile.x.mirrored() if -1 in dims else tile.x
+    return Tile(x, y) if transpose else Tile(y, x)
+
+
+def _finite(result: torch.Tensor) -> torch.Tensor:
+    """(N,) booleans; one sum a tile finds NaN and infinities, since both survive addition."""
+    return torch.isfinite(result.sum(dim=(1, 2, 3)))
