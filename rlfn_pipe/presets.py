@@ -88,6 +88,7 @@ def resolve(explicit: Mapping[str, Any], preset: str | None = None) -> UpscaleOp
     if preset is None:
         return UpscaleOptions(**given)
 
+    preset = parse_option("preset", preset)
     base = dict(load_preset(preset).values)
     for one, other in EXCLUSIVE:
         if given.get(one) not in (None, False):

@@ -1,0 +1,51 @@
+"""Stopping on request: SIGINT and SIGTERM set a stop token, a second Ctrl-C stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopToken(threading.Event):
+    """An event that remembers which signal set it (`signum`, 0: none)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signum = 0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopToken]:
+    """Install handlers for SIGINT and SIGTERM for the time of the block and restore the old ones.
+
+    The first signal sets the token: the job ends at its next step and removes what is unfinished.
+    The second raises KeyboardInterrupt in the main thread, the third ends the process on the spot.
+    Outside the main thread, where Python allows no handlers, the token is never set by signals.
+    """
+    stop = StopToken()
+    arrived = 0
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        nonlocal arrived
+        arrived += 1
+        if not stop.signum:
+            stop.signum = signum
+        stop.set()
+        if arrived == 2:
+            raise KeyboardInterrupt
+        if arrived > 2:
+            os._exit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)

@@ -1,0 +1,342 @@
+"""Events drawn for the person or printed for a script. The only file that uses rich.
+
+On a terminal a progress bar, otherwise plain lines every few seconds, both on standard error;
+with `--json` one object a line on standard output instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from datetime import datetime
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from ..errors import OutputError, RlfnPipeError
+from ..jobs.summary import Report
+from ..options import UpscaleOptions
+from ..types import Event, Failed, Finished, Progress, Started, Warned
+from .text import count_of, human_bytes, human_seconds, json_line, plain, printable, shortened
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LINE_INTERVAL = 5.0  # seconds between plain progress lines
+LOG_INTERVAL = 30.0  # seconds between progress lines in the log file
+NAME_WIDTH = 32
+
+
+class View(Protocol):
+    """Somewhere to show progress and messages."""
+
+    def progress(self, event: Progress) -> None: ...
+    def message(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class LineView:
+    """Plain lines for pipes, files and dumb terminals; progress every few seconds."""
+
+    def __init__(self, file: TextIO, interval: float = LINE_INTERVAL) -> None:
+        self._file, self._interval = file, interval
+        self._last = time.monotonic()
+
+    def progress(self, event: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._interval:
+            self._last = now
+            self.message(progress_line(event))
+
+    def message(self, text: str) -> None:
+        print(printable(text), file=self._file, flush=True)
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class BarView:
+    """rich's progress bar: one for the item in hand and, with several items, one for all."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+        from rich.table import Column
+
+        self._console = console
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True)),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            expand=True,
+        )
+        self._bars.start()
+        self._item: Any = None
+        self._all: Any = None
+
+    def progress(self, event: Progress) -> None:
+        name = shortened(printable(PurePath(event.input).name or event.input), NAME_WIDTH)
+        if self._item is None:
+            self._item = self._bars.add_task(name, total=None, detail="")
+        self._bars.update(
+            self._item,
+            description=name,
+            total=event.frames_total,
+            completed=event.frames_done,
+            detail=progress_detail(event),
+        )
+        if event.items_total > 1:
+            detail = f"{event.items_done}/{event.items_total} files"
+            if self._all is None:
+                self._all = self._bars.add_task("all", total=event.items_total, detail=detail)
+            self._bars.update(self._all, completed=event.items_done, detail=detail)
+
+    def message(self, text: str) -> None:
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._bars.live.is_started:
+            self._bars.stop()
+
+
+class LogFile:
+    """Everything that is said, with its time, appended to a file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        except OSError as error:
+            raise OutputError(f"log file {path} cannot be written: {error.strerror}") from error
+        self._view = LineView(self._file, LOG_INTERVAL)
+
+    def progress(self, event: Progress) -> None:
+        self._view.progress(event)
+
+    def message(self, text: str) -> None:
+        stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        print(f"{stamp} {printable(text)}", file=self._file)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Reporter:
+    """Takes a job's events from any thread and shows them as the options ask.
+
+    A context manager: leaving it takes the progress bar away. When the reader of `--json` goes
+    away, `output_closed` becomes true and the job is asked to stop. Raises `OutputError` when the
+    log file cannot be written.
+    """
+
+    def __init__(
+        self,
+        options: UpscaleOptions,
+        stop: threading.Event | None = None,
+        *,
+        console: Console | None = None,
+        interval: float = LINE_INTERVAL,
+    ) -> None:
+        self._options, self._stop = options, stop
+        self._lock = threading.RLock()
+        self._log = LogFile(options.log_file) if options.log_file else None
+        self._view = _view(console, interval, silent=options.quiet or options.json)
+        self._warned: Counter[str] = Counter()
+        self._started = 0
+        self.output_closed = False
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._view.close()
+            if self._log:
+                self._log.close()
+
+    # ------------------------------------------------------------- in
+
+    def on_event(self, event: Event) -> None:
+        """Show one event."""
+        with self._lock:
+            if self._options.json:
+                self._emit({"event": type(event).__name__.lower(), **plain(event)})
+            match event:
+                case Started():
+                    self._started += 1
+                    arrow = f"{event.input} -> {event.output}"
+                    text = f"{arrow}: {event.description}" if event.description else arrow
+                    self._tell(text, show=self._started == 1 or self._options.verbose)
+                case Progress():
+                    self._view.progress(event)
+                    if self._log:
+                        self._log.progress(event)
+                case Warned():
+                    self._warned[event.message] += 1
+                    first = self._warned[event.message] == 1
+                    text = f"warning: {_named(event.input, event.message)}"
+                    self._tell(text, show=first or self._options.verbose)
+                case Finished():
+                    self._tell(f"done: {finished_line(event)}", show=self._options.verbose)
+                    if event.stage_seconds:
+                        self._tell(stage_line(event), show=self._options.verbose)
+                case Failed():
+                    self._tell(f"failed: {_named(event.input, event.message)}", error=True)
+
+    def summary(self, report: Report) -> None:
+        """The last words: what was done, each failure when there were several items, the notes."""
+        with self._lock:
+            if self._options.json:
+                self._emit(
+                    {
+                        "event": "summary",
+                        "finished": len(report.finished),
+                        "failed": [plain(failure) for failure in report.failed],
+                        "skipped": list(report.skipped),
+                        "seconds": report.seconds,
+                        "exit_code": report.exit_code,
+                    }
+                )
+            self._view.close()
+            for line in summary_lines(report):
+                self._tell(line)
+            for message, times in self._warned.items():
+                if times > 1:
+                    self._tell(f"warning: {message} ({times} times)")
+
+    def stopped(self, error: RlfnPipeError) -> None:
+        """The run ends early; the sentence itself is printed where exit codes are made."""
+        with self._lock:
+            if self._options.json:
+                self._emit({"event": "error", "message": str(error), "exit_code": error.exit_code})
+            if self._log:
+                self._log.message(f"error: {error}")
+            self._view.close()
+
+    # ------------------------------------------------------------ out
+
+    def _tell(self, text: str, *, show: bool = True, error: bool = False) -> None:
+        if self._log:
+            self._log.message(text)
+        if error and isinstance(self._view, _Silent):
+            LineView(sys.stderr).message(text)
+        elif show:
+            self._view.message(text)
+
+    def _emit(self, value: dict[str, Any]) -> None:
+        if self.output_closed:
+            return
+        try:
+            print(json_line(value), flush=True)
+        except BrokenPipeError:
+            self.output_closed = True
+            if self._stop is not None:
+                self._stop.set()
+
+
+class _Silent:
+    """A view that shows nothing (`--quiet`, `--json`)."""
+
+    def progress(self, event: Progress) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _view(console: Console | None, interval: float, *, silent: bool) -> View:
+    if silent:
+        return _Silent()
+    if console is None:
+        if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            return LineView(sys.stderr, interval)
+        from rich.console import Console
+
+        console = Console(stderr=True)
+    return BarView(console)
+
+
+# ------------------------------------------------------------------ sentences
+
+
+def _named(name: str, message: str) -> str:
+    """`message` with the item's name before it, unless it names the item itself."""
+    return message if not name or name in message else f"{name}: {message}"
+
+
+def _rate(fps: float) -> str:
+    return f"{fps:.0f} fps" if fps >= 100 else f"{fps:.1f} fps" if fps >= 1 else f"{fps:.2f} fps"
+
+
+def progress_detail(event: Progress) -> str:
+    """Frames, rate, time left, size written and the stage that limits."""
+    total = f"/{event.frames_total}" if event.frames_total else ""
+    parts = [f"{event.frames_done}{total} frames"]
+    if event.fps > 0:
+        parts.append(_rate(event.fps))
+    if event.eta_seconds is not None:
+        parts.append(f"{human_seconds(event.eta_seconds)} left")
+    if event.bytes_written:
+        parts.append(human_bytes(event.bytes_written))
+    if event.limit:
+        parts.append(f"{event.limit} limits")
+    return ", ".join(parts)
+
+
+def progress_line(event: Progress) -> str:
+    """One plain line of progress."""
+    files = f"{event.items_done}/{event.items_total} files, " if event.items_total > 1 else ""
+    return f"{event.input}: {files}{progress_detail(event)}"
+
+
+def finished_line(event: Finished) -> str:
+    """What became of one item."""
+    rate = f" ({_rate(event.frames / event.seconds)})" if event.seconds > 0 and event.frames > 1 else ""
+    frames = f"{count_of(event.frames, 'frame')}, " if event.frames != 1 else ""
+    return (
+        f"{event.output}: {frames}{event.width}x{event.height}, {human_bytes(event.bytes_written)} "
+        f"in {human_seconds(event.seconds)}{rate}"
+    )
+
+
+def stage_line(event: Finished) -> str:
+    """Busy time of each stage beside the whole."""
+    whole = max(event.seconds, 1e-9)
+    busy = (
+        f"{stage} {human_seconds(seconds)} ({100 * seconds / whole:.0f} %)"
+        for stage, seconds in event.stage_seconds.items()
+    )
+    return "busy: " + ", ".join(busy)
+
+
+def summary_lines(report: Report) -> list[str]:
+    """The end of a run in words."""
+    items = len(report.finished) + len(report.failed) + len(report.skipped)
+    lines = []
+    if items == 1:
+        lines += [finished_line(done) for done in report.finished]
+        lines += [f"{name}: skipped, its output is there already" for name in report.skipped]
+    else:
+        parts = [f"{count_of(len(report.finished), 'file')} done"]
+        if report.failed:
+            parts.append(f"{len(report.failed)} failed")
+        if report.skipped:
+            parts.append(f"{len(report.skipped)} skipped (there already)")
+        lines.append(f"{', '.join(parts)} in {human_seconds(report.seconds)}")
+        lines += [f"failed: {_named(failure.input, failure.message)}" for failure in report.failed]
+    notes: dict[str, list[str]] = {}
+    for done in report.finished:
+        concealed = f"{count_of(done.concealed, 'frame')} could not be decoded and repeat their neighbour"
+        for note in (*done.notes, *([concealed] if done.concealed else [])):
+            notes.setdefault(note, []).append(done.input)
+    for note, names in notes.items():
+        where = f" ({names[0]})" if len(names) == 1 else f" ({len(names)} files)"
+        lines.append(f"note: {note}{where if items > 1 else ''}")
+    return lines

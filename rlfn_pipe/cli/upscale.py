@@ -1,0 +1,99 @@
+"""`rlfn-pipe upscale`: options in, events drawn, exit code out."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import Interrupted, RlfnPipeError
+from ..options import OptionInfo, UpscaleOptions, option_infos
+from ..presets import resolve
+
+INPUT_HELP = "A video, an image, a folder, a quoted glob, or @list.txt with a name a line."
+OUTPUT_HELP = "The file to write, or the folder when INPUT is more than one file."
+
+
+def _parameter(info: OptionInfo) -> inspect.Parameter:
+    """The Typer parameter of an option: None when it is not given, text or a flag when it is."""
+    names = [f"--{info.key}/--{info.negative}" if info.negative else info.long]
+    if info.short:
+        names.append(f"-{info.short}")
+    default = info.default_text
+    if not default and info.default not in (None, (), False):
+        default = "yes" if info.default is True else str(info.default)
+    help = f"{info.help} [{default}]" if default else info.help
+    kind: Any = bool | None if info.flag else list[str] | None if info.repeat else str | None
+    option = typer.Option(
+        *names,
+        help=help,
+        metavar=None if info.flag else info.metavar,
+        show_default=False,
+        rich_help_panel=info.panel,
+    )
+    return inspect.Parameter(
+        info.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+def _argument(name: str, help: str) -> inspect.Parameter:
+    annotation = Annotated[str, typer.Argument(metavar=name.upper(), help=help, show_default=False)]
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
+
+
+def upscale(input: str, output: str, **given: Any) -> None:
+    """Make a video, an image or a folder of images larger.
+
+    What INPUT is decides what happens: a video keeps its audio, subtitles, chapters, times and
+    colours; a folder gives a mirrored folder. Outputs appear whole or not at all.
+    """
+    explicit = {name: value for name, value in given.items() if value is not None and value != []}
+    options = resolve(explicit, explicit.get("preset"))
+    if options.dry_run:
+        _dry_run(input, output, options)
+    else:
+        code = _run(input, output, options)
+        if code:
+            raise typer.Exit(code)
+
+
+def _dry_run(input: str, output: str, options: UpscaleOptions) -> None:
+    from ..jobs import plan
+    from .show import plan_lines
+    from .text import json_line, plain
+
+    summary = plan.describe(input, output, options)
+    if options.json:
+        typer.echo(json_line({"event": "plan", **plain(summary)}))
+    else:
+        typer.echo("\n".join(plan_lines(summary)))
+
+
+def _run(input: str, output: str, options: UpscaleOptions) -> int:
+    from ..jobs import run as jobs
+    from .signals import stop_on_signals
+    from .ui import Reporter
+
+    with stop_on_signals() as stop, Reporter(options, stop) as reporter:
+        try:
+            report = jobs.run(input, output, options, on_event=reporter.on_event, stop=stop)
+        except (Interrupted, KeyboardInterrupt):
+            error = Interrupted(stop.signum) if stop.signum else Interrupted()
+            reporter.stopped(error)
+            if reporter.output_closed:
+                return 1
+            raise error from None
+        except RlfnPipeError as error:
+            reporter.stopped(error)
+            raise
+        reporter.summary(report)
+        return report.exit_code
+
+
+_signature = inspect.Signature(
+    [_argument("input", INPUT_HELP), _argument("output", OUTPUT_HELP), *map(_parameter, option_infos())]
+)
+# Typer reads a command's parameters from these; both are made from the options' one definition.
+upscale.__signature__ = _signature  # type: ignore[attr-defined]
+upscale.__annotations__ = {name: parameter.annotation for name, parameter in _signature.parameters.items()}
