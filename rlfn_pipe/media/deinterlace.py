@@ -1,0 +1,76 @@
+"""Interlaced video is woven into whole frames before it is upscaled (libavfilter's bwdif)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import av.error
+from av.filter import Graph
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+#: AVFieldOrder values above 1 (progressive) are the interlaced ones.
+_PROGRESSIVE = 1
+
+
+class Deinterlacer:
+    """Passes progressive streams through, sends interlaced ones through bwdif, a frame for a frame.
+
+    Whether a stream is interlaced is told by its header or its first frame. With `force`
+    every frame is treated as interlaced.
+    """
+
+    def __init__(self, stream: VideoStream, *, force: bool, notes: list[str]) -> None:
+        self._stream = stream
+        self._force = force
+        self._notes = notes
+
+    def run(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """Frames with the times that they came with."""
+        first = next(frames, None)
+        if first is None:
+            return
+        header_says = int(self._stream.codec_context.field_order) > _PROGRESSIVE
+        if not (self._force or header_says or first.interlaced_frame):
+            yield first
+            yield from self._watched(frames)
+            return
+        if not self._force:
+            self._notes.append("interlaced video was deinterlaced (bwdif); --deinterlace off keeps the fields")
+        yield from self._deinterlaced(first, frames)
+
+    def _watched(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        warned = False
+        for frame in frames:
+            if frame.interlaced_frame and not warned:
+                warned = True
+                self._notes.append("some frames are interlaced and were kept so; use --deinterlace on for them")
+            yield frame
+
+    def _deinterlaced(self, first: VideoFrame, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        time_base = self._stream.time_base
+        graph = Graph()
+        source = graph.add_buffer(
+            width=first.width, height=first.height, format=first.format, time_base=time_base, name="in"
+        )
+        which = "all" if self._force else "interlaced"
+        bwdif = graph.add("bwdif", f"mode=send_frame:parity=auto:deint={which}")
+        sink = graph.add("buffersink")
+        graph.link_nodes(source, bwdif, sink).configure()
+
+        def push(frame: VideoFrame | None) -> Iterator[VideoFrame]:
+            graph.push(frame)
+            while True:
+                try:
+                    out = graph.pull()
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    return
+                if out.pts is not None and out.time_base:
+                    out.pts = round(out.pts * out.time_base / time_base)
+                    out.time_base = time_base
+                yield out  # type: ignore[misc]
+
+        yield from push(first)
+        for frame in frames:
+            yield from push(frame)
+        yield from push(None)

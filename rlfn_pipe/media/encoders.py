@@ -1,0 +1,407 @@
+"""Which encoder goes into which container, with what quality, pixel format and tags.
+
+One table holds what is known of each encoder; `plan_encoding` turns the user's wishes and the
+source's colour into the settings of one output, or says in one sentence why it cannot be.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.codec
+import av.codec.codec
+
+from rlfn_pipe.errors import UsageError
+from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, planar_format, tags_for_output
+from rlfn_pipe.types import (
+    MATRIX_BT709,
+    MATRIX_RGB,
+    MATRIX_UNSPECIFIED,
+    RANGE_FULL,
+    RANGE_LIMITED,
+    ColourInfo,
+)
+
+#: Output file extension to libavformat's muxer.
+MUXERS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".avi": "avi",
+    ".ts": "mpegts",
+    ".m2ts": "mpegts",
+    ".mts": "mpegts",
+    ".nut": "nut",
+}
+
+#: Containers that hold colour tags of their own, whatever the codec can say.
+_TAGGING_MUXERS = frozenset({"mp4", "mov", "matroska", "webm", "nut"})
+
+#: Containers that hold a display matrix that players honour.
+ROTATING_MUXERS = frozenset({"mp4", "mov", "matroska"})
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """What is known of one encoder.
+
+    `muxers`: containers it goes into; `quality`: name of its constant-quality option ("" for
+    none) and `crf`: our default for it; `best`, `worst`: range of that option; `even`: sides
+    must be even where chroma is subsampled; `minimum`: least side; `preset`: name of its preset
+    option; `options`: what is always set; `tags_colour`, `tags_range`: whether its bitstream
+    can say matrix and range.
+    """
+
+    name: str
+    muxers: frozenset[str]
+    quality: str = ""
+    crf: float = 0
+    best: float = 0
+    worst: float = 63
+    even: bool = True
+    minimum: int = 2
+    preset: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    tags_colour: bool = True
+    tags_range: bool = True
+
+
+def _in(*muxers: str) -> frozenset[str]:
+    return frozenset(muxers)
+
+
+_MAIN = ("mp4", "mov", "matroska", "nut")
+
+#: The encoders that `--codec` accepts, by name. Hardware ones exist where the driver does.
+ENCODERS: dict[str, Encoder] = {
+    encoder.name: encoder
+    for encoder in (
+        Encoder("libx264", _in(*_MAIN, "mpegts", "avi"), "crf", 18, 0, 51, preset="preset"),
+        Encoder("libx265", _in(*_MAIN, "mpegts"), "crf", 20, 0, 51, minimum=16, preset="preset"),
+        Encoder("libsvtav1", _in(*_MAIN, "webm"), "crf", 28, 1, 63, minimum=64, preset="preset"),
+        Encoder(
+            "libvpx-vp9", _in(*_MAIN, "webm"), "crf", 30, 0, 63, even=False, minimum=1, preset="deadline",
+            options={"b": "0", "row-mt": "1"},
+        ),
+        Encoder(
+            "ffv1", _in("matroska", "nut", "avi", "mp4"), even=False, minimum=1,
+            options={"level": "3", "g": "1", "slicecrc": "1"}, tags_colour=False, tags_range=False,
+        ),
+        Encoder("prores_ks", _in("mov", "matroska", "nut"), even=False, minimum=1, tags_range=False),
+        Encoder(
+            "mpeg4", _in(*_MAIN, "avi", "mpegts"), "qscale", 3, 1, 31, even=False, minimum=1,
+            tags_colour=False, tags_range=False,
+        ),
+        Encoder(
+            "mpeg2video", _in("mpegts", "matroska", "mp4", "mov", "nut"), "qscale", 2, 1, 31,
+            tags_range=False, options={"g": "15"},
+        ),
+        Encoder("h264_nvenc", _in(*_MAIN, "mpegts", "avi"), "cq", 19, 0, 51, minimum=146, preset="preset"),
+        Encoder("hevc_nvenc", _in(*_MAIN, "mpegts"), "cq", 21, 0, 51, minimum=130, preset="preset"),
+        Encoder("av1_nvenc", _in(*_MAIN, "webm"), "cq", 28, 0, 63, minimum=192, preset="preset"),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EncodePlan:
+    """Settings of one video output.
+
+    `width`, `height`: coded size (the picture may be a pixel less, the edge is repeated then);
+    `picture`: size of the upscaled picture; `colour`: layout of the frames handed to the
+    encoder; `tags`: what is written into the stream; `options`: for the encoder;
+    `notes`: what the person should know.
+    """
+
+    muxer: str
+    codec: str
+    pix_fmt: str
+    width: int
+    height: int
+    picture: tuple[int, int]
+    colour: ColourInfo
+    tags: ColourInfo
+    options: dict[str, str]
+    qscale: float | None
+    notes: tuple[str, ...]
+
+
+def muxer_for(path: Path) -> str:
+    """The container that an output name asks for.
+
+    Raises:
+        UsageError: an extension that no known container has.
+    """
+    try:
+        return MUXERS[path.suffix.lower()]
+    except KeyError:
+        known = ", ".join(sorted(MUXERS))
+        shown = f"the extension {path.suffix!r}" if path.suffix else "a name without extension"
+        raise UsageError(f"{path}: {shown} names no video container; use one of {known}") from None
+
+
+def automatic_codec(muxer: str, depth: int, hdr: bool) -> str:
+    """The encoder that `--codec auto` stands for."""
+    if muxer == "webm":
+        return "libvpx-vp9"
+    if muxer == "avi":
+        return "mpeg4"
+    if muxer == "mpegts":
+        return "libx264"
+    return "libx265" if depth > 8 or hdr else "libx264"
+
+
+def plan_encoding(
+    path: Path,
+    *,
+    tags: ColourInfo,
+    resolved: ColourInfo,
+    picture: tuple[int, int],
+    codec: str = "auto",
+    crf: float | None = None,
+    encoder_preset: str | None = None,
+    pix_fmt: str = "auto",
+    encoder_options: Mapping[str, str] | None = None,
+    mastering: bytes | None = None,
+    light_level: bytes | None = None,
+) -> EncodePlan:
+    """Settle container, encoder, pixel format, tags and quality of an output.
+
+    Args:
+        tags, resolved: the source's colour as tagged and as understood.
+        picture: width and height of the upscaled picture, stored pixels.
+        mastering, light_level: HDR10 side data of the source, libav's structures.
+
+    Raises:
+        UsageError: unknown container or encoder, the two do not go together, or the encoder
+            cannot do the pixel format, quality or size asked for.
+    """
+    muxer = muxer_for(path)
+    notes: list[str] = []
+    hdr = tags.transfer in (16, 18)
+    name = automatic_codec(muxer, tags.bit_depth, hdr) if codec == "auto" else codec
+    encoder = _encoder(name, muxer, path)
+    chosen = _pixel_format(encoder, pix_fmt, tags, notes)
+    layout = LAYOUTS[chosen]
+    width, height = _coded_size(encoder, layout, picture, notes)
+    out_tags, colour = _output_colour(encoder, muxer, layout, tags, resolved, height, notes)
+    options = dict(encoder.options)
+    qscale = _set_quality(encoder, crf, options)
+    if encoder_preset is not None:
+        if not encoder.preset:
+            raise UsageError(f"--encoder-preset does not apply to {name}, which has no presets")
+        options[encoder.preset] = encoder_preset
+    if name == "prores_ks":
+        options.setdefault("profile", "4" if layout.subsampling == "444" else "3")
+    if name in ("libx264", "mpeg4") and muxer == "avi":
+        options["bf"] = "0"  # AVI cannot say the order in which B-frames are shown
+    if name == "libx265":
+        options["x265-params"] = ":".join(["log-level=error", *_x265_hdr(mastering, light_level)])
+    if name == "libsvtav1":
+        extra = _svt_hdr(mastering, light_level)
+        if extra:
+            options["svtav1-params"] = ":".join(extra)
+    options.update(encoder_options or {})
+    return EncodePlan(
+        muxer, name, chosen, width, height, picture, colour, out_tags, options, qscale, tuple(notes)
+    )
+
+
+def _encoder(name: str, muxer: str, path: Path) -> Encoder:
+    if name not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise UsageError(f"--codec {name}: no such encoder; known are {known}")
+    encoder = ENCODERS[name]
+    if muxer not in encoder.muxers:
+        fitting = ", ".join(sorted(n for n, e in ENCODERS.items() if muxer in e.muxers and "nvenc" not in n))
+        homes = ", ".join(sorted(ext for ext, m in MUXERS.items() if m in encoder.muxers))
+        raise UsageError(
+            f"{path.name}: {name} does not go into {path.suffix}; use --codec {fitting}, or an output named {homes}"
+        )
+    try:
+        av.codec.Codec(name, "w")
+    except av.codec.codec.UnknownCodecError:
+        raise UsageError(f"--codec {name}: this build of PyAV lacks that encoder; see `rlfn-pipe doctor`") from None
+    return encoder
+
+
+def _formats(encoder: Encoder) -> list[str]:
+    formats = [f.name for f in av.codec.Codec(encoder.name, "w").video_formats or ()]
+    return [name for name in formats if name in LAYOUTS]
+
+
+def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, notes: list[str]) -> str:
+    formats = _formats(encoder)
+    if wanted != "auto":
+        try:
+            plain = planar_format(wanted) if not wanted.startswith("yuvj") else wanted.replace("yuvj", "yuv")
+        except ValueError:
+            raise UsageError(f"--pix-fmt {wanted}: no such pixel format; {encoder.name} takes {', '.join(formats)}") from None
+        if plain not in formats:
+            raise UsageError(f"--pix-fmt {wanted} is not one that {encoder.name} takes; use {', '.join(formats)}")
+        return plain
+    best = min(formats, key=lambda name: (_loss(LAYOUTS[name], tags, encoder.name), formats.index(name)))
+    layout = LAYOUTS[best]
+    if layout.bit_depth < tags.bit_depth:
+        notes.append(f"{encoder.name} holds {layout.bit_depth} bits a sample; the source's {tags.bit_depth} were rounded")
+    if tags.alpha and not layout.alpha:
+        notes.append(f"transparency was dropped; {encoder.name} does not hold it")
+    return best
+
+
+_DETAIL = {"grey": 0, "420": 1, "422": 2, "440": 2, "444": 3, "rgb": 3}
+
+
+def _loss(layout: PixelLayout, tags: ColourInfo, encoder: str) -> tuple[int, ...]:
+    """How badly a format holds the source: what is lost first, what is wasted last."""
+    wanted = tags.subsampling
+    # Players hardly know 4:0:0 or RGB in the lossy codecs.
+    playable = encoder == "ffv1" or (layout.subsampling not in ("grey", "rgb"))
+    if wanted == "grey" and encoder != "ffv1":
+        wanted = "420"
+    if wanted == "rgb" and encoder != "ffv1":
+        wanted = "444"
+    detail = _DETAIL[layout.subsampling] - _DETAIL[wanted]
+    depth = layout.bit_depth - tags.bit_depth
+    return (
+        not playable,
+        max(0, -detail),
+        max(0, -depth),
+        int(tags.alpha and not layout.alpha),
+        (layout.subsampling == "rgb") != (wanted == "rgb"),
+        int(layout.subsampling != wanted),
+        max(0, detail),
+        max(0, depth),
+        int(layout.alpha and not tags.alpha),
+    )
+
+
+def _coded_size(
+    encoder: Encoder, layout: PixelLayout, picture: tuple[int, int], notes: list[str]
+) -> tuple[int, int]:
+    width, height = picture
+    if encoder.even:
+        width += width % 2 if layout.subsampling in ("420", "422") else 0
+        height += height % 2 if layout.subsampling in ("420", "440") else 0
+    if (width, height) != picture:
+        notes.append(
+            f"{encoder.name} needs even sides: {picture[0]}x{picture[1]} became {width}x{height} by repeating the edge"
+        )
+    if min(width, height) < encoder.minimum:
+        raise UsageError(
+            f"{encoder.name} takes no picture below {encoder.minimum} pixels a side and this one has {width}x{height}; "
+            "use a larger scale or another --codec"
+        )
+    return width, height
+
+
+def _output_colour(
+    encoder: Encoder,
+    muxer: str,
+    layout: PixelLayout,
+    tags: ColourInfo,
+    resolved: ColourInfo,
+    out_height: int,
+    notes: list[str],
+) -> tuple[ColourInfo, ColourInfo]:
+    """Tags to write and the resolved layout of the frames to encode."""
+    source_is_rgb, target_is_rgb = tags.subsampling == "rgb", layout.subsampling == "rgb"
+    if source_is_rgb and not target_is_rgb:
+        tags = replace(tags, matrix=MATRIX_BT709, range=RANGE_LIMITED)
+        resolved = replace(resolved, matrix=MATRIX_BT709, range=RANGE_LIMITED)
+    elif target_is_rgb:
+        tags = replace(tags, matrix=MATRIX_RGB, range=RANGE_FULL)
+        resolved = replace(resolved, matrix=MATRIX_RGB, range=RANGE_FULL)
+    shape = {
+        "bit_depth": layout.bit_depth,
+        "subsampling": layout.subsampling,
+        "alpha": layout.alpha and tags.alpha,
+        "chroma_location": "left",
+    }
+    tags, resolved = replace(tags, **shape), replace(resolved, **shape)  # type: ignore[arg-type]
+    container_tags = muxer in _TAGGING_MUXERS
+    if resolved.range == RANGE_FULL and not target_is_rgb and not (encoder.tags_range or container_tags):
+        notes.append(f"full range became limited range, which is all that {encoder.name} in this container can say")
+        tags, resolved = replace(tags, range=RANGE_LIMITED), replace(resolved, range=RANGE_LIMITED)
+    if not target_is_rgb and not (encoder.tags_colour or container_tags):
+        # Nothing can say the matrix: use the one that players assume for this height.
+        tags = replace(tags, matrix=MATRIX_UNSPECIFIED)
+        resolved = replace(resolved, matrix=tags.resolved(out_height).matrix)
+        return tags, resolved
+    return tags_for_output(tags, resolved, out_height), resolved
+
+
+def _set_quality(encoder: Encoder, crf: float | None, options: dict[str, str]) -> float | None:
+    if not encoder.quality:
+        if crf is not None:
+            raise UsageError(f"--crf does not apply to {encoder.name}, which has no such setting; leave it out")
+        return None
+    value = encoder.crf if crf is None else crf
+    if not encoder.best <= value <= encoder.worst:
+        raise UsageError(f"--crf {value:g} is out of range for {encoder.name}; use {encoder.best:g} to {encoder.worst:g}")
+    if encoder.quality == "qscale":
+        return value
+    options[encoder.quality] = f"{value:g}"
+    if encoder.quality == "cq":
+        options.setdefault("rc", "vbr")
+        options.setdefault("b", "0")
+    return None
+
+
+# ------------------------------------------------------------------ HDR10
+
+
+def _mastering(data: bytes | None) -> tuple[list[Fraction], list[Fraction]] | None:
+    """(R, G, B, white chromaticities x y; least and greatest luminance) of AVMasteringDisplayMetadata."""
+    if data is None or len(data) < 88:
+        return None
+    numbers = struct.unpack_from("<22i", data)
+    pairs = [Fraction(numbers[i], numbers[i + 1] or 1) for i in range(0, 20, 2)]
+    return (pairs[:8], pairs[8:10]) if numbers[20] and numbers[21] else None
+
+
+def _x265_hdr(mastering: bytes | None, light_level: bytes | None) -> list[str]:
+    params = []
+    display = _mastering(mastering)
+    if display is not None:
+        xy = [round(v * 50000) for v in display[0]]
+        low, high = (round(v * 10000) for v in display[1])
+        params.append(
+            f"master-display=G({xy[2]},{xy[3]})B({xy[4]},{xy[5]})R({xy[0]},{xy[1]})WP({xy[6]},{xy[7]})L({high},{low})"
+        )
+    levels = _light(light_level)
+    if levels is not None:
+        params.append(f"max-cll={levels[0]},{levels[1]}")
+    if params:
+        params += ["hdr10=1", "repeat-headers=1"]
+    return params
+
+
+def _svt_hdr(mastering: bytes | None, light_level: bytes | None) -> list[str]:
+    params = []
+    display = _mastering(mastering)
+    if display is not None:
+        xy = [f"{float(v):.5f}" for v in display[0]]
+        low, high = (f"{float(v):.4f}" for v in display[1])
+        params.append(
+            f"mastering-display=G({xy[2]},{xy[3]})B({xy[4]},{xy[5]})R({xy[0]},{xy[1]})WP({xy[6]},{xy[7]})L({high},{low})"
+        )
+    levels = _light(light_level)
+    if levels is not None:
+        params.append(f"content-light={levels[0]},{levels[1]}")
+    return params
+
+
+def _light(data: bytes | None) -> tuple[int, int] | None:
+    """(MaxCLL, MaxFALL) in cd/m2 of AVContentLightMetadata."""
+    if data is None or len(data) < 8:
+        return None
+    peak, average = struct.unpack_from("<2I", data)
+    return (peak, average) if peak or average else None

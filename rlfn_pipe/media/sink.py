@@ -1,0 +1,291 @@
+"""Video out: encoded frames at exactly the times of the table, with the other streams beside them.
+
+The encoder counts frames; this module puts pts, dts and duration of every packet on the
+output's clock itself, since encoders know neither variable rates nor durations.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.container import OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from rlfn_pipe.errors import OutputError, UsageError
+from rlfn_pipe.media.colour import frame_from_planes
+from rlfn_pipe.media.encoders import EncodePlan
+from rlfn_pipe.media.opening import describe_av_error
+from rlfn_pipe.media.streams import Carrier, StreamPlan
+from rlfn_pipe.media.timing import Clock
+from rlfn_pipe.types import Frame
+
+# SVT-AV1 writes its settings to standard error unless told otherwise before it is loaded.
+os.environ.setdefault("SVT_LOG", "1")
+
+#: Tags that the plain iTunes metadata of mp4 holds; others need QuickTime's key list.
+_PLAIN_MP4_TAGS = frozenset(
+    "title artist album_artist composer album date encoder comment genre copyright grouping lyrics description "
+    "synopsis show episode_id network keywords episode_sort season_number media_type hd_video gapless_playback "
+    "compilation track disc tmpo creation_time rating sort_name sort_artist sort_album".split()
+)
+_CONTAINER_TAGS = frozenset({"major_brand", "minor_version", "compatible_brands"})
+
+
+@dataclass(frozen=True, slots=True)
+class SinkTimes:
+    """How source times become output times.
+
+    `time_base`: of the frames' pts; `rate`: nominal frames a second; `last_duration`: source
+    ticks that the last frame is shown; `base`: source seconds that become zero; `clock`: the
+    output's ticks.
+    """
+
+    time_base: Fraction
+    rate: Fraction
+    last_duration: int
+    base: Fraction
+    clock: Clock
+
+
+class VideoSink:
+    """Encodes frames into a new file at `path`.
+
+    `write` frames in order, then `close`; on failure call `abort`. The caller renames.
+
+    Raises:
+        UsageError: the encoder refuses its settings.
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        plan: EncodePlan,
+        times: SinkTimes,
+        *,
+        name: str,
+        sample_aspect_ratio: Fraction | None = None,
+        display_matrix: tuple[int, ...] | None = None,
+        carrier: Carrier | None = None,
+        stream_plans: tuple[StreamPlan, ...] = (),
+        stream_info: dict[str, Any] | None = None,
+        threads: int = 0,
+    ) -> None:
+        self._plan, self._times, self._name = plan, times, name
+        self._carrier = carrier
+        self._pts = array("q")
+        self._pending: deque[Packet[Any]] = deque()
+        self._output = self._open(path)
+        try:
+            if carrier is not None:
+                carrier.copy_globals(self._output)
+            self._set_container_options()
+            self._add_streams(stream_plans, threads, sample_aspect_ratio, display_matrix, stream_info or {})
+            self._write_header()
+        except BaseException:
+            self.abort()
+            raise
+
+    # ------------------------------------------------------------------ set-up
+
+    def _open(self, path: Path) -> OutputContainer:
+        try:
+            return av.open(str(path), "w", format=self._plan.muxer)
+        except (av.error.FFmpegError, ValueError, OSError) as error:
+            raise OutputError(f"{self._name}: cannot be written ({describe_av_error(error)})") from None
+
+    def _set_container_options(self) -> None:
+        options = self._output.container_options
+        if self._plan.muxer in ("mp4", "mov"):
+            clock = self._times.clock
+            flags = "+faststart+write_colr"
+            unusual = set(self._output.metadata) - _PLAIN_MP4_TAGS - _CONTAINER_TAGS
+            if unusual:
+                flags += "+use_metadata_tags"
+            options["movflags"] = flags
+            options["video_track_timescale"] = str(clock.timescale)
+            options["movie_timescale"] = str(clock.movie_timescale)
+        if self._plan.muxer in ("matroska", "webm"):
+            # Only presentation times are stored; B-frames' early dts must not shift the film.
+            options["avoid_negative_ts"] = "disabled"
+            if self._plan.muxer == "matroska":
+                options["default_mode"] = "passthrough"
+
+    def _add_streams(
+        self,
+        stream_plans: tuple[StreamPlan, ...],
+        threads: int,
+        sample_aspect_ratio: Fraction | None,
+        display_matrix: tuple[int, ...] | None,
+        info: dict[str, Any],
+    ) -> None:
+        main_added = False
+        for plan in stream_plans:
+            if plan.action == "main":
+                self._add_video(threads, sample_aspect_ratio, display_matrix, info)
+                main_added = True
+            elif self._carrier is not None:
+                self._carrier.add_stream(self._output, plan)
+        if not main_added:
+            self._add_video(threads, sample_aspect_ratio, display_matrix, info)
+
+    def _add_video(
+        self,
+        threads: int,
+        sample_aspect_ratio: Fraction | None,
+        display_matrix: tuple[int, ...] | None,
+        info: dict[str, Any],
+    ) -> None:
+        plan, rate = self._plan, _encoder_rate(self._plan.codec, self._times.rate)
+        stream: VideoStream = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))  # type: ignore[call-overload]
+        context = stream.codec_context
+        context.width, context.height, context.pix_fmt = plan.width, plan.height, plan.pix_fmt
+        context.time_base = 1 / rate
+        context.thread_count = threads
+        context.thread_type = "AUTO"  # type: ignore[assignment]
+        context.colorspace = plan.tags.matrix
+        context.color_trc = plan.tags.transfer
+        context.color_primaries = plan.tags.primaries
+        context.color_range = plan.tags.range
+        if sample_aspect_ratio:
+            context.sample_aspect_ratio = sample_aspect_ratio
+        if plan.qscale is not None:
+            context.qscale = True
+            context.global_quality = round(plan.qscale * 118)  # FF_QP2LAMBDA
+        if plan.codec in ("libx265", "hevc_nvenc") and plan.muxer in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # Apple's players want it
+        if display_matrix is not None:
+            stream.set_display_matrix(display_matrix)
+        stream.time_base = self._times.clock.tick
+        stream.metadata.update(info.get("metadata", {}))
+        if info.get("disposition") is not None:
+            stream.disposition = info["disposition"]
+        self._stream = stream
+        self.stream_index = stream.index
+
+    def _write_header(self) -> None:
+        try:
+            self._output.start_encoding()
+        except (av.error.FFmpegError, ValueError) as error:
+            plan = self._plan
+            given = " ".join(f"{k}={v}" for k, v in plan.options.items())
+            raise UsageError(
+                f"{self._name}: {plan.codec} does not accept these settings for {plan.width}x{plan.height} {plan.pix_fmt} "
+                f"({given or 'defaults'}: {describe_av_error(error)}); change --codec, --encoder-preset or --encoder-option"
+            ) from None
+        unknown = [key for key in self._stream.codec_context.options if key in self._plan.options]
+        if unknown:
+            raise UsageError(f"--encoder-option {unknown[0]}: {self._plan.codec} has no such option")
+        self._packet_tick = self._stream.time_base or self._times.clock.tick
+
+    # ----------------------------------------------------------------- writing
+
+    def write(self, frame: Frame) -> None:
+        """Encode one frame. `frame.pts` must exceed that of the frame before.
+
+        Raises:
+            OutputError: the file cannot be written (disk full, say) or the encoder fails.
+        """
+        plan = self._plan
+        picture = frame_from_planes(frame.planes, plan.pix_fmt, plan.width, plan.height)
+        picture.colorspace = plan.tags.matrix
+        picture.color_range = plan.tags.range
+        picture.color_trc = plan.tags.transfer
+        picture.color_primaries = plan.tags.primaries
+        picture.pts = len(self._pts)
+        picture.time_base = self._stream.codec_context.time_base
+        assert frame.pts is not None
+        self._pts.append(frame.pts)
+        self._guarded(lambda: self._pending.extend(self._stream.encode(picture)))
+        self._guarded(lambda: self._mux_ready(final=False))
+
+    def close(self) -> None:
+        """Flush encoder and other streams, write the trailer."""
+        self._guarded(lambda: self._pending.extend(self._stream.encode(None)))
+        self._guarded(lambda: self._mux_ready(final=True))
+        if self._carrier is not None:
+            for packet in self._carrier.packets_until(None):
+                self._guarded(lambda p=packet: self._output.mux(p))  # type: ignore[misc]
+        self._guarded(self._output.close)
+
+    def abort(self) -> None:
+        """Give up; the file is left as it is for the caller to remove."""
+        try:
+            self._output.close()
+        except (av.error.FFmpegError, ValueError, OSError):
+            return  # the output is being thrown away; why it cannot be finished does not matter
+
+    def _guarded(self, action: Any) -> None:
+        try:
+            action()
+        except (av.error.FFmpegError, OSError) as error:
+            reason = describe_av_error(error)
+            hint = "; free some space and run the command again" if "space" in reason else ""
+            raise OutputError(f"{self._name}: writing failed ({reason}){hint}") from error
+
+    def _mux_ready(self, *, final: bool) -> None:
+        """Mux what the encoder gave, as soon as the next frame's time (the duration) is known."""
+        rate_base = self._stream.codec_context.time_base
+        while self._pending:
+            packet = self._pending[0]
+            index = round(packet.pts * packet.time_base / rate_base)
+            if index + 1 >= len(self._pts) and not final:
+                return
+            self._pending.popleft()
+            order = index if packet.dts is None else round(packet.dts * packet.time_base / rate_base)
+            start, end = self._tick(index), self._tick(index + 1)
+            packet.pts, packet.dts = start, min(self._tick(order), start)
+            packet.time_base = self._packet_tick
+            packet.duration = end - start
+            packet.stream = self._stream
+            if self._carrier is not None:
+                for other in self._carrier.packets_until(packet.dts * self._packet_tick):
+                    self._output.mux(other)
+            self._output.mux(packet)
+
+    def _seconds(self, index: int) -> Fraction:
+        """Output presentation time of a frame; indices before the first or after the last extrapolate."""
+        times = self._times
+        if index < 0:
+            return self._seconds(0) + index / times.rate
+        if index >= len(self._pts):
+            return (self._pts[-1] + times.last_duration) * times.time_base - times.base
+        return self._pts[index] * times.time_base - times.base
+
+    def _tick(self, index: int) -> int:
+        return round(self._seconds(index) / self._packet_tick)
+
+    # ------------------------------------------------------------------ checks
+
+    @property
+    def frames(self) -> int:
+        """Frames written so far."""
+        return len(self._pts)
+
+    def expected_ticks(self) -> tuple[np.ndarray, Fraction]:
+        """Presentation time of every frame in ticks, and the tick in seconds."""
+        return np.array([self._tick(i) for i in range(len(self._pts))], dtype=np.int64), self._packet_tick
+
+    def end_seconds(self) -> Fraction:
+        """When the last frame ends on the output's clock."""
+        return self._seconds(len(self._pts))
+
+
+def _encoder_rate(codec: str, rate: Fraction) -> Fraction:
+    """The rate as the encoder can hold it (MPEG-4 part 2 counts in 16 bits, MPEG-2 knows a few)."""
+    if codec == "mpeg4" and (rate.numerator > 65535 or rate.denominator > 65535):
+        return rate.limit_denominator(max(1, 65535 // max(1, round(rate))))
+    if codec == "mpeg2video":
+        known = (Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60)
+        return Fraction(min(known, key=lambda k: abs(k - rate)))
+    return rate

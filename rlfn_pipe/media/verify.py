@@ -1,0 +1,48 @@
+"""The end check: what was written is read back and compared with what was meant."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from rlfn_pipe.errors import InputError, OutputError
+from rlfn_pipe.media.opening import open_media
+from rlfn_pipe.media.timing import scan
+
+
+def verify_video(
+    path: Path, name: str, stream_index: int, expected: np.ndarray, tick: Fraction, *, shifted: bool
+) -> None:
+    """Compare frame count and presentation times of a finished file with the plan.
+
+    Args:
+        path: the file to read; `name` is how messages call it.
+        expected: presentation times in ticks of `tick` seconds.
+        shifted: the container may move all times by the same amount (MPEG-TS, AVI).
+
+    Raises:
+        OutputError: the file cannot be read back, or a frame is missing or at another time.
+    """
+    try:
+        with open_media(path) as container:
+            timeline = scan(container, container.streams[stream_index])  # type: ignore[arg-type]
+    except InputError as error:
+        raise OutputError(f"{name}: the finished file cannot be read back ({error})") from None
+    if timeline.frames != len(expected):
+        raise OutputError(f"{name}: {len(expected)} frames were written and {timeline.frames} are in the file")
+    found = timeline.pts
+    factor = timeline.time_base / tick
+    ticks = found * factor.numerator
+    wanted = expected * factor.denominator
+    if shifted and len(found):
+        ticks, wanted = ticks - ticks[0], wanted - wanted[0]
+    # A container that rounds (its ticks are not ours) may be off by half of one of its ticks.
+    off = np.abs(ticks - wanted) > (factor.numerator if factor.denominator == 1 and factor != 1 else 0)
+    if off.any():
+        first = int(np.argmax(off))
+        raise OutputError(
+            f"{name}: frame {first} is shown at {float(found[first] * timeline.time_base):.6f} s "
+            f"instead of {float(expected[first] * tick):.6f} s"
+        )
