@@ -1,0 +1,108 @@
+"""Checkpoints: all that a run needs to go on, written so that the old one survives any failure."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlfn_pipe.errors import TrainingError
+
+_FORMAT = 1
+
+
+@dataclass
+class State:
+    """Where a run stands. Tensors are on the CPU in a state that was loaded.
+
+    `step` counts the updates of stage `stage` (index from 0); `elapsed` is its training time in
+    seconds over all interruptions; `images` and `seconds` count over the whole run.
+    `rate_factor` is below 1 after a roll-back. `position` needs no more than stage and step:
+    batches are a function of them.
+    """
+
+    model: dict[str, Tensor]
+    architecture: dict[str, Any]
+    recipe: str
+    recipe_name: str
+    ema: dict[str, Tensor] | None = None
+    optimiser: list[dict[str, Any]] | None = None
+    stage: int = 0
+    step: int = 0
+    elapsed: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    rate_factor: float = 1.0
+    rollbacks: int = 0
+    recent_loss: float = 0.0
+    scaler: dict[str, Any] = field(default_factory=dict)
+    random: dict[str, Any] = field(default_factory=dict)
+    best_psnr: float = 0.0
+    finished: bool = False
+    version: str = ""
+    device: str = ""
+    format: int = _FORMAT
+
+
+def save(path: Path, state: State) -> None:
+    """Write `state` to `path` by way of a temporary file beside it.
+
+    Raises TrainingError when the disk is full or the place cannot be written; the checkpoint
+    that was there before is then untouched.
+    """
+    save_tensors(path, {f.name: getattr(state, f.name) for f in fields(State)})
+
+
+def save_tensors(path: Path, data: dict[str, Any]) -> None:
+    """Write tensors and plain data to `path` by way of a temporary file; raises as `save` does."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        with open(partial, "wb") as out:
+            torch.save(data, out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise TrainingError(
+            f"{path}: the checkpoint cannot be saved ({reason}); the one before it is kept,"
+            " make room and start the same command with --resume"
+        ) from error
+
+
+def load(path: Path) -> State:
+    """Read a checkpoint; TrainingError with one sentence when it is not one."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
+        raise TrainingError(f"{path}: cannot be read as a checkpoint ({type(e).__name__}); use another") from e
+    if not isinstance(found, dict) or found.get("format") != _FORMAT or "recipe_name" not in found:
+        raise TrainingError(f"{path}: is not a checkpoint of rlfn-pipe's training (format {_FORMAT}); use another")
+    return State(**{f.name: found[f.name] for f in fields(State) if f.name in found})
+
+
+def random_states() -> dict[str, Any]:
+    """The generators' states as tensors (CPU, and each CUDA device's)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put the generators back where `random_states` saw them."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if states.get("cuda") and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def describe_architecture(spec: Any) -> dict[str, Any]:
+    """What must agree between a checkpoint and a recipe."""
+    keys = ("name", "scale", "channels", "mid_channels", "blocks", "esa_channels", "input_range")
+    return {key: value for key, value in asdict(spec).items() if key in keys}

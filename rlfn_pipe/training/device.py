@@ -1,0 +1,74 @@
+"""Device, precision and processes of a run."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+
+from rlfn_pipe.errors import TrainingError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX-512 bf16 or AMX), as Linux tells."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where and in which precision the steps run; rank and world size of a distributed run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context in which the forward pass runs."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def describe(self) -> str:
+        """For logs: the device's name and the precision."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        many = f" x {self.world}" if self.world > 1 else ""
+        return f"{name}{many}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def choose_compute(device: str, precision: str) -> Compute:
+    """Settle `auto` in device and precision; join the process group that torchrun set up, if any.
+
+    Raises TrainingError for a device that is not there.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    kind = device
+    if device == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and world > 1:
+        kind = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if kind.startswith("cuda") and not torch.cuda.is_available():
+        raise TrainingError(f"device {device}: no CUDA device is usable here; use --device cpu")
+    try:
+        chosen = torch.device(kind)
+    except RuntimeError as error:
+        raise TrainingError(f"device {device!r} is unknown; use auto, cpu or cuda") from error
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if precision == "auto":
+        precision = "bf16" if chosen.type == "cuda" or cpu_has_bf16() else "fp32"
+    if precision == "fp16" and chosen.type != "cuda":
+        raise TrainingError("precision fp16 trains on CUDA only; use bf16 or fp32")
+    return Compute(chosen, _DTYPES[precision], rank, world)

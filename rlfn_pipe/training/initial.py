@@ -1,0 +1,51 @@
+"""Initial weights of a stage: from a file, with the layers that fit."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlfn_pipe.errors import TrainingError
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """State dict out of a checkpoint of ours (its moving average if it has one), .pth or .safetensors."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise TrainingError(f"{path}: reading it needs the package safetensors; install it or use a .pth") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path}: cannot be read as initial weights ({type(error).__name__})") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise TrainingError(f"{path}: is no valid safetensors file ({error})") from error
+        raise
+    if isinstance(found, dict) and "recipe_name" in found:
+        found = found["ema"] or found["model"]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise TrainingError(f"{path}: holds no state dict to start from; give a weights file or a checkpoint")
+    return found
+
+
+def take_fitting(model: nn.Module, weights: dict[str, Tensor], where: str) -> list[str]:
+    """Load the tensors of equal name and shape; return the names of those left as they were.
+
+    A network of another scale shares all but the last layer. TrainingError when less than half
+    of the tensors fit, for then the file is of another architecture.
+    """
+    own = model.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if 2 * len(fitting) < len(own):
+        raise TrainingError(
+            f"{where}: only {len(fitting)} of {len(own)} tensors fit the recipe's network;"
+            " it is of another architecture"
+        )
+    model.load_state_dict({**own, **fitting})
+    return sorted(own.keys() - fitting.keys())

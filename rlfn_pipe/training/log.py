@@ -1,0 +1,43 @@
+"""A run's log: one JSON object a line, cut back to the checkpoint when a run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlfn_pipe.training.events import TrainProgress, Validated
+
+
+class Log:
+    """Appends records to `path`; each has `kind` ("train", "validation"), `stage` and `step`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def cut(self, stage: int, step: int) -> None:
+        """Drop the records after (stage, step): what was done after the checkpoint is done again."""
+        kept = [r for r in read_log(self._path) if (r["stage"], r["step"]) <= (stage, step)]
+        partial = self._path.with_name(self._path.name + ".part")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(partial, self._path)
+
+    def add(self, event: TrainProgress | Validated) -> None:
+        """Append an event."""
+        kind = "train" if isinstance(event, TrainProgress) else "validation"
+        with open(self._path, "a", encoding="utf-8") as out:
+            out.write(json.dumps({"kind": kind, **asdict(event)}) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a log (a line cut off by a crash is left out)."""
+    records = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return records

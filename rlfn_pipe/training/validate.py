@@ -1,0 +1,52 @@
+"""PSNR on the held-back images while a run goes (the benchmark sets are for `evaluate` alone)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlfn_pipe.training.data import Pairs
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """BT.601 luma 16..235 of RGB in 0..255: (N, 3, h, w) -> (N, h, w), not rounded."""
+    weights = rgb.new_tensor([65.481, 128.553, 24.966]) / 255
+    return torch.einsum("nchw,c->nhw", rgb, weights) + 16
+
+
+def psnr_y(sr: Tensor, hr: Tensor, border: int) -> float:
+    """PSNR in dB on luma of RGB in 0..1 (SR is clamped and rounded to 8 bit), border left out."""
+    difference = luma((sr.clamp(0, 1) * 255).round()) - luma(hr * 255)
+    error = difference[:, border:-border, border:-border].double().square().mean().item()
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+class Validation:
+    """Central crops of held-back images, and the mean PSNR-Y of a network on them."""
+
+    def __init__(self, pairs: Pairs, images: int, crop: int, device: torch.device) -> None:
+        scale = pairs.scale
+        self._scale = scale
+        self._crops: list[tuple[Tensor, Tensor]] = []
+        for hr, versions in list(zip(pairs.hr, pairs.lr, strict=True))[:images]:
+            lr = versions[0]
+            height, width = (min(crop // scale, side) for side in lr.shape[:2])
+            top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
+            large = hr[top * scale : (top + height) * scale, left * scale : (left + width) * scale]
+            small = lr[top : top + height, left : left + width]
+            self._crops.append((_to_tensor(small, device), _to_tensor(large, device)))
+
+    @torch.no_grad()
+    def psnr(self, model: nn.Module) -> float:
+        """Mean PSNR-Y in dB of `model` (values in 0..1, fp32)."""
+        was_training = model.training
+        model.eval()
+        values = [psnr_y(model(small), large, self._scale) for small, large in self._crops]
+        model.train(was_training)
+        return float(np.mean(values))
+
+
+def _to_tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (h, w, 3) -> float (1, 3, h, w) in 0..1, channels last."""
+    return torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2).to(device).float() / 255
