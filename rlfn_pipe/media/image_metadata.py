@@ -1,0 +1,208 @@
+"""What belongs to a picture beside its pixels: ICC profile, EXIF, resolution, PNG colour chunks."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ORIENTATION = 0x0112
+EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
+MAKER_NOTE = 0x927C
+
+#: A JPEG marker segment holds 65533 bytes.
+LARGEST_JPEG_EXIF = 65_533
+
+_WIDTH_TAGS, _HEIGHT_TAGS = (0x0100, 0xA002), (0x0101, 0xA003)
+
+#: Tags of the first directory that describe how the old file stored its pixels, not the picture.
+_STORAGE_TAGS = frozenset(
+    {0x00FE, 0x00FF, 0x0102, 0x0103, 0x0106, 0x010A, 0x0111, 0x0115, 0x0116, 0x0117, 0x011C, 0x013D}
+    | {0x013F, 0x0140, 0x0142, 0x0143, 0x0144, 0x0145, 0x014A, 0x014C, 0x0151, 0x0152, 0x0153, 0x015B}
+    | {0x0211, 0x0212, 0x0213}
+    | set(range(0x0200, 0x020A))
+    | {0x02BC, 0x83BB, 0x8649, 0x8773}
+)
+#: In TIFF the size and resolution are storage, too; the writer sets its own.
+_TIFF_ONLY = frozenset({0x0100, 0x0101, 0x011A, 0x011B, 0x0128})
+
+#: PNG chunks that say how its values are to be read as colour.
+_COLOUR_CHUNKS = frozenset({b"gAMA", b"cHRM", b"sRGB", b"cICP"})
+
+
+@dataclass(frozen=True)
+class ImageMeta:
+    """Metadata of one picture as read.
+
+    `format` is what the file is ("png", "jpg", "webp", "tiff", "bmp", "avif"), whatever its name.
+    `icc` is a sound profile as stored, `exif` a TIFF block without the "Exif" prefix, its
+    orientation already reset to 1 and its thumbnail gone. `dpi` is (x, y) in dots an inch.
+    `lossless` says that a WebP was stored losslessly. `png_chunks` are colour chunks of a PNG.
+    `notes` are sentences about what was read otherwise than a user may expect.
+    """
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    format: str = "png"
+    dpi: tuple[float, float] | None = None
+    lossless: bool = False
+    png_chunks: tuple[tuple[bytes, bytes], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------ EXIF
+
+
+def read_exif(picture: Image.Image) -> tuple[Image.Exif | None, str | None]:
+    """The EXIF of an open picture, or a note why it is left out."""
+    try:
+        exif = picture.getexif()
+        for directory in (EXIF_IFD, GPS_IFD):
+            exif.get_ifd(directory)
+        exif.tobytes()
+    # Pillow's parser raises whatever a broken offset or type runs it into.
+    except Exception as error:
+        return None, f"the EXIF data is damaged ({type(error).__name__}) and is not kept"
+    return (exif if len(exif) else None), None
+
+
+def orientation_of(exif: Image.Exif | None) -> int:
+    """The EXIF orientation, 1..8; 1 where there is none or it makes no sense."""
+    value = exif.get(ORIENTATION, 1) if exif is not None else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def clean_exif(exif: Image.Exif, format: str) -> bytes | None:
+    """EXIF as a TIFF block with orientation 1, without thumbnail and storage tags; None if that is all."""
+    drop = _STORAGE_TAGS | _TIFF_ONLY if format == "tiff" else _STORAGE_TAGS
+    for tag in [tag for tag in exif if tag in drop]:
+        del exif[tag]
+    if ORIENTATION in exif:
+        exif[ORIENTATION] = 1
+    if not set(exif) - {ORIENTATION}:
+        return None
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def exif_for(exif: bytes, width: int, height: int) -> Image.Exif:
+    """The stored EXIF with its pixel sizes set to those of the output."""
+    result = Image.Exif()
+    result.load(exif)
+    inner = result.get_ifd(EXIF_IFD)
+    for directory in (result, inner):
+        for tags, value in ((_WIDTH_TAGS, width), (_HEIGHT_TAGS, height)):
+            for tag in tags:
+                if tag in directory:
+                    directory[tag] = value
+    return result
+
+
+def exif_directories(exif: Image.Exif) -> dict[int, Any]:
+    """EXIF as tags for a TIFF directory, nested directories as dicts."""
+    tags: dict[int, Any] = {tag: exif[tag] for tag in exif if tag not in _STORAGE_TAGS | _TIFF_ONLY}
+    for directory in (EXIF_IFD, GPS_IFD):
+        if directory in tags:
+            tags[directory] = {tag: v for tag, v in exif.get_ifd(directory).items() if tag != INTEROP_IFD}
+    tags.pop(ORIENTATION, None)
+    return tags
+
+
+def orient(plane: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn a stored plane the way EXIF `orientation` (1..8) says it is to be shown."""
+    if orientation >= 5:
+        plane = plane.T
+    if orientation in (2, 3, 6, 7):
+        plane = plane[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        plane = plane[::-1]
+    return np.ascontiguousarray(plane)
+
+
+# ------------------------------------------------------------------------- ICC
+
+
+def icc_space(icc: bytes | None) -> str | None:
+    """Colour space that an ICC profile is for ("RGB", "GRAY", "CMYK", "Lab"); None if missing or broken."""
+    if icc is None or len(icc) < 128 or icc[36:40] != b"acsp":
+        return None
+    return icc[16:20].decode("latin-1").strip()
+
+
+def icc_fits(icc: bytes | None, grey: bool) -> bool:
+    """Whether the profile describes pictures of this layout."""
+    return icc_space(icc) == ("GRAY" if grey else "RGB")
+
+
+# ------------------------------------------------------------------ PNG chunks
+
+
+def png_colour_chunks(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """The chunks before the pixels that say how a PNG's values are to be read as colour."""
+    return tuple((kind, body) for kind, body in _chunks(head) if kind in _COLOUR_CHUNKS)
+
+
+def png_transparency(head: bytes) -> tuple[int, ...] | None:
+    """The one sample value (grey) or three (RGB) that a PNG without alpha declares transparent."""
+    for kind, body in _chunks(head):
+        if kind == b"tRNS" and len(body) in (2, 6):
+            return struct.unpack(f">{len(body) // 2}H", body)
+    return None
+
+
+def _chunks(head: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = 8
+    while position + 12 <= len(head):
+        length, kind = struct.unpack_from(">I4s", head, position)
+        body = head[position + 8 : position + 8 + length]
+        if kind in (b"IDAT", b"IEND") or len(body) < length:
+            return
+        yield kind, body
+        position += 12 + length
+
+
+def insert_png_chunks(png: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A PNG with further chunks put between its header and everything else."""
+    after_header = 8 + 25
+    packed = b"".join(pack_png_chunk(kind, body) for kind, body in chunks)
+    return png[:after_header] + packed + png[after_header:]
+
+
+def pack_png_chunk(kind: bytes, body: bytes) -> bytes:
+    """One chunk: length, kind, body, checksum."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+# ------------------------------------------------------------------------ CICP
+
+
+def read_nclx(head: bytes) -> tuple[int, int]:
+    """Primaries and transfer (H.273 codes) of an AVIF; (2, 2) where they are not stated."""
+    at = head.find(b"colrnclx")
+    if at < 0 or at + 12 > len(head):
+        return 2, 2
+    primaries, transfer = struct.unpack_from(">HH", head, at + 8)
+    return primaries, transfer
+
+
+def write_nclx(avif: bytes, primaries: int, transfer: int) -> bytes:
+    """The AVIF with other primaries and transfer in its colour box (which overrules the bitstream)."""
+    at = avif.find(b"colrnclx")
+    if at < 0:
+        return avif
+    return avif[: at + 8] + struct.pack(">HH", primaries, transfer) + avif[at + 12 :]
+
+
+def avif_depth(head: bytes) -> int:
+    """Bits of a sample (8, 10 or 12) by the AV1 configurations in an AVIF's header."""
+    depth, at = 8, head.find(b"av1C")
+    while 0 <= at < len(head) - 6:
+        flags = head[at + 6]
+        if flags & 0x40:
+            depth = max(depth, 12 if flags & 0x20 else 10)
+        at = head.find(b"av1C", at + 4)
+    return depth

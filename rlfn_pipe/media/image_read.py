@@ -1,0 +1,343 @@
+"""Reading still pictures into planes.
+
+Pillow reads the headers, judges whether a file is whole, and decodes all that has 8 bits; it is
+strict where OpenCV gives a half-grey picture. OpenCV decodes the deeper pixels (16-bit RGB in PNG
+and TIFF, 10 and 12 bits in AVIF), which Pillow would cut to 8 bits.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from rlfn_pipe.errors import InputError
+from rlfn_pipe.media.image_metadata import (
+    ImageMeta,
+    avif_depth,
+    clean_exif,
+    icc_space,
+    orient,
+    orientation_of,
+    png_colour_chunks,
+    png_transparency,
+    read_exif,
+    read_nclx,
+)
+from rlfn_pipe.media.limits import check_picture_size, max_pixels
+from rlfn_pipe.media.signatures import foreign_name, read_head, sniff
+from rlfn_pipe.types import RANGE_FULL, ColourInfo, Frame
+
+# Failures reach us as empty results; OpenCV would tell them a second time on standard error.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+# One plug-in per format that we accept, so that no other parser ever sees the file.
+_OPENERS = {
+    "png": PngImagePlugin.PngImageFile,
+    "jpg": JpegImagePlugin.jpeg_factory,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "avif": AvifImagePlugin.AvifImageFile,
+}
+
+# The filters of `warnings` are global: only one thread at a time may change them.
+_warnings_lock = threading.Lock()
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+
+#: Code values (of 8 bits) by which two decoders of one picture may differ: colour conversion rounds.
+_AGREEMENT = 4
+
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B", "I;16L"})
+_ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+
+def read_image(path: Path, index: int = 0) -> tuple[Frame, ImageMeta]:
+    """Decode a still picture; of several pictures in a file the first.
+
+    What the file is, its content says, not its name. Planes are (R, G, B) or (Y,), then A where
+    there is transparency; uint8, or uint16 where the file has more than 8 bits (`bit_depth` 16, or
+    10 and 12 as stored). Full range, upright (EXIF orientation applied). Palettes become RGB, one
+    bit becomes 8-bit grey, CMYK and Lab become sRGB (by their profile where there is one).
+    `index` is the frame's index.
+
+    Raises:
+        InputError: the file is missing, empty, cut short, damaged, too large or no picture.
+    """
+    head = read_head(path)
+    format = _image_format(path, head)
+    with path.open("rb") as file:
+        data = file.read() if format == "avif" else file.read(1 << 20)
+        file.seek(0)
+        if format == "webp":
+            check_picture_size(path, *_webp_size(path, data))
+        try:
+            picture = _open(format, file)
+            check_picture_size(path, *picture.size)
+            return _decode(path, picture, data, format, index)
+        except InputError:
+            raise
+        except MemoryError:
+            raise InputError(
+                f"{path}: not enough memory to decode the picture; free some or use a smaller one"
+            ) from None
+        # The parsers raise errors of many kinds (SyntaxError, struct.error, ...) on damaged files.
+        except Exception as error:
+            reason = str(error).strip().rstrip(".") or type(error).__name__
+            raise InputError(
+                f"{path}: the {format} picture is damaged or cut short ({reason}); copy or export it again"
+            ) from error
+
+
+def _image_format(path: Path, head: bytes) -> str:
+    if not head:
+        raise InputError(f"{path} is empty (0 bytes); copy it again")
+    found = sniff(head)
+    if found is None:
+        foreign = foreign_name(head)
+        if foreign:
+            raise InputError(f"{path} is a {foreign} file, which is not read; convert it to png first")
+        raise InputError(f"{path} is not a picture (its content is of no known image format); leave it out")
+    kind, name = found
+    if kind == "video":
+        raise InputError(f"{path} is a {name} video with an image's name; rename it to its true extension")
+    return name
+
+
+def _open(format: str, file: IO[bytes]) -> ImageFile.ImageFile:
+    """Read the header. Our bound on pixels replaces Pillow's, which is lower and global."""
+    Image.MAX_IMAGE_PIXELS = max_pixels()
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _OPENERS[format](file, None)
+
+
+def _webp_size(path: Path, data: bytes) -> tuple[int, int]:
+    """Canvas size by the header: Pillow's plug-in allocates the canvas while it opens the file."""
+    chunk, body = data[12:16], data[20:30]
+    if len(body) == 10:
+        if chunk == b"VP8X":
+            return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+        if chunk == b"VP8L":
+            bits = int.from_bytes(body[1:5], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        if chunk == b"VP8 ":
+            return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    raise InputError(f"{path}: the webp picture is damaged (no picture header); copy or export it again")
+
+
+def _decode(
+    path: Path, picture: ImageFile.ImageFile, data: bytes, format: str, index: int
+) -> tuple[Frame, ImageMeta]:
+    notes: list[str] = []
+    # Loading changes the picture object, so what the header says is taken first.
+    depth = _stored_depth(picture, data, format)
+    rawmode = _rawmode(picture)
+    tiff_tags = dict(picture.tag_v2) if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+    info = dict(picture.info)
+    if getattr(picture, "is_animated", False):
+        notes.append("only the first picture in the file is used (the rest: animation, pages or a gain map)")
+    if format != "tiff":
+        picture.load()  # EXIF may follow the pixels
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exif, note = read_exif(picture)
+    if note:
+        notes.append(note)
+    orientation = orientation_of(exif)
+    stored_exif = clean_exif(exif, format) if exif is not None else None
+    if format == "tiff":
+        picture.load()  # turns the pixels and forgets the orientation
+
+    array: np.ndarray | None = None
+    if depth > 8 and picture.mode in ("RGB", "RGBA"):
+        array = _decode_deep(path, picture, rawmode, depth)
+        if array is None:
+            notes.append(f"{depth} bits a sample are read as 8")
+    if array is None:
+        if format == "tiff":
+            orientation = 1  # Pillow has turned it while loading
+        array, depth = _decode_shallow(path, picture, info, tiff_tags, depth, notes)
+    array = _with_transparent_colour(array, data, depth, format)
+
+    stored_planes = cv2.split(array) if array.ndim == 3 else (array,)
+    planes = tuple(orient(plane, orientation) for plane in stored_planes)
+    icc: bytes | None = info.get("icc_profile")
+    grey = len(planes) <= 2
+    if icc and icc_space(icc) is None:
+        notes.append("the ICC profile is damaged and is not kept")
+        icc = None
+    elif icc and icc_space(icc) not in ("RGB", "GRAY"):
+        icc = None  # used up by the conversion to sRGB
+    primaries, transfer = read_nclx(data) if format == "avif" else (2, 2)
+    colour = ColourInfo(
+        primaries=primaries,
+        transfer=transfer,
+        range=RANGE_FULL,
+        bit_depth=depth,
+        subsampling="grey" if grey else "rgb",
+        alpha=len(planes) in (2, 4),
+    ).resolved(planes[0].shape[0])
+    meta = ImageMeta(
+        icc=icc,
+        exif=stored_exif,
+        format=format,
+        dpi=_resolution(info),
+        lossless=format == "webp" and b"VP8L" in data[:4096],
+        png_chunks=png_colour_chunks(data) if format == "png" else (),
+        notes=tuple(notes),
+    )
+    return Frame(planes=planes, colour=colour, index=index), meta
+
+
+def _rawmode(picture: ImageFile.ImageFile) -> str:
+    """How the samples lie in the file, in Pillow's words ("RGB;16B", ...)."""
+    if not picture.tile:
+        return ""
+    arguments = picture.tile[0].args
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _stored_depth(picture: ImageFile.ImageFile, data: bytes, format: str) -> int:
+    if format == "avif":
+        return avif_depth(data)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        bits = picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))
+        return int(max(bits)) if isinstance(bits, tuple) else int(bits)
+    return 16 if ";16" in _rawmode(picture) else 8
+
+
+def _decode_deep(path: Path, picture: Image.Image, rawmode: str, depth: int) -> np.ndarray | None:
+    """Pixels above 8 bits: HxWx{2,3,4} uint16 in RGB(A) or grey, alpha order; None where OpenCV cannot.
+
+    `picture` holds the same pixels as Pillow decoded them, at 8 bits. OpenCV mistakes some layouts
+    (planes stored one after another in TIFF, the still picture of an animation) for others, so
+    what it gives counts only where both agree.
+    """
+    try:
+        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if array is None or array.dtype != np.uint16 or array.ndim != 3:
+        return None
+    alpha = array.shape[2] == 4
+    array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if alpha else cv2.COLOR_BGR2RGB)
+    expected = np.array(picture.convert("RGBA" if alpha else "RGB"))
+    if expected.shape != array.shape:
+        return None
+    premultiplied = rawmode.startswith("RGBa")
+    if premultiplied:
+        weight = expected[..., 3:].astype(np.uint16)
+        expected[..., :3] = (expected[..., :3] * weight + 127) // 255
+    # A transparent colour (tRNS) is alpha to OpenCV and not yet to Pillow.
+    compared = 4 if alpha and picture.mode == "RGBA" else 3
+    short = np.right_shift(array[..., :compared], depth - 8).astype(np.uint8)
+    if int(cv2.absdiff(short, np.ascontiguousarray(expected[..., :compared])).max()) > _AGREEMENT:
+        return None
+    if rawmode.startswith("LA;16"):
+        return np.ascontiguousarray(array[..., (0, 3)])
+    return _unpremultiplied(array, (1 << depth) - 1) if premultiplied else array
+
+
+def _unpremultiplied(array: np.ndarray, white: int) -> np.ndarray:
+    """RGBA whose colours were stored multiplied by alpha, with that undone."""
+    alpha = array[..., 3:].astype(np.float32)
+    colours = array[..., :3].astype(np.float32) * (white / np.maximum(alpha, 1.0))
+    result = array.copy()
+    result[..., :3] = np.minimum(np.rint(colours), white).astype(array.dtype)
+    return result
+
+
+def _decode_shallow(
+    path: Path,
+    picture: Image.Image,
+    info: dict[Any, Any],
+    tiff_tags: dict[int, Any],
+    depth: int,
+    notes: list[str],
+) -> tuple[np.ndarray, int]:
+    """What Pillow decodes by itself: 8-bit pixels of every kind, and 16-bit grey. With its bit depth."""
+    mode = picture.mode
+    if mode in ("I", "F"):
+        raise InputError(
+            f"{path}: signed, 32-bit and floating-point samples are not read; convert the picture to 16 bits"
+        )
+    if mode.startswith("I;16"):
+        array = np.array(picture).astype(np.uint16)
+        if tiff_tags.get(_PHOTOMETRIC) == 0:
+            array = ((1 << depth) - 1) - array
+        return array, depth
+    if depth > 8 and mode in ("CMYK", "LAB"):
+        notes.append(f"{depth} bits a sample are read as 8")
+    if mode in ("CMYK", "LAB"):
+        picture = _to_srgb(picture, info.get("icc_profile"), notes)
+    elif mode in _GREY_MODES:
+        picture = picture.convert("LA" if mode in _ALPHA_MODES else "L")
+    elif (mode == "P" and info.get("transparency") is not None) or mode in _ALPHA_MODES:
+        picture = picture.convert("RGBA")
+    else:
+        picture = picture.convert("RGB")
+    return np.array(picture), 8
+
+
+def _to_srgb(picture: Image.Image, icc: object, notes: list[str]) -> Image.Image:
+    """CMYK or Lab as sRGB, by the embedded profile where it is one for this space."""
+    name = "CMYK" if picture.mode == "CMYK" else "Lab"
+    srgb = ImageCms.createProfile("sRGB")
+    profile: ImageCms.ImageCmsProfile | None = None
+    if isinstance(icc, bytes) and icc_space(icc) == name:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    elif name == "Lab":
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    if profile is not None:
+        try:
+            converted = ImageCms.profileToProfile(picture, profile, srgb, outputMode="RGB")
+        except ImageCms.PyCMSError:
+            profile = None
+        else:
+            if converted is not None:
+                notes.append(f"{name} is converted to sRGB by its colour profile")
+                return converted
+    notes.append(f"{name} without a usable profile is converted to RGB by the plain formula")
+    return picture.convert("RGB")
+
+
+def _with_transparent_colour(array: np.ndarray, data: bytes, depth: int, format: str) -> np.ndarray:
+    """Alpha made from PNG's single transparent colour, compared at the depth that the file has."""
+    key = png_transparency(data) if format == "png" else None
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    if key is None or channels != len(key):
+        return array
+    stored_depth = data[24]
+    white = (1 << depth) - 1
+    # Grey of 1, 2 and 4 bits was spread to 8 by Pillow; the key is still in the file's own units.
+    scaled = [value * white // ((1 << stored_depth) - 1) for value in key]
+    stacked = array.reshape(*array.shape[:2], channels)
+    opaque = (stacked != np.array(scaled, dtype=np.int64)).any(axis=-1, keepdims=True)
+    return np.concatenate([stacked, np.where(opaque, white, 0).astype(array.dtype)], axis=-1)
+
+
+def _resolution(info: dict[Any, Any]) -> tuple[float, float] | None:
+    dpi = info.get("dpi")
+    if not isinstance(dpi, tuple) or len(dpi) != 2:
+        return None
+    x, y = float(dpi[0]), float(dpi[1])
+    return (x, y) if 1 < x < 1e5 and 1 < y < 1e5 else None

@@ -1,0 +1,284 @@
+"""Writing still pictures: encode in memory, metadata included, then one rename into place."""
+
+from __future__ import annotations
+
+import errno
+import io
+import secrets
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from rlfn_pipe.errors import OutputError
+from rlfn_pipe.media.image_metadata import (
+    LARGEST_JPEG_EXIF,
+    ImageMeta,
+    exif_directories,
+    exif_for,
+    icc_fits,
+    insert_png_chunks,
+    pack_png_chunk,
+    write_nclx,
+)
+from rlfn_pipe.media.limits import check_output_size
+from rlfn_pipe.media.signatures import TEMPORARY_SUFFIX
+from rlfn_pipe.types import Frame
+
+#: `--quality` where none is given; the lossless formats have none.
+DEFAULT_QUALITY = {"jpg": 95, "webp": 90, "avif": 80}
+
+#: From this quality on JPEG and AVIF keep full chroma resolution.
+_FULL_CHROMA_FROM = 75
+
+# Level 3 is three times as fast as zlib's usual 6 for files about a tenth larger.
+_DEFLATE_LEVEL = 3
+
+_TIFF_STRIP_BYTES = 1 << 20
+_TIFF_LARGEST = 2**32 - 2**20
+_NO_ALPHA = frozenset({"jpg", "bmp"})
+_COLOUR_ONLY = frozenset({"webp", "avif"})
+_METRES_PER_INCH = 0.0254
+
+
+def write_image(path: Path, frame: Frame, meta: ImageMeta, *, format: str, quality: int | None = None) -> int:
+    """Encode `frame` as `format` and rename it into place; returns the file's size in bytes.
+
+    `frame` is full-range RGB or grey, with or without alpha, 8 bits in uint8 or 9..16 in uint16;
+    samples are scaled to a depth that the format has. `quality` is 1..100 (jpg, webp, avif; webp is
+    lossless at 100, or where the source was and no quality is given; None: `DEFAULT_QUALITY`). jpg
+    and bmp have no alpha: the picture is laid over white. ICC is embedded where it fits the pixels,
+    EXIF and resolution where the format has a place for them. The folder is made where it is
+    missing; a failure leaves neither a half file nor a temporary one.
+
+    Raises:
+        OutputError: the picture does not fit the format, or the file cannot be written.
+    """
+    check_output_size(path, frame.width, frame.height, format)
+    encoded = _encode(path, _samples(frame, format), frame, meta, format, quality)
+    _write_atomically(path, encoded)
+    return len(encoded)
+
+
+def output_depth(depth: int, format: str) -> int:
+    """Bits of a sample that `format` stores for a picture of `depth` bits."""
+    if depth <= 8 or format not in ("png", "tiff", "avif"):
+        return 8
+    if format == "avif":
+        return 10 if depth <= 10 else 12
+    return 16
+
+
+# --------------------------------------------------------------------- samples
+
+
+def _samples(frame: Frame, format: str) -> np.ndarray:
+    """HxW or HxWx{2,3,4} samples, grey or RGB first and alpha last, as `format` stores them."""
+    planes, colour = frame.planes, frame.colour
+    if colour.subsampling not in ("rgb", "grey"):
+        raise ValueError("write_image takes RGB or grey frames")
+    depth = output_depth(colour.bit_depth, format)
+    planes = tuple(_rescaled(np.asarray(plane), colour.bit_depth, depth) for plane in planes)
+    if colour.alpha and format in _NO_ALPHA:
+        planes = tuple(_over_white(plane, planes[-1]) for plane in planes[:-1])
+    if len(planes) <= 2 and format in _COLOUR_ONLY:
+        planes = (planes[0],) * 3 + planes[1:]
+    contiguous = [np.ascontiguousarray(plane) for plane in planes]
+    return contiguous[0] if len(contiguous) == 1 else cv2.merge(contiguous)
+
+
+def _rescaled(plane: np.ndarray, depth: int, wanted: int) -> np.ndarray:
+    if depth == wanted:
+        return plane
+    white, wanted_white = (1 << depth) - 1, (1 << wanted) - 1
+    scaled = (plane.astype(np.uint32) * wanted_white + white // 2) // white
+    return scaled.astype(np.uint8 if wanted == 8 else np.uint16)
+
+
+def _over_white(plane: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    opacity = alpha.astype(np.uint32)
+    return ((plane * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+
+
+# -------------------------------------------------------------------- encoding
+
+
+def _encode(
+    path: Path, array: np.ndarray, frame: Frame, meta: ImageMeta, format: str, quality: int | None
+) -> bytes:
+    height, width = array.shape[:2]
+    grey = array.ndim == 2 or array.shape[2] == 2
+    icc = meta.icc if icc_fits(meta.icc, grey) else None
+    exif = exif_for(meta.exif, width, height) if meta.exif else None
+    if format == "tiff":
+        return _encode_tiff(path, array, meta, icc, exif)
+    if format == "png":
+        return _encode_png(array, frame, meta, icc, exif)
+    extra: dict[str, Any] = {}
+    if meta.dpi and format in ("jpg", "bmp"):
+        extra["dpi"] = meta.dpi
+    if icc and format != "bmp":
+        extra["icc_profile"] = icc
+    if exif is not None and format != "bmp":
+        block = exif.tobytes()
+        if format != "jpg" or len(block) <= LARGEST_JPEG_EXIF:
+            extra["exif"] = block
+    chosen = quality if quality is not None else DEFAULT_QUALITY.get(format, 0)
+    if format == "avif":
+        encoded = _encode_avif(array, frame, chosen, extra)
+        primaries, transfer = frame.colour.primaries, frame.colour.transfer
+        return write_nclx(encoded, primaries, transfer) if (primaries, transfer) != (2, 2) else encoded
+    if format == "jpg":
+        extra |= {"quality": chosen, "subsampling": 0 if chosen >= _FULL_CHROMA_FROM else 2}
+    elif format == "webp":
+        lossless = chosen == 100 or (quality is None and meta.lossless)
+        extra |= {"lossless": True, "exact": True, "quality": 50} if lossless else {"quality": chosen}
+    return _saved(array, {"jpg": "JPEG", "webp": "WEBP", "bmp": "BMP"}[format], extra)
+
+
+def _saved(array: np.ndarray, name: str, parameters: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format=name, **parameters)
+    return buffer.getvalue()
+
+
+def _encode_avif(array: np.ndarray, frame: Frame, quality: int, extra: dict[str, Any]) -> bytes:
+    if array.dtype == np.uint8:
+        chroma = "4:4:4" if quality >= _FULL_CHROMA_FROM else "4:2:0"
+        return _saved(array, "AVIF", {"quality": quality, "subsampling": chroma, "speed": 6, **extra})
+    kinds = {cv2.IMAGE_METADATA_ICCP: "icc_profile", cv2.IMAGE_METADATA_EXIF: "exif"}
+    present = {kind: extra[key].removeprefix(b"Exif\0\0") for kind, key in kinds.items() if key in extra}
+    depth = output_depth(frame.colour.bit_depth, "avif")
+    return _opencv(
+        ".avif",
+        array,
+        [cv2.IMWRITE_AVIF_DEPTH, depth, cv2.IMWRITE_AVIF_QUALITY, quality, cv2.IMWRITE_AVIF_SPEED, 8],
+        present,
+    )
+
+
+def _opencv(extension: str, array: np.ndarray, parameters: list[int], metadata: dict[int, bytes]) -> bytes:
+    bgr = cv2.cvtColor(array, cv2.COLOR_RGB2BGR if array.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    blocks = [np.frombuffer(block, np.uint8) for block in metadata.values()]
+    done, encoded = cv2.imencodeWithMetadata(extension, bgr, list(metadata), blocks, parameters)
+    if not done:
+        size = f"{bgr.shape[1]}x{bgr.shape[0]}"
+        raise OutputError(f"the {extension[1:]} encoder refused a picture of {size}; write tiff instead")
+    return encoded.tobytes()
+
+
+# ------------------------------------------------------------------------- PNG
+
+
+def _encode_png(
+    array: np.ndarray, frame: Frame, meta: ImageMeta, icc: bytes | None, exif: Image.Exif | None
+) -> bytes:
+    if array.dtype == np.uint8 or array.ndim == 2:
+        png = _saved(array, "PNG", {"compress_level": _DEFLATE_LEVEL})
+    elif array.shape[2] == 2:
+        png = _encode_png_la16(array)
+    else:
+        png = _opencv(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, _DEFLATE_LEVEL], {})
+    chunks: list[tuple[bytes, bytes]] = []
+    if icc:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
+    chunks += [(kind, body) for kind, body in meta.png_chunks if not (icc and kind == b"sRGB")]
+    primaries, transfer = frame.colour.primaries, frame.colour.transfer
+    if (primaries, transfer) != (2, 2) and all(kind != b"cICP" for kind, _ in chunks):
+        chunks.append((b"cICP", bytes((primaries, transfer, 0, 1))))
+    if meta.dpi:
+        x, y = (round(value / _METRES_PER_INCH) for value in meta.dpi)
+        chunks.append((b"pHYs", struct.pack(">IIB", x, y, 1)))
+    if exif is not None:
+        chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    return insert_png_chunks(png, chunks)
+
+
+def _encode_png_la16(array: np.ndarray) -> bytes:
+    """16-bit grey with alpha, which neither library writes.
+
+    A row of it has the same bytes, and the same filter distance, as one of 8-bit RGBA. So it is
+    compressed as that, and the header then says what it is.
+    """
+    png = _saved(array.astype(">u2").view(np.uint8), "PNG", {"compress_level": _DEFLATE_LEVEL})
+    header = bytearray(png[16:29])
+    header[8:10] = 16, 4  # bit depth, colour type
+    return png[:8] + pack_png_chunk(b"IHDR", bytes(header)) + png[33:]
+
+
+# ------------------------------------------------------------------------ TIFF
+
+
+def _encode_tiff(
+    path: Path, array: np.ndarray, meta: ImageMeta, icc: bytes | None, exif: Image.Exif | None
+) -> bytes:
+    """Deflate with horizontal prediction, 8 or 16 bits, any channels; the directory stands before the strips.
+
+    Pillow has no 16-bit colour and OpenCV no metadata in TIFF; Pillow's directory writer does the rest.
+    """
+    height, width = array.shape[:2]
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    samples = array.reshape(height, width, channels)
+    rows = max(1, _TIFF_STRIP_BYTES // (width * channels * array.itemsize))
+    strips = [_tiff_strip(samples[top : top + rows]) for top in range(0, height, rows)]
+    if sum(map(len, strips)) > _TIFF_LARGEST:
+        raise OutputError(f"{path}: the picture needs more than the 4 GiB of a tiff file; write png")
+
+    tags = ImageFileDirectory_v2(prefix=b"II")
+    for tag, value in (exif_directories(exif) if exif is not None else {}).items():
+        tags[tag] = value
+    tags[256], tags[257] = width, height
+    tags[258] = (8 * array.itemsize,) * channels
+    tags[259], tags[317] = 8, 2  # deflate, horizontal prediction
+    tags[262] = 2 if channels >= 3 else 1
+    tags[277], tags[278], tags[284] = channels, rows, 1
+    if channels in (2, 4):
+        tags[338] = 2  # alpha that the colours are not multiplied by
+    if meta.dpi:
+        tags[282], tags[283], tags[296] = *meta.dpi, 2
+    if icc:
+        tags.tagtype[34675] = 7
+        tags[34675] = icc
+    # Counted from the end of the directory; the writer adds its length. Always LONG, whatever the values.
+    starts = np.cumsum([0, *map(len, strips)])
+    tags.tagtype[273] = tags.tagtype[279] = 4
+    tags[273] = tuple(int(start) for start in starts[:-1])
+    tags[279] = tuple(map(len, strips))
+    buffer = io.BytesIO()
+    tags.save(buffer)
+    return b"".join([buffer.getvalue(), *strips])
+
+
+def _tiff_strip(samples: np.ndarray) -> bytes:
+    predicted = samples.copy()
+    predicted[:, 1:] -= samples[:, :-1]
+    little_endian = predicted.astype(predicted.dtype.newbyteorder("<"), copy=False)
+    return zlib.compress(little_endian.tobytes(), _DEFLATE_LEVEL)
+
+
+# --------------------------------------------------------------------- on disk
+
+
+def _write_atomically(path: Path, encoded: bytes) -> None:
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(encoded)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"{path}: the disk is full; free {len(encoded)} bytes and run again") from error
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path} cannot be written ({reason}); choose another place or mend its permissions"
+        ) from error

@@ -1,0 +1,94 @@
+"""Still pictures in and out: the one import for the stages above.
+
+::
+
+    frame, meta = read_image(source)
+    format = output_format(destination, meta, "same")
+    check_output_size(destination, width, height, format)         # before the work
+    target = Target(width, height, target_colour(frame, format))  # -> engine -> result
+    size = write_image(destination, result, meta, format=format, quality=None)
+    notes = meta.notes + conversion_notes(frame, meta, format)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rlfn_pipe.media.image_metadata import ImageMeta, icc_fits
+from rlfn_pipe.media.image_read import read_image
+from rlfn_pipe.media.image_write import DEFAULT_QUALITY, output_depth, write_image
+from rlfn_pipe.media.limits import check_output_size
+from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS, format_named, format_of
+from rlfn_pipe.types import RANGE_FULL, ColourInfo, Frame
+
+__all__ = [
+    "DEFAULT_QUALITY",
+    "IMAGE_EXTENSIONS",
+    "ImageMeta",
+    "check_output_size",
+    "conversion_notes",
+    "output_format",
+    "read_image",
+    "target_colour",
+    "write_image",
+]
+
+_PLAIN_TRANSFERS = (1, 2, 6, 13, 14, 15)
+
+
+def output_format(destination: Path, meta: ImageMeta, requested: str = "same") -> str:
+    """The format to write: the requested one; for "same" what the destination's name says, else the source's.
+
+    Raises:
+        UsageError: `requested` is no image format.
+    """
+    if requested != "same":
+        return format_named(requested)
+    return format_of(destination) or meta.format
+
+
+def target_colour(frame: Frame, format: str) -> ColourInfo:
+    """The colour layout that the engine is to make of `frame` for `format`.
+
+    Full-range RGB, or grey where the source is; depth as the format stores it (16 in png and tiff,
+    10 or 12 in avif, else 8). Alpha is kept for every format: `write_image` lays the picture over
+    white where the format has none, which needs it at full size.
+    """
+    colour = frame.colour
+    grey = colour.subsampling == "grey"
+    return replace(
+        colour,
+        matrix=colour.matrix if grey else 0,
+        range=RANGE_FULL,
+        bit_depth=output_depth(colour.bit_depth, format),
+        subsampling="grey" if grey else "rgb",
+        chroma_location="left",
+    )
+
+
+def conversion_notes(frame: Frame, meta: ImageMeta, format: str) -> tuple[str, ...]:
+    """What of the picture and its metadata `format` cannot carry, a short sentence each."""
+    notes: list[str] = []
+    colour = frame.colour
+    grey = colour.subsampling == "grey"
+    if colour.alpha and format in ("jpg", "bmp"):
+        notes.append(f"{format} has no transparency: the picture is laid over white")
+    depth = output_depth(colour.bit_depth, format)
+    if depth < colour.bit_depth:
+        notes.append(f"{format} stores {depth} bits a sample: {colour.bit_depth} are rounded to {depth}")
+    if meta.icc and (format == "bmp" or not icc_fits(meta.icc, grey and format not in ("webp", "avif"))):
+        notes.append(f"the ICC profile does not fit the {format} pixels and is not kept")
+    if meta.exif and format == "bmp":
+        notes.append("bmp has no place for EXIF: it is not kept")
+    if format not in ("png", "avif") and (colour.transfer not in _PLAIN_TRANSFERS or _has_gamma(meta)):
+        notes.append(f"{format} cannot carry the source's transfer curve: colours may look different")
+    return tuple(notes)
+
+
+def _has_gamma(meta: ImageMeta) -> bool:
+    """Whether a PNG's gAMA chunk asks for another curve than the usual 1/2.2."""
+    if meta.icc or any(kind in (b"sRGB", b"cICP") for kind, _ in meta.png_chunks):
+        return False
+    gammas = [int.from_bytes(body, "big") for kind, body in meta.png_chunks if kind == b"gAMA"]
+    return any(abs(gamma - 45_455) > 500 for gamma in gammas)
