@@ -32,7 +32,7 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="A folder of HR pictures, a set with HR/ and LRx2, LRx3, LRx4 inside, or a folder of such sets.",
+            help="A folder of HR pictures, a set (HR/ with LRx2/, LRx3/, LRx4/), or a folder of such sets.",
             show_default=False,
         ),
     ],
@@ -105,8 +105,8 @@ def evaluate(
 
     def say(name: str, set_name: str, done: int, total: int, result: ImageResult) -> None:
         if not quiet:
-            line = f"{name} {set_name} {done}/{total} {result.name}: {result.psnr_y:.2f} dB, {result.seconds:.2f} s"
-            typer.echo(printable(line), err=True)
+            figures = f"{result.psnr_y:.2f} dB, {result.seconds:.2f} s"
+            typer.echo(printable(f"{name} {set_name} {done}/{total} {result.name}: {figures}"), err=True)
 
     reports = []
     for each in model or ["rlfn-s"]:

@@ -96,7 +96,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_pair(pair: ImagePair, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """The LR and HR picture, both uint8 RGB; HR is cropped to a multiple of `scale`, LR exactly `scale` smaller.
+    """The LR and HR picture, uint8 RGB; HR is cropped to a multiple of `scale`, LR exactly `scale` smaller.
 
     Raises InputError when a picture cannot be read, is too small, or the two sizes do not fit.
     """
@@ -110,8 +110,8 @@ def read_pair(pair: ImagePair, scale: int) -> tuple[np.ndarray, np.ndarray]:
     low = read_image(pair.low)
     if low.shape[:2] != (height, width):
         raise InputError(
-            f"{pair.low} is {low.shape[1]}x{low.shape[0]}, but {pair.high} at scale {scale} needs {width}x{height}; "
-            "use the LR pictures of this set and scale, or --lr make"
+            f"{pair.low} is {low.shape[1]}x{low.shape[0]}, but {pair.high} at scale {scale} needs "
+            f"{width}x{height}; use the LR pictures of this set and scale, or --lr make"
         )
     return low, high
 
@@ -147,7 +147,7 @@ def _read_set(folder: Path, scale: int, low_source: LowSource) -> ImageSet:
     if low_folder is None:
         if low_source == "read":
             raise InputError(
-                f"{folder} has no LRx{scale}/ folder to read; add it or let the LR pictures be made by --lr make"
+                f"{folder} has no LRx{scale}/ folder to read; add it or have LR pictures made by --lr make"
             )
         pairs = tuple(ImagePair(name, path, None) for name, path in highs.items())
     else:

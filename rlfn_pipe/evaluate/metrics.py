@@ -7,11 +7,13 @@ SSIM with an 11x11 Gaussian window of sigma 1.5 where it lies wholly inside (Wan
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from rlfn_pipe.errors import EngineError, UsageError
+from rlfn_pipe.errors import EngineError, InputError, UsageError
 
 __all__ = ["crop_border", "load_lpips", "luma", "psnr", "psnr_rgb", "psnr_y", "ssim", "ssim_y"]
 
@@ -19,6 +21,8 @@ __all__ = ["crop_border", "load_lpips", "luma", "psnr", "psnr_rgb", "psnr_y", "s
 SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 _PEAK = 255.0
+#: Least side for LPIPS: below it AlexNet pools its maps away.
+_LPIPS_SMALLEST = 64
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -86,14 +90,19 @@ def psnr_rgb(first: np.ndarray, second: np.ndarray, border: int) -> float:
 def load_lpips(device: str = "cpu") -> Callable[[np.ndarray, np.ndarray], float]:
     """The LPIPS distance (AlexNet, version 0.1) of two uint8 RGB pictures, lower is nearer.
 
-    Needs the `lpips` package and the AlexNet weights that torchvision fetches once. Raises UsageError
-    when the package is absent, EngineError when the weights are neither cached nor reachable.
+    Needs the `lpips` package and the AlexNet weights that torchvision fetches once. Raises UsageError when
+    the package is absent or its torchvision does not fit torch, EngineError when the weights are neither
+    cached nor reachable; the function raises InputError for pictures with a side below 64 pixels.
     """
     try:
-        import lpips
+        lpips: Any = importlib.import_module("lpips")
     except ImportError as error:
         raise UsageError(
             'LPIPS needs the package "lpips", which is not installed: pip install "rlfn-pipe[lpips]"'
+        ) from error
+    except RuntimeError as error:
+        raise UsageError(
+            f"LPIPS cannot be loaded ({error}); install the torchvision that fits this torch, or drop --lpips"
         ) from error
     import torch
 
@@ -101,7 +110,7 @@ def load_lpips(device: str = "cpu") -> Callable[[np.ndarray, np.ndarray], float]
         network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
     except OSError as error:
         raise EngineError(
-            f"the AlexNet weights of LPIPS could not be fetched ({error}); go online once or leave out --lpips"
+            f"the AlexNet weights of LPIPS could not be fetched ({error}); go online once or drop --lpips"
         ) from error
 
     def tensor(image: np.ndarray) -> torch.Tensor:
@@ -110,6 +119,9 @@ def load_lpips(device: str = "cpu") -> Callable[[np.ndarray, np.ndarray], float]
 
     def distance(first: np.ndarray, second: np.ndarray) -> float:
         _same_shape(first, second)
+        if min(first.shape[:2]) < _LPIPS_SMALLEST:
+            size = f"{first.shape[1]}x{first.shape[0]}"
+            raise InputError(f"LPIPS needs pictures of at least 64x64 pixels, not {size}; drop --lpips")
         with torch.inference_mode():
             return float(network(tensor(first), tensor(second)).item())
 
@@ -123,8 +135,9 @@ def _same_shape(first: np.ndarray, second: np.ndarray) -> None:
 
 def _window() -> np.ndarray:
     offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    weights: np.ndarray = np.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
-    return weights / weights.sum()
+    weights = np.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+    normalised: np.ndarray = weights / weights.sum()
+    return normalised
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
@@ -132,4 +145,5 @@ def _blur(image: np.ndarray) -> np.ndarray:
     height, width = (side - SSIM_WINDOW + 1 for side in image.shape)
     window = _window()
     rows = sum(weight * image[i : i + height] for i, weight in enumerate(window))
-    return np.asarray(sum(weight * rows[:, i : i + width] for i, weight in enumerate(window)))
+    blurred: np.ndarray = np.asarray(sum(weight * rows[:, i : i + width] for i, weight in enumerate(window)))
+    return blurred

@@ -6,7 +6,7 @@ loading uses, `upscale(image, factor)` the bicubic baseline. numpy only.
 The rule: cubic convolution with a = -0.5, widened by 1/scale (and so low-pass) when shrinking; the output
 sample x (from 1) sits at u = x / scale + (1 - 1 / scale) / 2; taps outside the picture take the edge's value;
 the axis with the smaller scale goes first, rows first when equal; integer images are rounded (halves up) and
-clipped to their type after each axis. Reproduces the published LR images of Set5, Set14 and BSD100 bit for bit.
+clipped to their type after each axis. Equals the published LR images of Set5, Set14 and BSD100 bit for bit.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def imresize(
 ) -> np.ndarray:
     """Resize to `height` x `width` by MATLAB's bicubic rule, up or down, each axis on its own.
 
-    `image` is (h, w) or (h, w, channels). uint8 and uint16 come back in their type, rounded after each axis as
-    MATLAB does; floating-point images are neither rounded nor clipped (float64 stays, the rest becomes float32).
-    `antialias` widens the kernel when shrinking. `border` says what taps beyond the edge see: "clamp" the edge's
-    value, "mirror" the picture reflected with its edge repeated (newer MATLAB versions).
+    `image` is (h, w) or (h, w, channels). uint8 and uint16 come back in their type, rounded after each axis
+    as MATLAB does; floating-point images are neither rounded nor clipped (float64 stays, the rest becomes
+    float32). `antialias` widens the kernel when shrinking. `border` says what taps beyond the edge see:
+    "clamp" the edge's value, "mirror" the picture reflected with its edge repeated (newer MATLAB versions).
     Raises ValueError for an empty image, another dtype, a size below 1 or an unknown border.
     """
     _check(image)
@@ -146,7 +146,7 @@ def _whole_taps(factor: int) -> tuple[tuple[int, ...], int, int]:
 
 
 def _shrink(image: np.ndarray, factor: int, axis: int) -> np.ndarray:
-    """One axis of `downscale`: a strided weighted sum over the edge-padded picture, exact in whole numbers."""
+    """One axis of `downscale`: strided weighted sums over the edge-padded picture, in whole numbers."""
     weights, total_weight, first = _whole_taps(factor)
     exact32 = 255 * sum(abs(weight) for weight in weights) + total_weight < _EXACT_FLOAT32
     work: type[np.floating] = np.float32 if exact32 else np.float64

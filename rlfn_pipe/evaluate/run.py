@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,7 +65,7 @@ def evaluate(
     `model` is a name, a weights file, "bicubic", or a spec with its module (taken over as it is, moved to
     `device` and put into evaluation mode). `scale` is needed for "bicubic" only. Networks run whole pictures
     in `precision` ("fp32", "bf16", "fp16"), channels last; `tta` averages 8 flips and turns. `save` receives
-    the pictures as `<model>_x<scale>/<set>/<name>.png`. `on_image(set, done, total, result)` follows the work.
+    the pictures as `<model>_x<scale>/<set>/<name>.png`. `on_image(set, done, total, result)` follows.
 
     Raises UsageError for an impossible wish, WeightsError from loading, InputError for data that is missing,
     damaged or does not fit, OutputError when `save` holds pictures already (unless `overwrite`) or cannot be
@@ -263,7 +262,7 @@ def _write(image: np.ndarray, path: Path) -> None:
     partial = path.with_name(f".{path.name}.part")
     try:
         Image.fromarray(image).save(partial, format="PNG")
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}); free space or give --save another folder"
