@@ -1,0 +1,126 @@
+"""The weights that can be used by name: shipped ones (`weights/index.toml`) and fetched ones. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlfn_pipe.errors import UsageError, WeightsError
+from rlfn_pipe.models.architectures import architecture
+from rlfn_pipe.models.official import OFFICIAL, official_path
+from rlfn_pipe.resources import data_path
+from rlfn_pipe.types import ModelSpec
+
+__all__ = ["details", "file_sha256", "find", "models", "native_scales", "verify"]
+
+INDEX = "index.toml"
+
+
+def models(folder: Path | None = None) -> list[ModelSpec]:
+    """Specs of all weights at hand, by name and scale: those of `folder` (default: the shipped
+    ones) and, with the default, official files that were fetched.
+
+    Raises WeightsError when the index is damaged. Files are not opened here.
+    """
+    shipped = [_spec(row, _folder(folder)) for row in _rows(_folder(folder))]
+    fetched = [] if folder else [file.spec() for file in OFFICIAL if official_path(file).is_file()]
+    return sorted(shipped + fetched, key=lambda spec: (spec.name, spec.scale))
+
+
+def find(name: str, scale: float, folder: Path | None = None) -> ModelSpec:
+    """The weights that serve `name` at `scale`: the native file, else the next larger native one.
+
+    Above 4 it is x4. Raises UsageError for an unknown name (naming the nearest one) and for a
+    model without a file of such a scale (listing what exists).
+    """
+    everything = models(folder)
+    names = sorted({spec.name for spec in everything})
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+        known = f"did you mean {near[0]!r}? There are {', '.join(names)}" if near else f"there are {', '.join(names)}"
+        raise UsageError(f"no weights are called {name!r}; {known if names else 'none are installed'}")
+    native = {spec.scale: spec for spec in everything if spec.name == name}
+    wanted = min(max(scale, 1.0), 4.0)
+    for candidate in sorted(native):
+        if candidate >= wanted:
+            return native[candidate]
+    others = ", ".join(f"{spec.name} x{spec.scale}" for spec in everything)
+    raise UsageError(f"{name} has no weights for scale {scale:g}; there are {others}")
+
+
+def native_scales(name: str, folder: Path | None = None) -> tuple[int, ...]:
+    """The scales that `name` has weights for."""
+    return tuple(spec.scale for spec in models(folder) if spec.name == name)
+
+
+def details(spec: ModelSpec, folder: Path | None = None) -> dict[str, Any]:
+    """Everything that the index says about shipped weights (recipe, data, steps, figures)."""
+    for row in _rows(_folder(folder)):
+        if (row["name"], row["scale"]) == (spec.name, spec.scale):
+            return dict(row)
+    return {}
+
+
+def verify(spec: ModelSpec) -> None:
+    """Compare the file's SHA-256 with the index; WeightsError when it is missing or differs."""
+    if spec.path is None or not spec.path.is_file():
+        raise WeightsError(f"{spec.name} x{spec.scale}: its file {spec.path} is missing; install the package again")
+    found = file_sha256(spec.path)
+    if found != spec.sha256:
+        raise WeightsError(
+            f"{spec.path}: its SHA-256 is {found[:12]}..., not {spec.sha256[:12]}... as indexed;"
+            " the file was changed or damaged, install it again"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as 64 hex digits; WeightsError when it cannot be read."""
+    try:
+        with open(path, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _folder(folder: Path | None) -> Path:
+    return folder if folder is not None else data_path("weights")
+
+
+def _rows(folder: Path) -> tuple[dict[str, Any], ...]:
+    path = folder / INDEX
+    try:
+        modified = path.stat().st_mtime_ns
+    except OSError:
+        return ()
+    return _parsed(path, modified)
+
+
+@cache
+def _parsed(path: Path, _modified: int) -> tuple[dict[str, Any], ...]:
+    """The index's rows, read once per version of the file."""
+    try:
+        rows = tomllib.loads(path.read_text(encoding="utf-8")).get("weights", [])
+        for row in rows:
+            for key in ("name", "network", "scale", "file", "sha256"):
+                row[key]
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: the weights index is damaged ({error}); install the package again") from error
+    return tuple(rows)
+
+
+def _spec(row: dict[str, Any], folder: Path) -> ModelSpec:
+    return replace(
+        architecture(row["network"], row["scale"]),
+        name=row["name"],
+        input_range=float(row.get("input_range", 1.0)),
+        parameters=int(row.get("parameters", 0)),
+        sha256=row["sha256"],
+        licence=row.get("licence", ""),
+        path=folder / row["file"],
+        psnr={key: float(value) for key, value in row.get("psnr", {}).items()},
+    )

@@ -1,0 +1,232 @@
+"""Weights files: reading, writing, and telling from its tensors what network a file holds."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rlfn_pipe.errors import OutputError, WeightsError
+from rlfn_pipe.models import registry
+from rlfn_pipe.models.architectures import ARCHITECTURES
+from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.types import ModelSpec
+
+__all__ = ["detect", "import_file", "load", "load_file", "save"]
+
+#: No network of the family comes near this many bytes.
+_LARGEST = 512 * 1024 * 1024
+#: State dicts are often wrapped by the training code that wrote them.
+_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "ema", "model")
+
+
+def detect(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, where: str = "weights") -> ModelSpec:
+    """The spec of the network whose state dict `state` is, from its names and shapes.
+
+    `metadata` (of a safetensors file) states `input_range`, `name` and `licence`; without it
+    the file is taken for a foreign one with values in 0..255, as the official ones have.
+    Raises WeightsError naming `where` when it is no RLFN, or one with missing or odd tensors.
+    """
+    metadata = metadata or {}
+    try:
+        channels = int(state["conv_1.weight"].shape[0])
+        mid_channels = int(state["block_1.c1_r.weight"].shape[0])
+        esa_channels = int(state["block_1.esa.conv1.weight"].shape[0])
+        outputs = int(state["upsampler.0.weight"].shape[0])
+    except (KeyError, IndexError) as error:
+        raise WeightsError(f"{where}: is no RLFN (it lacks {error}); give the weights of an RLFN network") from error
+    numbers = {int(match[1]) for key in state if (match := re.match(r"block_(\d+)\.", key))}
+    scale = round((outputs / 3) ** 0.5)
+    if 3 * scale**2 != outputs or scale not in (2, 3, 4) or numbers != set(range(1, len(numbers) + 1)):
+        raise WeightsError(
+            f"{where}: {outputs} output channels and {len(numbers)} blocks make no RLFN of scale 2, 3 or 4;"
+            " give another file"
+        )
+    shape = (channels, mid_channels, len(numbers))
+    known = {value: name for name, value in ARCHITECTURES.items()}
+    spec = ModelSpec(
+        name=metadata.get("name") or known.get(shape, f"rlfn-{channels}-{mid_channels}-{len(numbers)}"),
+        scale=scale,
+        channels=channels,
+        mid_channels=mid_channels,
+        blocks=len(numbers),
+        esa_channels=esa_channels,
+        input_range=_input_range(metadata, where),
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        licence=metadata.get("licence", ""),
+    )
+    with torch.device("meta"):
+        wanted = RLFN(spec).state_dict()
+    _compare(state, wanted, where)
+    return spec
+
+
+def load(model: str | Path, scale: float | None = None) -> tuple[ModelSpec, RLFN]:
+    """The network called `model`, or in the file `model` (.safetensors, .pth), ready to infer.
+
+    A name is looked up as `registry.find` does (`scale` default 4) and its file's checksum is
+    compared. A file decides its own scale. The module is fp32, on the CPU, in evaluation mode.
+    Raises UsageError for unknown names and scales, WeightsError for files that cannot be used.
+    """
+    if isinstance(model, Path) or _looks_like_file(model):
+        return load_file(Path(model))
+    spec = registry.find(model, 4 if scale is None else scale)
+    registry.verify(spec)
+    assert spec.path is not None
+    found, module = load_file(spec.path)
+    shape = (spec.scale, spec.channels, spec.mid_channels, spec.blocks)
+    if (found.scale, found.channels, found.mid_channels, found.blocks) != shape:
+        raise WeightsError(f"{spec.path}: holds another network than the index says; install the package again")
+    spec = replace(found, name=spec.name, licence=spec.licence, psnr=spec.psnr, input_range=spec.input_range)
+    module.spec = spec
+    return spec, module
+
+
+def load_file(path: Path) -> tuple[ModelSpec, RLFN]:
+    """The network in a .safetensors or .pth file; WeightsError when there is none."""
+    state, metadata = _read(path)
+    spec = detect(state, metadata, str(path))
+    spec = replace(spec, path=path, sha256=registry.file_sha256(path))
+    module = RLFN(spec)
+    module.load_state_dict({key: value.float() for key, value in state.items()})
+    if not all(bool(torch.isfinite(value).all()) for value in module.state_dict().values()):
+        raise WeightsError(f"{path}: holds values that are not finite; the training that made it went wrong")
+    return spec, module.eval().requires_grad_(False)
+
+
+def save(path: Path, module: torch.nn.Module, spec: ModelSpec, metadata: Mapping[str, str] | None = None) -> str:
+    """Write `module` as safetensors (fp32) by way of a temporary file; returns the file's SHA-256.
+
+    `metadata` (text to text) is kept in the file beside name, scale, input range and licence.
+    Raises OutputError when `path` cannot be written; what was there before is then untouched.
+    """
+    state = {key: value.detach().cpu().float().contiguous() for key, value in module.state_dict().items()}
+    notes = {
+        "format": "pt",
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "scale": str(spec.scale),
+        "input_range": repr(spec.input_range),
+        "licence": spec.licence,
+        **(metadata or {}),
+    }
+    partial: Path | None = None
+    try:
+        handle, made = tempfile.mkstemp(prefix=f".{path.name}", suffix=".part", dir=path.parent)
+        partial = Path(made)
+        with os.fdopen(handle, "wb") as out:
+            out.write(safetensors.torch.save(state, notes))
+        partial.chmod(0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+    return registry.file_sha256(path)
+
+
+def import_file(source: Path, target: Path, overwrite: bool = False) -> ModelSpec:
+    """Convert `source` (.pth or .safetensors) to the safetensors file `target`; returns its spec.
+
+    Raises WeightsError when `source` is no RLFN, OutputError when `target` exists and
+    `overwrite` is not given, or cannot be written.
+    """
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: exists already; give -y to replace it")
+    spec, module = load_file(source)
+    digest = save(target, module, spec, {"imported_from": source.name, "source_sha256": spec.sha256})
+    return replace(spec, path=target, sha256=digest)
+
+
+def _looks_like_file(model: str) -> bool:
+    return model.endswith((".safetensors", ".pth", ".pt")) or os.sep in model or "/" in model
+
+
+def _input_range(metadata: Mapping[str, str], where: str) -> float:
+    try:
+        value = float(metadata.get("input_range", "255"))
+    except ValueError:
+        value = 0.0
+    if value not in (1.0, 255.0):
+        raise WeightsError(
+            f"{where}: states the input range {metadata['input_range']!r}, which is neither 1 nor 255; correct it"
+        )
+    return value
+
+
+def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    """WeightsError when names or shapes differ from those of the network."""
+    for key, tensor in wanted.items():
+        if key not in state:
+            raise WeightsError(f"{where}: lacks the tensor {key}; the file is not whole or of another network")
+        if state[key].shape != tensor.shape:
+            raise WeightsError(
+                f"{where}: {key} is {tuple(state[key].shape)} instead of {tuple(tensor.shape)};"
+                " the file is of another network"
+            )
+        if not state[key].is_floating_point():
+            raise WeightsError(f"{where}: {key} holds no floating-point values; the file is of another network")
+    extra = sorted(state.keys() - wanted.keys())
+    if extra:
+        raise WeightsError(f"{where}: has tensors that no RLFN has ({extra[0]}); the file is of another network")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """State dict and metadata of a file; WeightsError when it is missing, damaged or of another kind."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); check the name") from error
+    if not path.is_file() or not 0 < size <= _LARGEST:
+        raise WeightsError(f"{path}: is no weights file (a file of 1 byte to 512 MiB is expected)")
+    try:
+        with open(path, "rb") as opened:
+            start = opened.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+    # The content decides, not the name: safetensors begin with a length and a JSON object.
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return _read_safetensors(path)
+    return _read_pickle(path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            return state, opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: is no whole safetensors file ({error}); fetch or copy it again") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """State dict of a .pth file, read by torch's loader that makes tensors only."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch reports both refused code and garbage so; its long advice is of no use here.
+        raise WeightsError(
+            f"{path}: is no plain weights file (it is damaged, or asks for code to be run, which is refused)"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise WeightsError(f"{path}: is damaged or no weights file ({type(error).__name__}); get it again") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+            break
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise WeightsError(f"{path}: holds no state dict; give the weights of an RLFN network")
+    return {str(key).removeprefix("module."): value for key, value in found.items()}
