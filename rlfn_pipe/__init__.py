@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Upscaler, upscale
+    from rlfn_pipe.api import Upscaler, upscale
 
 __version__ = "0.1.0"
 __all__ = ["Upscaler", "__version__", "upscale"]
@@ -20,7 +20,7 @@ __all__ = ["Upscaler", "__version__", "upscale"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Upscaler", "upscale"):
-        from . import api
+        from rlfn_pipe import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,9 +14,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
-from . import values
-from .errors import UsageError
-from .values import MAXIMUM_SIDE, Parser
+from rlfn_pipe import values
+from rlfn_pipe.errors import UsageError
+from rlfn_pipe.values import MAXIMUM_SIDE, Parser
 
 #: Upscaling factor when neither `scale` nor a size is asked for.
 DEFAULT_SCALE = 4.0

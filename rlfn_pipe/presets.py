@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
-from .options import EXCLUSIVE, UpscaleOptions, option_infos, option_names, parse_option
-from .resources import data_path
+from rlfn_pipe.errors import UsageError
+from rlfn_pipe.options import EXCLUSIVE, UpscaleOptions, option_infos, option_names, parse_option
+from rlfn_pipe.resources import data_path
 
 DESCRIPTION = "description"
 #: Options that speak to one particular encoder: a preset's are dropped when another codec is asked for.

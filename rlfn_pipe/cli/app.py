@@ -19,9 +19,9 @@ import typer
 import typer.core
 import typer.main
 
-from .. import __version__
-from ..errors import Interrupted, RlfnPipeError, UsageError
-from .text import printable
+from rlfn_pipe import __version__
+from rlfn_pipe.cli.text import printable
+from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError
 
 PROGRAM = "rlfn-pipe"
 #: Each command: module, attribute (a function or a Typer app), one line of help.

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import option_info
-from ..presets import load_preset, preset_names
-from .text import json_line, printable
+from rlfn_pipe.cli.text import json_line, printable
+from rlfn_pipe.options import option_info
+from rlfn_pipe.presets import load_preset, preset_names
 
 app = typer.Typer(help="List and show presets.", rich_markup_mode=None, add_completion=False)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import RlfnPipeError
-from ..options import UpscaleOptions
-from .text import json_line, plain
+from rlfn_pipe.cli.text import json_line, plain
+from rlfn_pipe.errors import RlfnPipeError
+from rlfn_pipe.options import UpscaleOptions
 
 
 def probe(
@@ -22,18 +23,20 @@ def probe(
     Streams, times, colour, tags and warnings; then size, codec and streams of the output that
     upscale would write with its defaults.
     """
-    from ..jobs import plan as plans
-    from ..media import probe as media_probe
-    from . import show
+    from rlfn_pipe.cli import show
+    from rlfn_pipe.jobs.plan import describe
+    from rlfn_pipe.media.probe import probe as probe_media
 
     plan, media, refusal = None, None, None
     try:
-        plan = plans.describe(input, None, UpscaleOptions())
+        plan = describe(input, None, UpscaleOptions())
         media = plan.media
     except RlfnPipeError as error:
-        # What upscale refuses (audio alone, say) may still be worth a look; what cannot be read
-        # at all raises here again, with the reader's own words.
-        media = media_probe.probe(input)
+        # What upscale refuses (audio alone, say) may still be worth a look.
+        try:
+            media = probe_media(Path(input))
+        except RlfnPipeError:
+            raise error from None
         refusal = error
 
     if json:

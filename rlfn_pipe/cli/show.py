@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 
-from ..jobs.summary import PlanSummary, StreamPlan
-from ..types import ColourInfo, MediaInfo, StreamInfo, VideoStreamInfo
-from .text import clock, human_bytes, printable
+from rlfn_pipe.cli.text import clock, human_bytes, printable
+from rlfn_pipe.jobs.summary import PlanSummary, StreamPlan
+from rlfn_pipe.types import ColourInfo, MediaInfo, StreamInfo, VideoStreamInfo
 
 # ITU-T H.273 codes that files in the wild carry; the others are shown as numbers.
 _MATRIX = {0: "RGB", 1: "BT.709", 4: "FCC", 5: "BT.470BG", 6: "BT.601", 7: "SMPTE 240M", 8: "YCgCo"}

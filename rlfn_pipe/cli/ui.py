@@ -15,11 +15,11 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from ..errors import OutputError, RlfnPipeError
-from ..jobs.summary import Report
-from ..options import UpscaleOptions
-from ..types import Event, Failed, Finished, Progress, Started, Warned
-from .text import count_of, human_bytes, human_seconds, json_line, plain, printable, shortened
+from rlfn_pipe.cli.text import count_of, human_bytes, human_seconds, json_line, plain, printable, shortened
+from rlfn_pipe.errors import OutputError, RlfnPipeError
+from rlfn_pipe.jobs.summary import Report
+from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.types import Event, Failed, Finished, Progress, Started, Warned
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import Interrupted, RlfnPipeError
-from ..options import OptionInfo, UpscaleOptions, option_infos
-from ..presets import resolve
+from rlfn_pipe.errors import Interrupted, RlfnPipeError
+from rlfn_pipe.options import OptionInfo, UpscaleOptions, option_infos
+from rlfn_pipe.presets import resolve
 
 INPUT_HELP = "A video, an image, a folder, a quoted glob, or @list.txt with a name a line."
 OUTPUT_HELP = "The file to write, or the folder when INPUT is more than one file."
@@ -59,25 +59,25 @@ def upscale(input: str, output: str, **given: Any) -> None:
 
 
 def _dry_run(input: str, output: str, options: UpscaleOptions) -> None:
-    from ..jobs import plan
-    from .show import plan_lines
-    from .text import json_line, plain
+    from rlfn_pipe.cli.show import plan_lines
+    from rlfn_pipe.cli.text import json_line, plain
+    from rlfn_pipe.jobs.plan import describe
 
-    summary = plan.describe(input, output, options)
+    plan = describe(input, output, options)
     if options.json:
-        typer.echo(json_line({"event": "plan", **plain(summary)}))
+        typer.echo(json_line({"event": "plan", **plain(plan)}))
     else:
-        typer.echo("\n".join(plan_lines(summary)))
+        typer.echo("\n".join(plan_lines(plan)))
 
 
 def _run(input: str, output: str, options: UpscaleOptions) -> int:
-    from ..jobs import run as jobs
-    from .signals import stop_on_signals
-    from .ui import Reporter
+    from rlfn_pipe.cli.signals import stop_on_signals
+    from rlfn_pipe.cli.ui import Reporter
+    from rlfn_pipe.jobs.run import run
 
     with stop_on_signals() as stop, Reporter(options, stop) as reporter:
         try:
-            report = jobs.run(input, output, options, on_event=reporter.on_event, stop=stop)
+            report = run(input, output, options, on_event=reporter.on_event, stop=stop)
         except (Interrupted, KeyboardInterrupt):
             error = Interrupted(stop.signum) if stop.signum else Interrupted()
             reporter.stopped(error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..types import Failed, Finished, MediaInfo, Warned
+from rlfn_pipe.types import Failed, Finished, MediaInfo, Warned
 
 
 @dataclass(frozen=True, slots=True)
