@@ -1,0 +1,141 @@
+"""Tags and chapters: what travels with a file and its streams, and what must not."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter
+
+MOV_FAMILY = frozenset({"mp4", "mov", "ipod", "ismv", "psp", "3gp", "3g2", "f4v"})
+MATROSKA_FAMILY = frozenset({"matroska", "webm"})
+
+#: Written by every muxer about itself; the source's value would be a lie.
+_CONTAINER_OWN = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "software"})
+_STATISTICS = re.compile(r"(BPS|NUMBER_OF_FRAMES|NUMBER_OF_BYTES|_STATISTICS_\w+)(-\w+)?", re.IGNORECASE)
+_DURATION = re.compile(r"DURATION(-\w+)?", re.IGNORECASE)
+_LANGUAGE_SUFFIX = re.compile(r"(.+)-[a-z]{3}")
+
+_MOV_TAGS = frozenset(
+    [
+        "title",
+        "artist",
+        "album_artist",
+        "composer",
+        "album",
+        "date",
+        "comment",
+        "genre",
+        "copyright",
+        "grouping",
+        "lyrics",
+        "description",
+        "synopsis",
+        "show",
+        "episode_id",
+        "episode_sort",
+        "season_number",
+        "network",
+        "keywords",
+        "media_type",
+        "hd_video",
+        "gapless_playback",
+        "compilation",
+        "track",
+        "disc",
+        "location",
+        "creation_time",
+        "timecode",
+    ]
+)
+_AVI_TAGS = frozenset(
+    ["title", "artist", "album", "comment", "copyright", "date", "genre", "language", "track", "encoded_by"]
+)
+_TS_TAGS = frozenset({"service_name", "service_provider"})
+
+
+def _without_doubles(tags: Mapping[str, str]) -> dict[str, str]:
+    """Drop `key-eng` where `key` stands beside it: the demuxer reports localised tags twice."""
+    kept = {}
+    for key, value in tags.items():
+        match = _LANGUAGE_SUFFIX.fullmatch(key)
+        if not (match and match[1] in tags):
+            kept[key] = value
+    return kept
+
+
+def container_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """The container's tags without those that each muxer writes about itself (brands, encoder)."""
+    return {k: v for k, v in _without_doubles(tags).items() if k.lower() not in _CONTAINER_OWN}
+
+
+def stream_tags(tags: Mapping[str, str], muxer: str, *, copied: bool, whole: bool = True) -> dict[str, str]:
+    """The tags of one stream that stay true in an output of format `muxer`.
+
+    `copied` is False for a stream that is encoded anew (its encoder tag goes), `whole` False
+    when only a part of the stream is taken (byte and frame statistics go). Durations always
+    go: muxers write them themselves.
+    """
+    kept = {}
+    for key, value in _without_doubles(tags).items():
+        if _DURATION.fullmatch(key) or (key.lower() == "encoder" and not copied):
+            continue
+        if _STATISTICS.fullmatch(key) and not (copied and whole):
+            continue
+        if key.lower() == "vendor_id" and muxer not in MOV_FAMILY:
+            continue
+        kept[key] = value
+    return kept
+
+
+def needs_metadata_keys(tags: Mapping[str, str], muxer: str) -> bool:
+    """Whether mov/mp4 needs `movflags=use_metadata_tags` to hold these tags (`com.apple...` keys)."""
+    return muxer in MOV_FAMILY and any(key.lower().startswith("com.") for key in tags)
+
+
+def lost_tags(tags: Mapping[str, str], muxer: str, *, metadata_keys: bool = False) -> list[str]:
+    """Names of container tags that format `muxer` has no place for, in order."""
+    if muxer in MATROSKA_FAMILY or (muxer in MOV_FAMILY and metadata_keys):
+        return []
+    known = {"avi": _AVI_TAGS, "mpegts": _TS_TAGS}.get(muxer, _MOV_TAGS if muxer in MOV_FAMILY else None)
+    if known is None:
+        return []
+    return [key for key in tags if key.lower() not in known]
+
+
+def shifted_chapters(
+    chapters: Sequence[Chapter], base: Fraction, window: tuple[Fraction, Fraction | None] | None
+) -> list[Chapter]:
+    """Chapters moved by `-base` seconds and cut to `window` (source time); empty ones are left out.
+
+    The time base of a chapter stays where it can hold the shift exactly, else it is refined.
+    """
+    result: list[Chapter] = []
+    for chapter in chapters:
+        unit = Fraction(chapter["time_base"] or 1)
+        start, end = chapter["start"] * unit, chapter["end"] * unit
+        if window is not None:
+            low, high = window
+            if end <= low or (high is not None and start >= high):
+                continue
+            start, end = max(start, low), end if high is None else min(end, high)
+        start, end = max(start - base, Fraction(0)), max(end - base, Fraction(0))
+        if end <= start and chapter["end"] > chapter["start"]:
+            continue
+        fine = Fraction(1, math.lcm(unit.denominator, start.denominator, end.denominator))
+        if fine.denominator > 1_000_000_000:
+            fine = Fraction(1, 1_000_000)
+        result.append(
+            {
+                "id": chapter["id"],
+                "start": round(start / fine),
+                "end": round(end / fine),
+                "time_base": fine,
+                "metadata": dict(chapter.get("metadata", {})),
+            }
+        )
+    return result
