@@ -2,8 +2,8 @@
 
 RGB here is float32 of shape (3, h, w), 0 for black and 255 for full white, whatever the depth. It is
 *not* clamped: code values whose colour lies outside the RGB cube (super-white, footroom, chroma that
-no RGB triple gives) stay outside it, so that a network that changes nothing gives them back. The only
-clamping is to the target's code values, after rounding to the nearest.
+no RGB triple gives) stay outside it, and `Picture` leads that part around the network, so that it comes
+back. The only clamping is to the target's code values, after rounding to the nearest.
 
 Matrices follow ITU-T H.273 (non-constant luminance). Chroma is interpolated and decimated with
 Catmull-Rom kernels (the decimating one stretched by two), exactly at the siting's positions, edges

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from rlfn_pipe.engine.tiling import Span, Tile, fade_weights, plan, reflected
 
@@ -12,11 +13,22 @@ class Picture:
 
     `edge_fp32` is passed on to the choice of network (see `Engine`). Pictures with a side below
     the network's minimum are lengthened by reflection and the result is cropped.
+
+    The network sees the image clamped to 0..255, the range it was trained on: outside it may go astray
+    altogether (the 52-channel reference weights answer a flat -15 with -400). What was cut off, the
+    super-whites and footroom of real video, is enlarged bilinearly and added to the result.
     """
+
+    #: Excess below this (in code values of 255) is not worth a pass over the result.
+    _NEGLIGIBLE = 0.1
 
     def __init__(self, rgb: torch.Tensor, scale: int, minimum: int, edge_fp32: bool) -> None:
         self.scale, self.edge_fp32 = scale, edge_fp32
         self._height, self._width = rgb.shape[-2:]
+        inside = rgb.clamp(0.0, 255.0)
+        excess = rgb - inside
+        self._excess = excess if bool(excess.abs().max() > self._NEGLIGIBLE) else None
+        rgb = inside
         for dim, side in ((-2, self._height), (-1, self._width)):
             index = reflected(side, minimum)
             if index is not None:
@@ -77,7 +89,11 @@ class Picture:
     def result(self) -> torch.Tensor:
         """The upscaled picture (3, s h, s w) float32 without the padding."""
         assert self._canvas is not None and self.done
-        return self._canvas[:, : self._height * self.scale, : self._width * self.scale]
+        height, width = self._height * self.scale, self._width * self.scale
+        image = self._canvas[:, :height, :width]
+        if self._excess is None:
+            return image
+        return F.interpolate(self._excess[None], size=(height, width), mode="bilinear")[0].add_(image)
 
 
 def _weights(span: Span, scale: int, device: torch.device) -> torch.Tensor:

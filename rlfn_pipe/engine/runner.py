@@ -23,7 +23,7 @@ from rlfn_pipe.engine.device import (
     resolve_precision,
 )
 from rlfn_pipe.engine.schedule import Run
-from rlfn_pipe.engine.tiling import Tile, stretch_matrix
+from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.types import Frame, ModelSpec, Target
 
@@ -37,8 +37,9 @@ __all__ = [
     "resolve_precision",
 ]
 
-#: ESA's stretch for a batch of tiles: row matrices (N, h, h3) and column matrices (N, w, w3), float32.
-Grid = tuple[torch.Tensor, torch.Tensor]
+#: ESA's place in the frame for a batch of tiles, float32: row matrices (N, h, h3) and column matrices
+#: (N, w, w3) that stretch its small map, and the mask (N, 1, h3 + 2, w3 + 2) of the cells around it.
+Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 #: Low-resolution pixels that neighbouring tiles share unless told otherwise.
 DEFAULT_OVERLAP = 36
@@ -48,7 +49,7 @@ SMALLEST_TILE = 48
 class Network(Protocol):
     """What the engine runs: RGB (N, 3, h, w) float32, 0..255, to (N, 3, s h, s w), 0..255.
 
-    The result may be of any float format. `grid` is None for whole frames; networks without a
+    The result is float32. `grid` is None for whole frames; networks without a
     position-dependent part ignore it. The object also has `to(device)`, as torch modules do.
     """
 
@@ -214,13 +215,13 @@ class Engine:
     ) -> torch.Tensor:
         network = self._network(dtype, edge_fp32)
         if not self.tta:
-            return network(pixels, self._grid(tiles)).to(torch.float32)
+            return network(pixels, self._grid(tiles))
         total: torch.Tensor | None = None
         for transpose in (False, True):
             for dims in ((), (-1,), (-2,), (-2, -1)):
                 turned = [_turned(tile, transpose, dims) for tile in tiles]
                 x = pixels.flip(dims) if dims else pixels
-                y = network(x.transpose(-1, -2) if transpose else x, self._grid(turned)).to(torch.float32)
+                y = network(x.transpose(-1, -2) if transpose else x, self._grid(turned))
                 y = y.transpose(-1, -2) if transpose else y
                 y = y.flip(dims) if dims else y
                 total = y.clone() if total is None else total.add_(y)
@@ -236,11 +237,13 @@ class Engine:
     def _grid(self, tiles: Sequence[Tile]) -> Grid | None:
         if tiles[0].whole:
             return None
-        rows, columns = (
-            torch.from_numpy(np.stack([stretch_matrix(span) for span in axis])).to(self.device)
-            for axis in ([tile.y for tile in tiles], [tile.x for tile in tiles])
+        arrays = (
+            np.stack([stretch_matrix(tile.y) for tile in tiles]),
+            np.stack([stretch_matrix(tile.x) for tile in tiles]),
+            np.stack([np.outer(border_mask(tile.y), border_mask(tile.x))[None] for tile in tiles]),
         )
-        return rows, columns
+        rows, columns, border = (torch.from_numpy(array).to(self.device) for array in arrays)
+        return rows, columns, border
 
 
 def _turned(tile: Tile, transpose: bool, dims: tuple[int, ...]) -> Tile:

@@ -165,6 +165,18 @@ def stretch_matrix(span: Span) -> np.ndarray:
 
 
 @lru_cache(maxsize=512)
+def border_mask(span: Span) -> np.ndarray:
+    """Which cells around the small map's axis exist: float32 of length ``cells(span.size) + 2``.
+
+    1 inside; at either end 1 where the frame goes on and 0 at its edge, where the network pads zeros.
+    """
+    mask = np.ones(cells(span.size) + 2, dtype=np.float32)
+    mask[0] = span.origin > 0
+    mask[-1] = span.origin + span.size < span.frame
+    return mask
+
+
+@lru_cache(maxsize=512)
 def fade_weights(span: Span, scale: int) -> np.ndarray:
     """Weights of the answered part of a span at the output's size.
 

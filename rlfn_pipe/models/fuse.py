@@ -6,33 +6,46 @@ What is folded, and why it is exact:
   padding is zero in either range). The power of two nearest to the ratio is taken from the input
   instead, which is exact in every float format, so that float16 weights do not become subnormal.
 * In a block, ``c5`` (1x1) is followed by ESA's ``conv1`` (1x1), which is read twice: by ``conv2`` (3x3,
-  stride 2, no padding) and by ``conv_f`` (1x1) and then ``conv4`` (1x1). Convolutions without padding
-  and with 1x1 kernels compose to one convolution, biases included:
-  ``conv2 . conv1 . c5`` is one 3x3 of stride 2, ``conv4 . conv_f . conv1 . c5`` is one 1x1.
-* ``conv4`` is linear and acts on channels, the bilinear stretch is linear, acts on positions and
-  keeps constants: they commute, so ``conv4`` runs on the small map and joins ``conv3`` there.
+  stride 2, no padding) and by ``conv_f`` (1x1). A convolution without padding after a 1x1 is one
+  convolution, biases included: ``conv2 . conv1 . c5`` is one 3x3 of stride 2 and
+  ``conv_f . conv1 . c5`` one 1x1, so neither ``conv1``'s nor ``conv_f``'s own map is ever made.
+
+``conv4`` could be folded further (into the 1x1, and before the stretch, with which it commutes), which
+is exact too, but then 48 channels instead of 16 have to be stretched and that costs more than it saves.
+
+Two choices keep bf16 honest at 8 bit for almost nothing (figures in docs/performance.md): the first
+convolution runs in float32, since its weights' rounding shows most, and the last one computes the
+distance from mid grey, which needs a bit less than the value; mid grey is added in float32.
 """
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlfn_pipe.models.rlfn import RLFB, RLFN
 from rlfn_pipe.types import ModelSpec
 
-Grid = tuple[torch.Tensor, torch.Tensor]
+#: Row matrices (N, h, h3), column matrices (N, w, w3), border (N, 1, h3 + 2, w3 + 2); see `InferenceNet`.
+Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _SLOPE = 0.05
 _WHITE = 255.0
+_SHORT = (torch.bfloat16, torch.float16)
+
+
+def _bias(conv: nn.Conv2d) -> torch.Tensor:
+    assert conv.bias is not None, "every convolution of RLFN has a bias"
+    return conv.bias.double()
 
 
 def _fold(outer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`outer` after the 1x1 convolution (weight (m, i), bias (m,)): weight and bias in float64."""
     w = outer.weight.double()
-    b = outer.bias.double() if outer.bias is not None else w.new_zeros(w.shape[0])
-    return torch.einsum("omyx,mi->oiyx", w, weight), b + torch.einsum("omyx,m->o", w, bias)
+    return torch.einsum("omyx,mi->oiyx", w, weight), _bias(outer) + torch.einsum("omyx,m->o", w, bias)
 
 
 def _conv(weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, padding: int = 0) -> nn.Conv2d:
@@ -46,45 +59,49 @@ def _conv(weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, padding: in
 
 
 def _copied(conv: nn.Conv2d, scale: float = 1.0, scale_bias: float = 1.0) -> nn.Conv2d:
-    assert conv.bias is not None
-    return _conv(conv.weight.double() * scale, conv.bias.double() * scale_bias, padding=conv.padding[0])  # type: ignore[arg-type]
+    padding = conv.kernel_size[0] // 2
+    return _conv(conv.weight.double() * scale, _bias(conv) * scale_bias, padding=padding)
 
 
 class InferenceBlock(nn.Module):
     """RLFB with ESA (paper, figure 2) in folded form; (N, C, h, w) in and out."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: RLFB) -> None:
         super().__init__()
         esa = block.esa
         self.c1, self.c2, self.c3 = _copied(block.c1_r), _copied(block.c2_r), _copied(block.c3_r)
         self.c5 = _copied(block.c5)
-        c5_weight, c5_bias = block.c5.weight.double()[:, :, 0, 0], block.c5.bias.double()
-        weight, bias = _fold(esa.conv1, c5_weight, c5_bias)
+        weight, bias = _fold(esa.conv1, block.c5.weight.double()[:, :, 0, 0], _bias(block.c5))
         inner = weight[:, :, 0, 0]
         self.reduce = _conv(*_fold(esa.conv2, inner, bias), stride=2)
-        conv4 = esa.conv4.weight.double()[:, :, 0, 0]
-        self.small = _conv(
-            torch.einsum("om,miyx->oiyx", conv4, esa.conv3.weight.double()),
-            conv4 @ esa.conv3.bias.double(),
-            padding=1,
-        )
-        direct, direct_bias = _fold(esa.conv_f, inner, bias)
-        self.direct = _conv(*_fold(esa.conv4, direct[:, :, 0, 0], direct_bias))
+        self.direct = _conv(*_fold(esa.conv_f, inner, bias))
+        self.small, self.widen = _copied(esa.conv3), _copied(esa.conv4)
 
     def forward(self, x: torch.Tensor, grid: Grid | None) -> torch.Tensor:
         y = F.leaky_relu_(self.c1(x), _SLOPE)
         y = F.leaky_relu_(self.c2(y), _SLOPE)
         y = F.leaky_relu_(self.c3(y), _SLOPE).add_(x)
-        small = self.small(F.max_pool2d(self.reduce(y), 7, 3))
-        attention = self.direct(y).add_(_stretch(small, y, grid)).sigmoid_()
-        return self.c5(y).mul_(attention)
+        small = _padded(F.max_pool2d(self.reduce(y), 7, 3), grid)
+        small = F.conv2d(small, self.small.weight, self.small.bias, padding=0 if grid else 1)
+        attention = self.widen(self.direct(y).add_(_stretch(small, y, grid))).sigmoid_()
+        result: torch.Tensor = self.c5(y)
+        return result.mul_(attention)
+
+
+def _padded(small: torch.Tensor, grid: Grid | None) -> torch.Tensor:
+    """The small map with the border that its 3x3 convolution reads.
+
+    At a frame's edge that is zeros, as in the network. At a tile's inner edge the frame's map goes on, and
+    its outermost cell is a far better guess than zero (docs/performance.md has the difference).
+    """
+    return small if grid is None else F.pad(small, (1, 1, 1, 1), mode="replicate").mul_(grid[2])
 
 
 def _stretch(small: torch.Tensor, like: torch.Tensor, grid: Grid | None) -> torch.Tensor:
-    """The small map (N, C, h3, w3) over `like`'s size; `grid` places it as in the tile's frame."""
+    """The small map (N, f, h3, w3) over `like`'s size; `grid` places it as in the tile's frame."""
     if grid is None:
         return F.interpolate(small, size=like.shape[-2:], mode="bilinear", align_corners=False)
-    rows, columns = grid
+    rows, columns, _ = grid
     n, c, h3, w3 = small.shape
     h = rows.shape[1]
     tall = torch.bmm(rows, small.permute(0, 2, 3, 1).reshape(n, h3, w3 * c)).view(n, h, w3, c)
@@ -95,32 +112,34 @@ def _prescale(spec: ModelSpec) -> float:
     return float(2.0 ** round(math.log2(spec.input_range / _WHITE)))
 
 
-def _head(spec: ModelSpec, module: nn.Module) -> nn.Conv2d:
+def _head(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
     return _copied(module.conv_1, scale=spec.input_range / _WHITE / _prescale(spec))
 
 
-def _tail(spec: ModelSpec, module: nn.Module) -> nn.Conv2d:
+def _tail(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
     gain = _WHITE / spec.input_range
-    return _copied(module.upsampler[0], scale=gain, scale_bias=gain)
+    return _copied(cast(nn.Conv2d, module.upsampler[0]), scale=gain, scale_bias=gain)
 
 
 class InferenceNet(nn.Module):
     """Exact inference form of an RLFN.
 
-    Takes (N, 3, h, w) RGB, 0..255 (any float format, sides of at least 15) and gives (N, 3, s h, s w),
-    0..255 and not clamped, in the last layer's format. `grid` is None for whole frames, else ESA's
-    stretch for each tile: row matrices (N, h, h3) and column matrices (N, w, w3).
+    Takes (N, 3, h, w) RGB, 0..255 (any float format, sides of at least 15) and gives (N, 3, s h, s w)
+    float32 (float64 for a float64 net), 0..255 and not clamped. `grid` is None for whole frames, else it
+    places each tile's ESA on its frame's grid: matrices (N, h, h3) and (N, w, w3) that stretch the small map
+    along rows and columns, and (N, 1, h3 + 2, w3 + 2) with 1 where the map or its continuation counts and
+    0 beyond the frame's edges.
     """
 
-    def __init__(self, spec: ModelSpec, module: nn.Module) -> None:
+    def __init__(self, spec: ModelSpec, module: RLFN) -> None:
         super().__init__()
         self.scale = spec.scale
         self.prescale = _prescale(spec)
         self.head = _head(spec, module)
-        plain = [getattr(module, f"block_{number}") for number in range(1, spec.blocks + 1)]
-        self.blocks = nn.ModuleList(InferenceBlock(block) for block in plain)
+        self.blocks = nn.ModuleList(InferenceBlock(block) for block in module.blocks())
         self.body = _copied(module.conv_2)
         self.tail = _tail(spec, module)
+        self.centre: nn.Parameter | None = None
 
     def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
         dtype = self.body.weight.dtype
@@ -129,17 +148,20 @@ class InferenceNet(nn.Module):
         x = x.to(dtype=self.head.weight.dtype, memory_format=torch.channels_last)
         shallow = self.head(x).to(dtype)
         if grid is not None:
-            grid = (grid[0].to(dtype), grid[1].to(dtype))
+            grid = (grid[0].to(dtype), grid[1].to(dtype), grid[2].to(dtype))
         y = shallow
         for block in self.blocks:
             y = block(y, grid)
         y = self.body(y).add_(shallow)
-        return F.pixel_shuffle(self.tail(y.to(self.tail.weight.dtype)), self.scale)
+        image = self.tail(y.to(self.tail.weight.dtype))
+        if self.centre is not None:
+            image = image.float().add_(self.centre)
+        return F.pixel_shuffle(image, self.scale)
 
 
 def build_inference(
     spec: ModelSpec,
-    module: nn.Module,
+    module: RLFN,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
     edge_fp32: bool = False,
@@ -147,21 +169,30 @@ def build_inference(
     """A copy of `module` (an RLFN of `spec`) in inference form; `module` is left as it is.
 
     Folding is done in float64, then rounded to `dtype` once. `edge_fp32` keeps the first and the last
-    convolution in float32: bf16 holds 8 significant bits, too few for sources above 8 bit.
+    convolution in float32, for sources and targets above 8 bit: bf16 holds 8 significant bits.
     """
     with torch.no_grad():
-        net = InferenceNet(spec, module).eval().requires_grad_(False)
+        net = InferenceNet(spec, module).eval()
+        head, tail = net.head, net.tail
+        net.head, net.tail = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
         net.to(dtype=dtype)
-        if edge_fp32 and dtype in (torch.bfloat16, torch.float16):
-            net.head = _head(spec, module).float().requires_grad_(False)
-            net.tail = _tail(spec, module).float().requires_grad_(False)
-        return net.to(memory_format=memory_format)  # type: ignore[call-overload]
+        short = dtype in _SHORT
+        net.head = head.to(torch.float32 if dtype == torch.bfloat16 or (short and edge_fp32) else dtype)
+        if short and not edge_fp32:
+            bias = _bias(tail)
+            rounded = (bias - _WHITE / 2).to(dtype)
+            net.centre = nn.Parameter((bias - rounded.double()).float()[:, None, None])
+            tail.bias = nn.Parameter(rounded)
+        net.tail = tail.to(torch.float32 if short and edge_fp32 else dtype)
+        net.requires_grad_(False)
+        net.to(memory_format=memory_format)  # type: ignore[call-overload]
+        return net
 
 
 class InferenceFactory:
     """Builds the inference form of one network on demand, as `rlfn_pipe.engine.runner.Engine` asks for it."""
 
-    def __init__(self, spec: ModelSpec, module: nn.Module) -> None:
+    def __init__(self, spec: ModelSpec, module: RLFN) -> None:
         self.spec, self.module = spec, module
 
     def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> InferenceNet:
