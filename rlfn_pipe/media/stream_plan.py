@@ -28,31 +28,19 @@ Action = Literal["copy", "convert", "drop", "main"]
 REFUSALS = (av.error.FFmpegError, ValueError)
 
 #: Containers whose muxer accepts codecs that no reader would find again: only these are copied.
-_TS_AUDIO = frozenset(
-    {"mp1", "mp2", "mp3", "aac", "aac_latm", "ac3", "eac3", "dts", "truehd", "opus", "s302m"}
-)
+_TS_AUDIO = frozenset({"mp2", "mp3", "aac", "aac_latm", "ac3", "eac3", "dts", "truehd", "opus", "s302m"})
 _AVI_AUDIO = re.compile(
     r"mp[123]|ac3|dts|aac|pcm_(u8|s16le|s24le|s32le|f32le|f64le|alaw|mulaw)|adpcm_(ms|ima_wav)|wmav[12]"
 )
+_AVI_VIDEO = frozenset({"mpeg4", "mjpeg", "mpeg1video", "mpeg2video", "ffv1", "huffyuv", "rawvideo", "png"})
 _WEBM_AUDIO = frozenset({"opus", "vorbis"})
 
 _SUBTITLE_COPY: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "mp4": frozenset({"mov_text", "dvd_subtitle", "eia_608"}),
         "mov": frozenset({"mov_text", "eia_608"}),
-        "matroska": frozenset(
-            [
-                "subrip",
-                "ass",
-                "webvtt",
-                "text",
-                "hdmv_pgs_subtitle",
-                "hdmv_text_subtitle",
-                "dvd_subtitle",
-                "dvb_subtitle",
-                "arib_caption",
-            ]
-        ),
+        "matroska": frozenset({"subrip", "ass", "webvtt", "text", "hdmv_pgs_subtitle", "hdmv_text_subtitle"})
+        | frozenset({"dvd_subtitle", "dvb_subtitle", "arib_caption"}),
         "webm": frozenset({"webvtt"}),
         "mpegts": frozenset({"dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "arib_caption"}),
         "avi": frozenset(),
@@ -117,14 +105,12 @@ def plan_streams(
     set to "none" leave those streams out. Never raises for an odd stream: it is left out and
     the reason names it.
     """
+    wanted = {"audio": audio, "subtitle": subtitles}
     plans = []
     for stream in source.streams:
         if stream.index == main_index:
             plans.append(StreamPlan(stream.index, "video", "main", "", ""))
-        elif "none" in (
-            audio if stream.type == "audio" else "",
-            subtitles if stream.type == "subtitle" else "",
-        ):
+        elif wanted.get(str(stream.type)) == "none":
             plans.append(_drop(stream, "left out as asked"))
         else:
             plans.append(_PLANNERS.get(stream_kind(stream), _plan_unknown)(source, stream, muxer))
@@ -197,8 +183,8 @@ def _plan_video(source: InputContainer, stream: Stream, muxer: str) -> StreamPla
     context = stream.codec_context
     fits = context is not None and accepts(muxer, lambda out: add_copy(out, stream))
     if fits and muxer == "avi":
-        # AVI has no presentation times: pictures that are stored out of order would be shown so.
-        fits = not getattr(context, "has_b_frames", False)
+        # AVI has no presentation times, so pictures stored out of order would be shown so.
+        fits = codec_name(stream) in _AVI_VIDEO and not getattr(context, "has_b_frames", False)
     if not fits:
         return _drop(stream, f"left out: one video is upscaled and {muxer} does not hold this one as it is")
     return _copy(stream, f"{_name(stream)} copied in its own size: only one video is upscaled")
@@ -232,13 +218,8 @@ def _plan_data(source: InputContainer, stream: Stream, muxer: str) -> StreamPlan
         return _drop(stream, "holds chapter titles, which come along as chapters")
     if from_mov and muxer in MOV_FAMILY and _writes_sample_entry(stream, muxer):
         return _copy(stream)
-    from_ts = source.format.name == "mpegts"
-    if (
-        from_ts
-        and muxer == "mpegts"
-        and name in _TS_DATA
-        and accepts(muxer, lambda out: add_copy(out, stream))
-    ):
+    from_ts = source.format.name == "mpegts" and name in _TS_DATA
+    if from_ts and muxer == "mpegts" and accepts(muxer, lambda out: add_copy(out, stream)):
         return _copy(stream)
     return _drop(stream, f"left out: {muxer} does not hold this kind of data")
 

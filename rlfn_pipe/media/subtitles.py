@@ -18,24 +18,8 @@ from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 
 #: Canonical names of the text subtitle codecs that can be decoded to styled lines.
 TEXT_SUBTITLES = frozenset(
-    [
-        "subrip",
-        "ass",
-        "mov_text",
-        "webvtt",
-        "text",
-        "microdvd",
-        "subviewer",
-        "subviewer1",
-        "sami",
-        "realtext",
-        "jacosub",
-        "mpl2",
-        "stl",
-        "pjs",
-        "vplayer",
-    ]
-)
+    {"subrip", "ass", "mov_text", "webvtt", "text", "microdvd", "subviewer"}
+) | frozenset({"subviewer1", "sami", "realtext", "jacosub", "mpl2", "stl", "pjs", "vplayer"})
 #: Shown this long (seconds) where the source states no duration.
 _FALLBACK_DURATION = Fraction(5)
 _NO_END = (0, 0xFFFFFFFF)

@@ -20,41 +20,14 @@ _STATISTICS = re.compile(r"(BPS|NUMBER_OF_FRAMES|NUMBER_OF_BYTES|_STATISTICS_\w+
 _DURATION = re.compile(r"DURATION(-\w+)?", re.IGNORECASE)
 _LANGUAGE_SUFFIX = re.compile(r"(.+)-[a-z]{3}")
 
-_MOV_TAGS = frozenset(
-    [
-        "title",
-        "artist",
-        "album_artist",
-        "composer",
-        "album",
-        "date",
-        "comment",
-        "genre",
-        "copyright",
-        "grouping",
-        "lyrics",
-        "description",
-        "synopsis",
-        "show",
-        "episode_id",
-        "episode_sort",
-        "season_number",
-        "network",
-        "keywords",
-        "media_type",
-        "hd_video",
-        "gapless_playback",
-        "compilation",
-        "track",
-        "disc",
-        "location",
-        "creation_time",
-        "timecode",
-    ]
+_COMMON_TAGS = frozenset({"title", "artist", "album", "comment", "copyright", "date", "genre", "track"})
+_MOV_TAGS = (
+    _COMMON_TAGS
+    | {"album_artist", "composer", "grouping", "lyrics", "description", "synopsis", "keywords", "disc"}
+    | {"show", "episode_id", "episode_sort", "season_number", "network", "media_type", "hd_video"}
+    | {"gapless_playback", "compilation", "location", "creation_time", "timecode"}
 )
-_AVI_TAGS = frozenset(
-    ["title", "artist", "album", "comment", "copyright", "date", "genre", "language", "track", "encoded_by"]
-)
+_AVI_TAGS = _COMMON_TAGS | {"language", "encoded_by"}
 _TS_TAGS = frozenset({"service_name", "service_provider"})
 
 

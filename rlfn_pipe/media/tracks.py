@@ -97,6 +97,7 @@ class CopyTrack(Track):
         self._cut_video = source.type == "video" and window is not None
         self._even: SampleClock | None = None
         self._started = False
+        self._too_early = 0
 
     def push(self, packet: Packet[Any], times: Times) -> Iterator[Ready]:
         if self._cuttable:
@@ -104,7 +105,10 @@ class CopyTrack(Track):
             if cut is not None:
                 yield Ready(packet, cut, self)
             return
-        if not self._inside(times.pts) or self.clock.too_early(times):
+        if not self._inside(times.pts):
+            return
+        if self.clock.too_early(times):
+            self._too_early += 1
             return
         if packet.is_discard and self._started:
             return  # behind the end of an edit list; before its start it is priming and stays
@@ -115,6 +119,12 @@ class CopyTrack(Track):
         if self.source.type == "audio":
             times = self._evenly(packet, times)
         yield Ready(packet, times, self)
+
+    def notes(self) -> list[str]:
+        found = super().notes()
+        if self._too_early:
+            found.append(f"{self._name}: {self._too_early} packets far before its start left out")
+        return found
 
     def _evenly(self, packet: Packet[Any], times: Times) -> Times:
         if self._even is None:
