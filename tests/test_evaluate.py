@@ -471,7 +471,9 @@ def test_official_weights_give_the_tables_figures(shared_data: Path, name: str) 
     report = evaluate(shared_data / "weights" / f"{name}.pth", shared_data / "test" / "Set5")
     (set5,) = report.sets
     psnr, ssim = SET5[name]
-    assert len(set5.images) == 5 and set5.low_is_read and report.scale == int(name[-1])
+    assert (
+        report.model == name and len(set5.images) == 5 and set5.low_is_read and report.scale == int(name[-1])
+    )
     assert set5.psnr_y == pytest.approx(psnr, abs=0.0075)
     assert set5.ssim_y == pytest.approx(ssim, abs=0.0002)
 
@@ -486,7 +488,8 @@ def test_made_lr_gives_the_figures_of_read_lr(shared_data: Path, tmp_path: Path)
         (tmp_path / "LRx4" / f"{name}.png").write_bytes((folder / "LRx4" / f"{name}.png").read_bytes())
     weights = shared_data / "weights" / "rlfn_ntire_x4.pth"
     (read,) = evaluate(weights, tmp_path, low_source="read").sets
-    (made,) = evaluate(weights, tmp_path, low_source="make").sets
+    (made,) = evaluate(weights, tmp_path, low_source="make", save=tmp_path / "out").sets
+    assert (tmp_path / "out" / "rlfn_ntire_x4" / tmp_path.name / "bridge.png").is_file()
     assert read.low_is_read and not made.low_is_read
     assert [image.psnr_y for image in read.images] == [image.psnr_y for image in made.images]
 

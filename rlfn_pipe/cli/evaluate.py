@@ -52,7 +52,7 @@ def evaluate(
             "--scale",
             "-s",
             metavar="N",
-            help="How many times larger; a weights file knows its own. [4]",
+            help="How many times larger; a weights file knows its own, bicubic needs it. [4]",
             show_default=False,
         ),
     ] = None,
@@ -110,7 +110,7 @@ def evaluate(
 
     reports = []
     for each in model or ["rlfn-s"]:
-        label = Path(each).stem if Path(each).suffix else each
+        label = Path(each).stem
         reports.append(
             measure(
                 each,

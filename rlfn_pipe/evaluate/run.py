@@ -176,10 +176,13 @@ def _method(
         return _Method(BICUBIC, scale, lambda image: upscale(image, scale), None, "")
     if isinstance(model, tuple):
         spec, module = model
+        name = spec.name
     else:
         from rlfn_pipe.models.weights import load
 
         spec, module = load(model, scale)
+        # A file goes by its own name, so that files of one architecture can be compared.
+        name = Path(model).stem if Path(model).suffix in (".pth", ".pt", ".safetensors") else spec.name
     if scale is not None and scale != spec.scale:
         raise UsageError(
             f"{spec.name} enlarges {spec.scale} times, not {scale}; give --scale {spec.scale} or leave it out"
@@ -191,7 +194,7 @@ def _method(
     def enlarge(image: np.ndarray) -> np.ndarray:
         return super_resolve(module, image, spec, device, tta)
 
-    return _Method(spec.name, spec.scale, enlarge, complexity, spec.sha256)
+    return _Method(name, spec.scale, enlarge, complexity, spec.sha256)
 
 
 def _measure(
@@ -243,7 +246,8 @@ def _save_folder(save: Path | None, method: _Method, set_name: str, overwrite: b
     """Make the folder for one set's pictures before anything is computed."""
     if save is None:
         return None
-    folder = save / f"{method.name}_x{method.scale}" / set_name
+    suffix = f"x{method.scale}"
+    folder = save / (method.name if method.name.endswith(suffix) else f"{method.name}_{suffix}") / set_name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         occupied = any(folder.iterdir())
