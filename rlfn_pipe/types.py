@@ -125,7 +125,8 @@ class VideoStreamInfo:
 
     `colour` holds the tags as found (unspecified stays unspecified). `rotation` is the
     display matrix' angle in degrees, counter-clockwise, a multiple of 90 where it is
-    applied. `frames` is the container's count (0: not stated).
+    applied. `frames` counts the packets that are shown. `average_rate` is the nominal frame
+    rate; `constant_rate` says that every frame keeps to it.
     """
 
     index: int
@@ -142,6 +143,7 @@ class VideoStreamInfo:
     rotation: int = 0
     interlaced: bool = False
     profile: str | None = None
+    constant_rate: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,11 @@ from av.video.stream import VideoStream
 _PROGRESSIVE = 1
 
 
+def is_interlaced(stream: VideoStream, frame: VideoFrame) -> bool:
+    """Whether the stream's header or its first frame says that it is interlaced."""
+    return int(stream.codec_context.field_order) > _PROGRESSIVE or bool(frame.interlaced_frame)
+
+
 class Deinterlacer:
     """Passes progressive streams through, sends interlaced ones through bwdif, a frame for a frame.
 
@@ -30,8 +35,7 @@ class Deinterlacer:
         first = next(frames, None)
         if first is None:
             return
-        header_says = int(self._stream.codec_context.field_order) > _PROGRESSIVE
-        if not (self._force or header_says or first.interlaced_frame):
+        if not (self._force or is_interlaced(self._stream, first)):
             yield first
             yield from self._watched(frames)
             return

@@ -26,6 +26,12 @@ class DisplayMatrix:
         a, b, _, c, d = self.values[:5]
         return abs(b) + abs(c) > abs(a) + abs(d)
 
+    @property
+    def rotation(self) -> int:
+        """Degrees counter-clockwise by which a player turns the stored picture, -180 to 180."""
+        a, b = self.values[:2]
+        return round(-math.degrees(math.atan2(b, a)))
+
     def scaled(self, factor_x: float, factor_y: float) -> tuple[int, ...]:
         """The matrix for a stored picture `factor_x` by `factor_y` times as large."""
         values = list(self.values)

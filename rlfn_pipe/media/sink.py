@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ import av.error
 import numpy as np
 from av.container import OutputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import OutputError, UsageError
@@ -31,15 +33,6 @@ from rlfn_pipe.types import Frame
 
 # SVT-AV1 writes its settings to standard error unless told otherwise before it is loaded.
 os.environ.setdefault("SVT_LOG", "1")
-
-#: Tags that the plain iTunes metadata of mp4 holds; others need QuickTime's key list.
-_PLAIN_MP4_TAGS = frozenset(
-    "title artist album_artist composer album date encoder comment genre copyright grouping lyrics description "
-    "synopsis show episode_id network keywords episode_sort season_number media_type hd_video gapless_playback "
-    "compilation track disc tmpo creation_time rating sort_name sort_artist sort_album".split()
-)
-_CONTAINER_TAGS = frozenset({"major_brand", "minor_version", "compatible_brands"})
-
 
 @dataclass(frozen=True, slots=True)
 class SinkTimes:
@@ -78,7 +71,8 @@ class VideoSink:
         display_matrix: tuple[int, ...] | None = None,
         carrier: Carrier | None = None,
         stream_plans: tuple[StreamPlan, ...] = (),
-        stream_info: dict[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        disposition: Disposition | None = None,
         threads: int = 0,
     ) -> None:
         self._plan, self._times, self._name = plan, times, name
@@ -90,7 +84,9 @@ class VideoSink:
             if carrier is not None:
                 carrier.copy_globals(self._output)
             self._set_container_options()
-            self._add_streams(stream_plans, threads, sample_aspect_ratio, display_matrix, stream_info or {})
+            self._add_streams(
+                stream_plans, lambda: self._add_video(threads, sample_aspect_ratio, display_matrix, tags or {}, disposition)
+            )
             self._write_header()
         except BaseException:
             self.abort()
@@ -109,8 +105,7 @@ class VideoSink:
         if self._plan.muxer in ("mp4", "mov"):
             clock = self._times.clock
             flags = "+faststart+write_colr"
-            unusual = set(self._output.metadata) - _PLAIN_MP4_TAGS - _CONTAINER_TAGS
-            if unusual:
+            if self._carrier is not None and self._carrier.needs_metadata_keys(self._plan.muxer):
                 flags += "+use_metadata_tags"
             options["movflags"] = flags
             options["video_track_timescale"] = str(clock.timescale)
@@ -121,30 +116,23 @@ class VideoSink:
             if self._plan.muxer == "matroska":
                 options["default_mode"] = "passthrough"
 
-    def _add_streams(
-        self,
-        stream_plans: tuple[StreamPlan, ...],
-        threads: int,
-        sample_aspect_ratio: Fraction | None,
-        display_matrix: tuple[int, ...] | None,
-        info: dict[str, Any],
-    ) -> None:
-        main_added = False
+    def _add_streams(self, stream_plans: tuple[StreamPlan, ...], add_video: Callable[[], None]) -> None:
+        """All streams in the source's order; the video alone when nothing else is known."""
         for plan in stream_plans:
             if plan.action == "main":
-                self._add_video(threads, sample_aspect_ratio, display_matrix, info)
-                main_added = True
+                add_video()
             elif self._carrier is not None:
                 self._carrier.add_stream(self._output, plan)
-        if not main_added:
-            self._add_video(threads, sample_aspect_ratio, display_matrix, info)
+        if not stream_plans:
+            add_video()
 
     def _add_video(
         self,
         threads: int,
         sample_aspect_ratio: Fraction | None,
         display_matrix: tuple[int, ...] | None,
-        info: dict[str, Any],
+        tags: Mapping[str, str],
+        disposition: Disposition | None,
     ) -> None:
         plan, rate = self._plan, _encoder_rate(self._plan.codec, self._times.rate)
         stream: VideoStream = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))  # type: ignore[call-overload]
@@ -167,9 +155,9 @@ class VideoSink:
         if display_matrix is not None:
             stream.set_display_matrix(display_matrix)
         stream.time_base = self._times.clock.tick
-        stream.metadata.update(info.get("metadata", {}))
-        if info.get("disposition") is not None:
-            stream.disposition = info["disposition"]
+        stream.metadata.update(tags)
+        if disposition is not None:
+            stream.disposition = disposition
         self._stream = stream
         self.stream_index = stream.index
 

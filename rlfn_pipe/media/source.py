@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
 from rlfn_pipe.media.colour import colour_of, planar_format, planes_of
-from rlfn_pipe.media.deinterlace import Deinterlacer
+from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
 from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.opening import describe_av_error, open_media
 from rlfn_pipe.media.orientation import DisplayMatrix, display_matrix
@@ -45,10 +45,6 @@ class Selection:
     end: Fraction | None = None
     frames: int | None = None
     sample: Fraction | None = None
-
-    @property
-    def whole(self) -> bool:
-        return self.start is None and self.end is None and self.frames is None and self.sample is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +201,21 @@ class VideoSource:
         return SourceFormat(width, height, pix_fmt, tags, self._colour, matrix, mastering, light)
 
     # ----------------------------------------------------------------- decoding
+
+    @property
+    def whole(self) -> bool:
+        """Whether the selection leaves nothing out."""
+        return self.first == 0 and self.last == self.timeline.frames
+
+    @property
+    def baked(self) -> DisplayMatrix | None:
+        """The display matrix that was applied to the pixels, if one was."""
+        return self._orientation
+
+    @property
+    def interlaced(self) -> bool:
+        """Whether the header or the first frame says so."""
+        return is_interlaced(self.stream, self._head)
 
     @property
     def frames(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import tomllib
 from dataclasses import replace
 from functools import cache
@@ -16,7 +17,7 @@ from rlfn_pipe.models.official import OFFICIAL, official_path
 from rlfn_pipe.resources import data_path
 from rlfn_pipe.types import ModelSpec
 
-__all__ = ["details", "file_sha256", "find", "models", "native_scales", "verify"]
+__all__ = ["details", "file_sha256", "find", "is_file", "models", "native_scales", "verify"]
 
 INDEX = "index.toml"
 
@@ -51,6 +52,11 @@ def find(name: str, scale: float, folder: Path | None = None) -> ModelSpec:
             return native[candidate]
     others = ", ".join(f"{spec.name} x{spec.scale}" for spec in everything)
     raise UsageError(f"{name} has no weights for scale {scale:g}; there are {others}")
+
+
+def is_file(model: str) -> bool:
+    """Whether `model` means a weights file rather than a name."""
+    return model.endswith((".safetensors", ".pth", ".pt")) or os.sep in model or "/" in model
 
 
 def native_scales(name: str, folder: Path | None = None) -> tuple[int, ...]:

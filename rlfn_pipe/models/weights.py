@@ -78,7 +78,7 @@ def load(model: str | Path, scale: float | None = None) -> tuple[ModelSpec, RLFN
     compared. A file decides its own scale. The module is fp32, on the CPU, in evaluation mode.
     Raises UsageError for unknown names and scales, WeightsError for files that cannot be used.
     """
-    if isinstance(model, Path) or _looks_like_file(model):
+    if isinstance(model, Path) or registry.is_file(model):
         return load_file(Path(model))
     spec = registry.find(model, 4 if scale is None else scale)
     registry.verify(spec)
@@ -147,10 +147,6 @@ def import_file(source: Path, target: Path, overwrite: bool = False) -> ModelSpe
     spec, module = load_file(source)
     digest = save(target, module, spec, {"imported_from": source.name, "source_sha256": spec.sha256})
     return replace(spec, path=target, sha256=digest)
-
-
-def _looks_like_file(model: str) -> bool:
-    return model.endswith((".safetensors", ".pth", ".pt")) or os.sep in model or "/" in model
 
 
 def _input_range(metadata: Mapping[str, str], where: str) -> float:

@@ -1,0 +1,223 @@
+"""Many images through one engine: read and written by worker threads, computed together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from joblib import Parallel, delayed
+
+from rlfn_pipe.errors import EngineError, OutputError, RlfnPipeError
+from rlfn_pipe.jobs.geometry import Geometry, output_geometry
+from rlfn_pipe.media.images import (
+    ImageMeta,
+    check_output_size,
+    conversion_notes,
+    output_format,
+    read_image,
+    target_colour,
+    write_image,
+)
+from rlfn_pipe.pipeline.stages import Pipeline
+from rlfn_pipe.types import Event, Failed, Finished, Frame, Progress, Started, Target, Warned
+
+if TYPE_CHECKING:
+    from rlfn_pipe.jobs.inputs import Item
+    from rlfn_pipe.jobs.room import EngineRoom
+    from rlfn_pipe.options import UpscaleOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded image and all that is needed to write its upscaled twin."""
+
+    index: int
+    item: Item
+    frame: Frame
+    meta: ImageMeta
+    format: str
+    target: Target
+    geometry: Geometry
+    notes: tuple[str, ...]
+    begin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An image that could not be read or planned, and why."""
+
+    index: int
+    item: Item
+    error: RlfnPipeError
+
+
+class ImageRun:
+    """Upscales images in order; one that fails does not stop the others, unless it is the only item.
+
+    `finished` and `failed` grow as events are sent.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        options: UpscaleOptions,
+        room: EngineRoom,
+        *,
+        on_event: Callable[[Event], None],
+        stop: threading.Event,
+        workers: int,
+        position: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._items, self._options, self._room = list(items), options, room
+        self._on_event, self._stop, self._workers = on_event, stop, workers
+        self._offset, self._total = position
+        self._waiting: dict[int, Picture] = {}
+        self._begin = time.monotonic()
+        self._bytes = 0
+        self.finished: list[Finished] = []
+        self.failed: list[Failed] = []
+
+    def run(self) -> None:
+        """Work through all items. Raises `Interrupted`, and errors that concern every item."""
+        first = 0
+        while first < len(self._items):
+            self._waiting.clear()
+            try:
+                self._pipeline(first)
+                return
+            except EngineError as error:
+                # The picture that was in hand does not fit the device; go on behind it.
+                index = min(self._waiting, default=first)
+                self._fail(self._items[index], error)
+                first = index + 1
+
+    def _pipeline(self, first: int) -> None:
+        with Parallel(n_jobs=self._workers, backend="threading") as pool:
+            # Reading and writing have a pool of their own: joblib's pools serve one caller at a time.
+            with Parallel(n_jobs=self._workers, backend="threading") as writers:
+                Pipeline(
+                    self._read(pool, first),
+                    self._compute,
+                    lambda frames: self._write(writers, frames),
+                    stop=self._stop,
+                    depth=max(4, self._workers),
+                    together=self._workers,
+                ).run()
+
+    # ------------------------------------------------------------------ stages
+
+    def _read(self, pool: Parallel, first: int) -> Iterator[Picture]:
+        """Decoded pictures in order; as many are read at a time as there are workers."""
+        for begin in range(first, len(self._items), self._workers):
+            indices = range(begin, min(begin + self._workers, len(self._items)))
+            for result in pool(delayed(self._read_one)(index) for index in indices):
+                if isinstance(result, Unreadable):
+                    self._fail(result.item, result.error)
+                    continue
+                self._waiting[result.index] = result
+                yield result
+
+    def _read_one(self, index: int) -> Picture | Unreadable:
+        item, options = self._items[index], self._options
+        begin = time.monotonic()
+        try:
+            frame, meta = read_image(item.source, index)
+            format = output_format(item.output, meta, options.format)
+            geometry = output_geometry(options, frame.width, frame.height, name=str(item.source))
+            check_output_size(item.output, geometry.width, geometry.height, format)
+            notes = (*meta.notes, *conversion_notes(frame, meta, format))
+        except RlfnPipeError as error:
+            return Unreadable(index, item, error)
+        target = Target(geometry.width, geometry.height, target_colour(frame, format))
+        return Picture(index, item, frame, meta, format, target, geometry, notes, begin)
+
+    def _compute(self, pictures: Iterator[Picture]) -> Iterable[Frame]:
+        """Through the engine of each picture's factor; neighbours with the same one share batches."""
+        for engine, group in groupby(pictures, key=lambda p: self._room.engine_for(p.geometry.factor)):
+            yield from engine.run(self._announced(group))
+
+    def _announced(self, pictures: Iterable[Picture]) -> Iterator[tuple[Frame, Target]]:
+        for picture in pictures:
+            item, target = picture.item, picture.target
+            self._on_event(
+                Started(
+                    str(item.source),
+                    str(item.output),
+                    1,
+                    f"{picture.frame.width}x{picture.frame.height} to {target.width}x{target.height}, {picture.format}",
+                )
+            )
+            for note in picture.notes:
+                self._on_event(Warned(str(item.source), note))
+            yield picture.frame, target
+
+    def _write(self, pool: Parallel, frames: list[Frame]) -> None:
+        pictures = [self._waiting[frame.index] for frame in frames]
+        results = pool(delayed(self._write_one)(picture, frame) for picture, frame in zip(pictures, frames, strict=True))
+        for picture, result in zip(pictures, results, strict=True):
+            del self._waiting[picture.index]
+            if isinstance(result, RlfnPipeError):
+                self._fail(picture.item, result)
+            else:
+                self._finish(picture, result)
+
+    def _write_one(self, picture: Picture, frame: Frame) -> int | RlfnPipeError:
+        output = picture.item.output
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            return write_image(output, frame, picture.meta, format=picture.format, quality=self._options.quality)
+        except RlfnPipeError as error:
+            return error
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            return OutputError(f"{output}: cannot be written ({reason}); choose another folder")
+
+    # ------------------------------------------------------------------ events
+
+    def _finish(self, picture: Picture, size: int) -> None:
+        self._bytes += size
+        done = Finished(
+            input=str(picture.item.source),
+            output=str(picture.item.output),
+            frames=1,
+            concealed=0,
+            seconds=time.monotonic() - picture.begin,
+            bytes_written=size,
+            width=picture.target.width,
+            height=picture.target.height,
+            notes=picture.notes,
+        )
+        self.finished.append(done)
+        self._on_event(done)
+        self._progress(done.input)
+
+    def _fail(self, item: Item, error: RlfnPipeError) -> None:
+        if self._total == 1:
+            raise error
+        failed = Failed(str(item.source), str(error))
+        self.failed.append(failed)
+        self._on_event(failed)
+        self._progress(failed.input)
+
+    def _progress(self, name: str) -> None:
+        done = len(self.finished) + len(self.failed)
+        elapsed = time.monotonic() - self._begin
+        fps = done / elapsed if elapsed > 0 else 0.0
+        left = len(self._items) - done
+        self._on_event(
+            Progress(
+                input=name,
+                frames_done=done,
+                frames_total=len(self._items),
+                fps=fps,
+                eta_seconds=left / fps if fps else None,
+                bytes_written=self._bytes,
+                limit=None,
+                items_done=self._offset + done,
+                items_total=self._total,
+            )
+        )

@@ -1,0 +1,146 @@
+"""What `upscale` would do with an input: for `probe` and `--dry-run`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlfn_pipe.jobs import summary
+from rlfn_pipe.jobs.geometry import output_geometry
+from rlfn_pipe.jobs.inputs import Item
+from rlfn_pipe.jobs.room import EngineRoom
+from rlfn_pipe.jobs.run import plan_items
+from rlfn_pipe.jobs.video import open_source, plan_video
+from rlfn_pipe.media.images import check_output_size, conversion_notes, output_format, read_image, target_colour
+from rlfn_pipe.media.probe import probe, source_warnings
+
+if TYPE_CHECKING:
+    from rlfn_pipe.options import UpscaleOptions
+
+#: Compressed bits for a pixel of output at our default quality, from our own runs on real clips.
+_BITS_PER_PIXEL = {"libx264": 0.12, "libx265": 0.07, "libsvtav1": 0.05, "libvpx-vp9": 0.06, "mpeg4": 0.25}
+
+
+def describe(input: str, output: str | None, options: UpscaleOptions) -> summary.PlanSummary:
+    """Settle everything that a run would settle, and write nothing.
+
+    Without `output` the source's own container and format are assumed.
+
+    Raises:
+        RlfnPipeError: as the run would.
+    """
+    target = output if output is not None else str(_same_kind_beside(Path(input)))
+    checked = replace(options, overwrite=True, skip_existing=False) if output is None else options
+    plan = plan_items(input, target, checked)
+    warnings: list[str] = list(plan.warnings)
+    if plan.skipped:
+        warnings.append(f"{len(plan.skipped)} inputs would be passed over: their outputs exist")
+    if not plan.items:
+        item = plan.skipped[0]
+    else:
+        item = plan.items[0]
+    room = EngineRoom(options, warnings.append)
+    one = _describe_video(item, options, room) if item.kind == "video" else _describe_image(item, options, room)
+    return replace(
+        one,
+        input=input,
+        output=output,
+        items=len(plan.items),
+        warnings=(*warnings, *one.warnings),
+    )
+
+
+def _same_kind_beside(path: Path) -> Path:
+    """A name for an output like the input, for plans that name none."""
+    from rlfn_pipe.media.encoders import MUXERS
+    from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS
+
+    if path.is_dir() or not path.suffix:
+        return path.with_name(f"{path.name}-upscaled")
+    known = path.suffix.lower() in MUXERS or path.suffix.lower() in IMAGE_EXTENSIONS
+    return path.with_name(f"{path.stem}-upscaled{path.suffix if known else '.mkv'}")
+
+
+def _engine_facts(options: UpscaleOptions) -> tuple[str, str]:
+    """Device and precision as text, without loading a network."""
+    from rlfn_pipe.engine.device import device_name, resolve_device, resolve_precision
+
+    device, _ = resolve_device(options.device)
+    precision, reason = resolve_precision(options.precision, device)
+    return f"{device} ({device_name(device)})", f"{precision} ({reason})"
+
+
+def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> summary.PlanSummary:
+    with open_source(item, options) as source:
+        plan = plan_video(item, options, source)
+        form, encoding, geometry = source.format, plan.encoding, plan.geometry
+        frames = source.frames
+        warnings = source_warnings(source)
+        swapped = form.matrix is not None and form.matrix.swaps_axes
+    media = probe(item.source)
+    spec = room.spec_for(geometry.factor)
+    device, precision = _engine_facts(options)
+    by_index = {stream.index: stream for stream in media.streams}
+    streams = tuple(
+        summary.StreamPlan(s.index, s.kind, s.codec, s.action, s.reason, by_index[s.index].language)
+        for s in plan.streams
+        if s.action != "main" and s.index in by_index
+    )
+    bits = _BITS_PER_PIXEL.get(encoding.codec)
+    size = (encoding.width, encoding.height)
+    return summary.PlanSummary(
+        input=str(item.source),
+        output=str(item.output),
+        kind="video",
+        items=1,
+        model=spec.name,
+        scale=geometry.factor,
+        native_scale=spec.scale,
+        source_size=(form.width, form.height),
+        output_size=size,
+        display_size=(size[1], size[0]) if swapped else size,
+        codec=encoding.codec,
+        container=encoding.muxer,
+        pix_fmt=encoding.pix_fmt,
+        frames=frames,
+        streams=streams,
+        estimated_bytes=round(bits * size[0] * size[1] * frames / 8) if bits else None,
+        device=device,
+        precision=precision,
+        tile="auto" if options.tile is None else str(options.tile or "whole frames"),
+        warnings=warnings,
+        notes=plan.notes,
+        media=media,
+    )
+
+
+def _describe_image(item: Item, options: UpscaleOptions, room: EngineRoom) -> summary.PlanSummary:
+    frame, meta = read_image(item.source)
+    format = output_format(item.output, meta, options.format)
+    geometry = output_geometry(options, frame.width, frame.height, name=str(item.source))
+    check_output_size(item.output, geometry.width, geometry.height, format)
+    spec = room.spec_for(geometry.factor)
+    device, precision = _engine_facts(options)
+    colour = target_colour(frame, format)
+    size = (geometry.width, geometry.height)
+    layout = f"{'grey' if colour.subsampling == 'grey' else 'rgb'}{'a' if colour.alpha else ''}{colour.bit_depth}"
+    return summary.PlanSummary(
+        input=str(item.source),
+        output=str(item.output),
+        kind="images",
+        items=1,
+        model=spec.name,
+        scale=geometry.factor,
+        native_scale=spec.scale,
+        source_size=(frame.width, frame.height),
+        output_size=size,
+        display_size=size,
+        codec=format,
+        container=format,
+        pix_fmt=layout,
+        device=device,
+        precision=precision,
+        tile="auto" if options.tile is None else str(options.tile or "whole frames"),
+        notes=(*meta.notes, *conversion_notes(frame, meta, format)),
+    )
