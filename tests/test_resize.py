@@ -36,14 +36,16 @@ def plain_downscale(image: np.ndarray, factor: int) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("name", ["Set5", "Set14", "BSD100"])
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("Set5", 2), ("Set5", 3), ("Set5", 4), ("Set14", 2), ("Set14", 3), ("Set14", 4), ("BSD100", 4)],
+)
 def test_equals_the_published_lr_images(shared_data: Path, name: str, factor: int) -> None:
     folder = shared_data / "test" / name / f"LRx{factor}"
-    if not folder.is_dir():
-        pytest.skip(f"{name} has no LR images for x{factor}")
     high_folder = folder.parent / "HR"
-    for path in sorted(folder.iterdir())[:20]:
+    paths = sorted(folder.iterdir())
+    assert len(paths) >= 5
+    for path in paths:
         low = np.asarray(Image.open(path))
         high = np.asarray(Image.open(next(high_folder.glob(path.stem + ".*"))))
         high = high[: high.shape[0] // factor * factor, : high.shape[1] // factor * factor]
