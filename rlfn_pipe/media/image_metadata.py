@@ -15,8 +15,8 @@ ORIENTATION = 0x0112
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
 MAKER_NOTE = 0x927C
 
-#: A JPEG marker segment holds 65533 bytes.
-LARGEST_JPEG_EXIF = 65_533
+#: A JPEG marker segment holds 65533 bytes; a few are left for a new size of the same tags.
+LARGEST_JPEG_EXIF = 65_400
 
 _WIDTH_TAGS, _HEIGHT_TAGS = (0x0100, 0xA002), (0x0101, 0xA003)
 
@@ -80,13 +80,16 @@ def orientation_of(exif: Image.Exif | None) -> int:
 def clean_exif(exif: Image.Exif, format: str) -> bytes | None:
     """EXIF as a TIFF block with orientation 1, without thumbnail and storage tags; None if that is all."""
     drop = _STORAGE_TAGS | _TIFF_ONLY if format == "tiff" else _STORAGE_TAGS
-    for tag in [tag for tag in exif if tag in drop]:
-        del exif[tag]
-    if ORIENTATION in exif:
-        exif[ORIENTATION] = 1
-    if not set(exif) - {ORIENTATION}:
+    # A fresh block: the old one may be a BigTIFF's, and would take its thumbnail along.
+    clean = Image.Exif()
+    for tag in exif:
+        if tag not in drop:
+            clean[tag] = _without_links(exif.get_ifd(tag)) if tag in (EXIF_IFD, GPS_IFD) else exif[tag]
+    if ORIENTATION in clean:
+        clean[ORIENTATION] = 1
+    if not set(clean) - {ORIENTATION}:
         return None
-    return exif.tobytes().removeprefix(b"Exif\0\0")
+    return clean.tobytes().removeprefix(b"Exif\0\0")
 
 
 def exif_for(exif: bytes, width: int, height: int) -> Image.Exif:
@@ -107,15 +110,33 @@ def exif_directories(exif: Image.Exif) -> dict[int, Any]:
     tags: dict[int, Any] = {tag: exif[tag] for tag in exif if tag not in _STORAGE_TAGS | _TIFF_ONLY}
     for directory in (EXIF_IFD, GPS_IFD):
         if directory in tags:
-            tags[directory] = {tag: v for tag, v in exif.get_ifd(directory).items() if tag != INTEROP_IFD}
+            tags[directory] = _without_links(exif.get_ifd(directory))
     tags.pop(ORIENTATION, None)
     return tags
 
 
+def reset_tiff_orientation(data: bytearray) -> None:
+    """Set the orientation in a TIFF's first directory to 1, in place. `data` holds the file's bytes."""
+    order = "<" if data[0] == ord("I") else ">"
+    big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
+    offset, count, size, value = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
+    at = struct.unpack_from(order + offset, data, 8 if big else 4)[0]
+    entries = struct.unpack_from(order + count, data, at)[0]
+    at += struct.calcsize(order + count)
+    for entry in range(at, at + entries * size, size):
+        if struct.unpack_from(f"{order}H", data, entry)[0] == ORIENTATION:
+            struct.pack_into(f"{order}H", data, entry + value, 1)
+
+
+def _without_links(directory: dict[int, Any]) -> dict[int, Any]:
+    """A nested directory without its pointer to a further one, which would point nowhere."""
+    return {tag: value for tag, value in directory.items() if tag != INTEROP_IFD}
+
+
 def orient(plane: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn a stored plane the way EXIF `orientation` (1..8) says it is to be shown."""
+    """Turn a stored plane, HxW or HxWxC, the way EXIF `orientation` (1..8) says it is to be shown."""
     if orientation >= 5:
-        plane = plane.T
+        plane = plane.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         plane = plane[:, ::-1]
     if orientation in (3, 4, 7, 8):

@@ -27,8 +27,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from rlfn_pipe.errors import InputError
+from rlfn_pipe.errors import InputError, RlfnPipeError
 from rlfn_pipe.media.image_metadata import (
+    ORIENTATION,
     ImageMeta,
     avif_depth,
     clean_exif,
@@ -39,6 +40,7 @@ from rlfn_pipe.media.image_metadata import (
     png_transparency,
     read_exif,
     read_nclx,
+    reset_tiff_orientation,
 )
 from rlfn_pipe.media.limits import check_picture_size, max_pixels
 from rlfn_pipe.media.signatures import foreign_name, read_head, sniff
@@ -60,9 +62,11 @@ _OPENERS = {
 # The filters of `warnings` are global: only one thread at a time may change them.
 _warnings_lock = threading.Lock()
 
+_CONVERT = "convert the picture to 8 or 16 bits"
+
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 
-#: Code values (of 8 bits) by which two decoders of one picture may differ: colour conversion rounds.
+#: Code values (of 8 bits) by which two decoders of one picture may differ: premultiplied alpha rounds.
 _AGREEMENT = 4
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B", "I;16L"})
@@ -92,7 +96,7 @@ def read_image(path: Path, index: int = 0) -> tuple[Frame, ImageMeta]:
             picture = _open(format, file)
             check_picture_size(path, *picture.size)
             return _decode(path, picture, data, format, index)
-        except InputError:
+        except RlfnPipeError:
             raise
         except MemoryError:
             raise InputError(
@@ -101,6 +105,10 @@ def read_image(path: Path, index: int = 0) -> tuple[Frame, ImageMeta]:
         # The parsers raise errors of many kinds (SyntaxError, struct.error, ...) on damaged files.
         except Exception as error:
             reason = str(error).strip().rstrip(".") or type(error).__name__
+            if "unknown pixel mode" in reason:
+                raise InputError(
+                    f"{path}: this kind of samples in a {format} is not read; {_CONVERT}"
+                ) from error
             raise InputError(
                 f"{path}: the {format} picture is damaged or cut short ({reason}); copy or export it again"
             ) from error
@@ -117,7 +125,7 @@ def _image_format(path: Path, head: bytes) -> str:
         raise InputError(f"{path} is not a picture (its content is of no known image format); leave it out")
     kind, name = found
     if kind == "video":
-        raise InputError(f"{path} is a {name} video with an image's name; rename it to its true extension")
+        raise InputError(f"{path} is a {name} video by its content; give it its true extension")
     return name
 
 
@@ -161,19 +169,18 @@ def _decode(
         exif, note = read_exif(picture)
     if note:
         notes.append(note)
-    orientation = orientation_of(exif)
-    stored_exif = clean_exif(exif, format) if exif is not None else None
     if format == "tiff":
-        picture.load()  # turns the pixels and forgets the orientation
+        picture.load()  # turns the pixels as the orientation says, and takes EXIF apart
+    turned = tiff_tags.get(ORIENTATION, 1) if format == "tiff" else 1
+    orientation = 1 if format == "tiff" else orientation_of(exif)
+    stored_exif = clean_exif(exif, format) if exif is not None else None
 
     array: np.ndarray | None = None
     if depth > 8 and picture.mode in ("RGB", "RGBA"):
-        array = _decode_deep(path, picture, rawmode, depth)
+        array = _decode_deep(path, picture, rawmode, depth, turned)
         if array is None:
             notes.append(f"{depth} bits a sample are read as 8")
     if array is None:
-        if format == "tiff":
-            orientation = 1  # Pillow has turned it while loading
         array, depth = _decode_shallow(path, picture, info, tiff_tags, depth, notes)
     array = _with_transparent_colour(array, data, depth, format)
 
@@ -225,21 +232,26 @@ def _stored_depth(picture: ImageFile.ImageFile, data: bytes, format: str) -> int
     return 16 if ";16" in _rawmode(picture) else 8
 
 
-def _decode_deep(path: Path, picture: Image.Image, rawmode: str, depth: int) -> np.ndarray | None:
+def _decode_deep(
+    path: Path, picture: Image.Image, rawmode: str, depth: int, orientation: int
+) -> np.ndarray | None:
     """Pixels above 8 bits: HxWx{2,3,4} uint16 in RGB(A) or grey, alpha order; None where OpenCV cannot.
 
-    `picture` holds the same pixels as Pillow decoded them, at 8 bits. OpenCV mistakes some layouts
-    (planes stored one after another in TIFF, the still picture of an animation) for others, so
-    what it gives counts only where both agree.
+    `picture` holds the same pixels as Pillow decoded them, at 8 bits and turned by `orientation`.
+    OpenCV mistakes some layouts (planes stored one after another in TIFF, the still picture of an
+    animation) for others, so what it gives counts only where both agree.
     """
+    encoded = bytearray(path.read_bytes())
+    if orientation != 1:
+        reset_tiff_orientation(encoded)  # OpenCV turns some, whatever its flags, and refuses the others
     try:
-        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        array = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
     if array is None or array.dtype != np.uint16 or array.ndim != 3:
         return None
     alpha = array.shape[2] == 4
-    array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if alpha else cv2.COLOR_BGR2RGB)
+    array = orient(cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if alpha else cv2.COLOR_BGR2RGB), orientation)
     expected = np.array(picture.convert("RGBA" if alpha else "RGB"))
     if expected.shape != array.shape:
         return None
@@ -250,7 +262,8 @@ def _decode_deep(path: Path, picture: Image.Image, rawmode: str, depth: int) -> 
     # A transparent colour (tRNS) is alpha to OpenCV and not yet to Pillow.
     compared = 4 if alpha and picture.mode == "RGBA" else 3
     short = np.right_shift(array[..., :compared], depth - 8).astype(np.uint8)
-    if int(cv2.absdiff(short, np.ascontiguousarray(expected[..., :compared])).max()) > _AGREEMENT:
+    difference = cv2.absdiff(short, np.ascontiguousarray(expected[..., :compared]))
+    if depth == 16 and difference.max() > _AGREEMENT:  # AVIF's chroma is interpolated in different ways
         return None
     if rawmode.startswith("LA;16"):
         return np.ascontiguousarray(array[..., (0, 3)])
@@ -277,9 +290,7 @@ def _decode_shallow(
     """What Pillow decodes by itself: 8-bit pixels of every kind, and 16-bit grey. With its bit depth."""
     mode = picture.mode
     if mode in ("I", "F"):
-        raise InputError(
-            f"{path}: signed, 32-bit and floating-point samples are not read; convert the picture to 16 bits"
-        )
+        raise InputError(f"{path}: signed, 32-bit and floating-point samples are not read; {_CONVERT}")
     if mode.startswith("I;16"):
         array = np.array(picture).astype(np.uint16)
         if tiff_tags.get(_PHOTOMETRIC) == 0:

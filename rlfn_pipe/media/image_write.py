@@ -28,7 +28,7 @@ from rlfn_pipe.media.image_metadata import (
 )
 from rlfn_pipe.media.limits import check_output_size
 from rlfn_pipe.media.signatures import TEMPORARY_SUFFIX
-from rlfn_pipe.types import Frame
+from rlfn_pipe.types import ColourInfo, Frame
 
 #: `--quality` where none is given; the lossless formats have none.
 DEFAULT_QUALITY = {"jpg": 95, "webp": 90, "avif": 80}
@@ -42,7 +42,6 @@ _DEFLATE_LEVEL = 3
 _TIFF_STRIP_BYTES = 1 << 20
 _TIFF_LARGEST = 2**32 - 2**20
 _NO_ALPHA = frozenset({"jpg", "bmp"})
-_COLOUR_ONLY = frozenset({"webp", "avif"})
 _METRES_PER_INCH = 0.0254
 
 
@@ -59,8 +58,14 @@ def write_image(path: Path, frame: Frame, meta: ImageMeta, *, format: str, quali
     Raises:
         OutputError: the picture does not fit the format, or the file cannot be written.
     """
+    if frame.colour.subsampling not in ("rgb", "grey"):
+        raise ValueError("write_image takes RGB or grey frames")
     check_output_size(path, frame.width, frame.height, format)
-    encoded = _encode(path, _samples(frame, format), frame, meta, format, quality)
+    try:
+        encoded = _encode(path, _samples(frame, format), frame, meta, format, quality)
+    except (OSError, ValueError, RuntimeError, cv2.error) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise OutputError(f"{path}: the {format} encoder failed ({reason}); write png") from error
     _write_atomically(path, encoded)
     return len(encoded)
 
@@ -74,19 +79,30 @@ def output_depth(depth: int, format: str) -> int:
     return 16
 
 
+def stays_grey(colour: ColourInfo, format: str) -> bool:
+    """Whether a grey picture is stored as grey; WebP and most AVIF encoders do not.
+
+    16-bit grey with alpha in TIFF is allowed, but hardly any program reads it.
+    """
+    if colour.subsampling != "grey" or format == "webp":
+        return False
+    deep = colour.bit_depth > 8
+    if format == "avif":
+        return not deep and not colour.alpha
+    return not (format == "tiff" and deep and colour.alpha)
+
+
 # --------------------------------------------------------------------- samples
 
 
 def _samples(frame: Frame, format: str) -> np.ndarray:
     """HxW or HxWx{2,3,4} samples, grey or RGB first and alpha last, as `format` stores them."""
     planes, colour = frame.planes, frame.colour
-    if colour.subsampling not in ("rgb", "grey"):
-        raise ValueError("write_image takes RGB or grey frames")
     depth = output_depth(colour.bit_depth, format)
     planes = tuple(_rescaled(np.asarray(plane), colour.bit_depth, depth) for plane in planes)
     if colour.alpha and format in _NO_ALPHA:
         planes = tuple(_over_white(plane, planes[-1]) for plane in planes[:-1])
-    if len(planes) <= 2 and format in _COLOUR_ONLY:
+    if len(planes) <= 2 and not stays_grey(colour, format):
         planes = (planes[0],) * 3 + planes[1:]
     contiguous = [np.ascontiguousarray(plane) for plane in planes]
     return contiguous[0] if len(contiguous) == 1 else cv2.merge(contiguous)

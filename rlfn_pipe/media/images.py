@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rlfn_pipe.media.image_metadata import ImageMeta, icc_fits
+from rlfn_pipe.media.image_metadata import LARGEST_JPEG_EXIF, ImageMeta, icc_fits
 from rlfn_pipe.media.image_read import read_image
-from rlfn_pipe.media.image_write import DEFAULT_QUALITY, output_depth, write_image
+from rlfn_pipe.media.image_write import DEFAULT_QUALITY, output_depth, stays_grey, write_image
 from rlfn_pipe.media.limits import check_output_size
 from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS, format_named, format_of
 from rlfn_pipe.types import RANGE_FULL, ColourInfo, Frame
@@ -71,16 +71,17 @@ def conversion_notes(frame: Frame, meta: ImageMeta, format: str) -> tuple[str, .
     """What of the picture and its metadata `format` cannot carry, a short sentence each."""
     notes: list[str] = []
     colour = frame.colour
-    grey = colour.subsampling == "grey"
     if colour.alpha and format in ("jpg", "bmp"):
         notes.append(f"{format} has no transparency: the picture is laid over white")
     depth = output_depth(colour.bit_depth, format)
     if depth < colour.bit_depth:
         notes.append(f"{format} stores {depth} bits a sample: {colour.bit_depth} are rounded to {depth}")
-    if meta.icc and (format == "bmp" or not icc_fits(meta.icc, grey and format not in ("webp", "avif"))):
+    if meta.icc and (format == "bmp" or not icc_fits(meta.icc, stays_grey(colour, format))):
         notes.append(f"the ICC profile does not fit the {format} pixels and is not kept")
     if meta.exif and format == "bmp":
         notes.append("bmp has no place for EXIF: it is not kept")
+    if meta.exif and format == "jpg" and len(meta.exif) > LARGEST_JPEG_EXIF:
+        notes.append("the EXIF data is longer than jpg allows and is not kept")
     if format not in ("png", "avif") and (colour.transfer not in _PLAIN_TRANSFERS or _has_gamma(meta)):
         notes.append(f"{format} cannot carry the source's transfer curve: colours may look different")
     return tuple(notes)
