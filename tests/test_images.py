@@ -519,8 +519,8 @@ def test_output_has_usual_permissions_and_replaces(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     write_image(path, frame_of(smooth()), ImageMeta(), format="png")
     (tmp_path / "plain").write_bytes(b"")
-    assert stat.S_IMODE(os.stat(path).st_mode) == stat.S_IMODE(os.stat(tmp_path / "plain").st_mode)  # noqa: PTH116
-    assert read_image(path)[0].width == 31 and sorted(os.listdir(tmp_path)) == ["a.png", "plain"]  # noqa: PTH208
+    assert stat.S_IMODE(os.stat(path).st_mode) == stat.S_IMODE(os.stat(tmp_path / "plain").st_mode)
+    assert read_image(path)[0].width == 31 and sorted(os.listdir(tmp_path)) == ["a.png", "plain"]
 
 
 def test_formats_have_largest_sides(tmp_path: Path) -> None:

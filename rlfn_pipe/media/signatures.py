@@ -28,7 +28,7 @@ IMAGE_EXTENSIONS: frozenset[str] = frozenset(IMAGE_FORMATS)
 TEMPORARY_SUFFIX = ".rlfn-part"
 
 #: How many first bytes `sniff` wants to see.
-HEAD_BYTES = 64
+HEAD_BYTES = 600
 
 _ALIASES = {"jpeg": "jpg", "tif": "tiff"}
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -83,7 +83,8 @@ def sniff(head: bytes) -> tuple[Kind, str] | None:
     """
     if head[4:8] == b"ftyp":
         brand = head[8:12]
-        compatible = [head[i : i + 4] for i in range(16, len(head) - 3, 4)]
+        box = head[: int.from_bytes(head[:4], "big")]
+        compatible = [box[i : i + 4] for i in range(16, len(box) - 3, 4)]
         if brand in _AVIF_BRANDS or (brand in _STILL_BRANDS and any(b in _AVIF_BRANDS for b in compatible)):
             return "image", "avif"
         return None if brand in _STILL_BRANDS else ("video", "mp4")
@@ -94,8 +95,10 @@ def sniff(head: bytes) -> tuple[Kind, str] | None:
     for offset, magic, kind, name in _SIGNATURES:
         if head[offset : offset + len(magic)] == magic:
             return kind, name
-    if len(head) and head[0] == 0x47 and (len(head) < HEAD_BYTES or b"\x47" in head[1:]):
-        return "video", "mpegts"
+    # Transport streams: a sync byte every 188 bytes, or 192 with a time code before each packet.
+    for first, packet in ((0, 188), (4, 192)):
+        if head[first : first + 2 * packet + 1 : packet] == b"GGG":
+            return "video", "mpegts"
     return None
 
 
