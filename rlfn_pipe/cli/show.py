@@ -61,7 +61,7 @@ def plan_lines(plan: PlanSummary) -> list[str]:
             ("tile", plan.tile),
             ("size", _sizes(plan)),
             ("format", _format(plan)),
-            ("frames", str(plan.frames) if plan.frames is not None else "not stated by the container"),
+            ("frames", _frames(plan)),
             ("estimated size", f"about {human_bytes(plan.estimated_bytes)}" if plan.estimated_bytes else ""),
         ]
     )
@@ -78,6 +78,12 @@ def _sizes(plan: PlanSummary) -> str:
 
     shown = f", shown as {by(plan.display_size)}" if plan.display_size != plan.output_size else ""
     return f"{by(plan.source_size)} -> {by(plan.output_size)} (x{plan.scale:g}){shown}"
+
+
+def _frames(plan: PlanSummary) -> str:
+    if plan.frames is not None:
+        return str(plan.frames)
+    return "not stated by the container" if plan.kind == "video" else ""
 
 
 def _format(plan: PlanSummary) -> str:

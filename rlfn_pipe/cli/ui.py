@@ -147,6 +147,7 @@ class Reporter:
         self._view = _view(console, interval, silent=options.quiet or options.json)
         self._warned: Counter[str] = Counter()
         self._started = 0
+        self._several = False
         self.output_closed = False
 
     def __enter__(self) -> Reporter:
@@ -172,6 +173,7 @@ class Reporter:
                     text = f"{arrow}: {event.description}" if event.description else arrow
                     self._tell(text, show=self._started == 1 or self._options.verbose)
                 case Progress():
+                    self._several |= event.items_total > 1
                     self._view.progress(event)
                     if self._log:
                         self._log.progress(event)
@@ -181,7 +183,8 @@ class Reporter:
                     text = f"warning: {_named(event.input, event.message)}"
                     self._tell(text, show=first or self._options.verbose)
                 case Finished():
-                    self._tell(f"done: {finished_line(event)}", show=self._options.verbose)
+                    # A single item's line is the summary.
+                    self._tell(f"done: {finished_line(event)}", show=self._options.verbose and self._several)
                     if event.stage_seconds:
                         self._tell(stage_line(event), show=self._options.verbose)
                 case Failed():
