@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import count
 from typing import Any
 
+import av
 import av.error
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
@@ -307,13 +308,16 @@ class Carrier:
         anchor = next((stream for stream in streams if stream.type in ("audio", "video")), None)
         if anchor is None or not anchor.time_base:
             return
-        first = (anchor.start_time or 0) * Fraction(anchor.time_base)
-        if time <= first + _RUN_UP:
+        if time <= (anchor.start_time or 0) * Fraction(anchor.time_base) + _RUN_UP:
             return
         try:
-            self._input.seek(int(time / Fraction(anchor.time_base)), stream=anchor)
+            if self._input.format.name.startswith("mpeg"):
+                # Without an index the packets themselves are looked at, and the video's are discarded.
+                self._input.seek(int(time / Fraction(anchor.time_base)), stream=anchor)
+            else:
+                # The index belongs to the main video.
+                self._input.seek(int(time * av.time_base))
         except av.error.FFmpegError:
-            # Without an index the file is read from its start.
             self._notes.append("this file cannot be searched by time and was read from its start")
 
     def _beyond(self, packet: Packet[Any]) -> bool:

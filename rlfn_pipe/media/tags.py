@@ -61,7 +61,8 @@ def stream_tags(tags: Mapping[str, str], muxer: str, *, copied: bool, whole: boo
             continue
         if key.lower() == "vendor_id" and muxer not in MOV_FAMILY:
             continue
-        kept[key] = value
+        # mov and mp4 write a track's title and report it as its name.
+        kept["title" if key == "name" and "title" not in tags else key] = value
     return kept
 
 
