@@ -13,7 +13,6 @@ from fractions import Fraction
 from itertools import count
 from typing import Any
 
-import av
 import av.error
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
@@ -310,13 +309,12 @@ class Carrier:
             return
         if time <= (anchor.start_time or 0) * Fraction(anchor.time_base) + _RUN_UP:
             return
+        main = next((plan.index for plan in self._plans if plan.action == "main"), anchor.index)
+        if not self._input.format.name.startswith("mpeg"):
+            # The index is the main video's; MPEG has none and looks for packets, which the video's are not.
+            anchor = self._input.streams[main]
         try:
-            if self._input.format.name.startswith("mpeg"):
-                # Without an index the packets themselves are looked at, and the video's are discarded.
-                self._input.seek(int(time / Fraction(anchor.time_base)), stream=anchor)
-            else:
-                # The index belongs to the main video.
-                self._input.seek(int(time * av.time_base))
+            self._input.seek(int(time / Fraction(anchor.time_base or 1)), stream=anchor)
         except av.error.FFmpegError:
             self._notes.append("this file cannot be searched by time and was read from its start")
 
