@@ -219,6 +219,24 @@ def test_animation_gives_its_first_picture_and_says_so(tmp_path: Path) -> None:
         assert any("first picture" in note for note in meta.notes), name
 
 
+def test_animation_of_sixteen_bits_gives_its_still_picture(tmp_path: Path) -> None:
+    """Damage in later pictures of the animation reaches no decoder."""
+    array = smooth(depth=16)
+    cv2.imwrite(str(tmp_path / "a.png"), array[..., ::-1])
+    size = struct.pack(">IIIIHHBB", 31, 23, 0, 0, 1, 10, 0, 0)
+    chunks = [(b"acTL", struct.pack(">II", 2, 0)), (b"fcTL", struct.pack(">I", 0) + size)]
+    data = insert_png_chunks((tmp_path / "a.png").read_bytes(), chunks)
+    damaged_picture = struct.pack(">I", 2) + zlib.compress(b"\x7f" * (23 * (1 + 31 * 6)))
+    later = [(b"fcTL", struct.pack(">I", 1) + size), (b"fdAT", damaged_picture)]
+    end = pack_png_chunk(b"IEND", b"")
+    (tmp_path / "b.png").write_bytes(
+        data.removesuffix(end) + b"".join(pack_png_chunk(*chunk) for chunk in later) + end
+    )
+    frame, meta = read_image(tmp_path / "b.png")
+    assert frame.colour.bit_depth == 16 and np.array_equal(stacked(frame), array)
+    assert any("first picture" in note for note in meta.notes)
+
+
 def test_planar_tiff_is_not_scrambled(tmp_path: Path) -> None:
     """OpenCV takes a TIFF of separate 16-bit planes for an interleaved one; then 8 true bits are better."""
     array = smooth(depth=16)

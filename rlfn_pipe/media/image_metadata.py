@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,9 @@ def exif_directories(exif: Image.Exif) -> dict[int, Any]:
     return tags
 
 
-def reset_tiff_orientation(data: bytearray) -> None:
-    """Set the orientation in a TIFF's first directory to 1, in place. `data` holds the file's bytes."""
+def with_tiff_upright(tiff: bytes) -> bytes:
+    """The TIFF with the orientation in its first directory set to 1."""
+    data = bytearray(tiff)
     order = "<" if data[0] == ord("I") else ">"
     big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
     offset, count, size, value = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
@@ -126,6 +128,7 @@ def reset_tiff_orientation(data: bytearray) -> None:
     for entry in range(at, at + entries * size, size):
         if struct.unpack_from(f"{order}H", data, entry)[0] == ORIENTATION:
             struct.pack_into(f"{order}H", data, entry + value, 1)
+    return bytes(data)
 
 
 def _without_links(directory: dict[int, Any]) -> dict[int, Any]:
@@ -164,26 +167,37 @@ def icc_fits(icc: bytes | None, grey: bool) -> bool:
 
 def png_colour_chunks(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
     """The chunks before the pixels that say how a PNG's values are to be read as colour."""
-    return tuple((kind, body) for kind, body in _chunks(head) if kind in _COLOUR_CHUNKS)
+    return tuple((kind, body) for kind, body in _chunks_before_pixels(head) if kind in _COLOUR_CHUNKS)
 
 
 def png_transparency(head: bytes) -> tuple[int, ...] | None:
     """The one sample value (grey) or three (RGB) that a PNG without alpha declares transparent."""
-    for kind, body in _chunks(head):
+    for kind, body in _chunks_before_pixels(head):
         if kind == b"tRNS" and len(body) in (2, 6):
             return struct.unpack(f">{len(body) // 2}H", body)
     return None
 
 
-def _chunks(head: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The chunks of a PNG in order, as far as they are whole."""
     position = 8
-    while position + 12 <= len(head):
-        length, kind = struct.unpack_from(">I4s", head, position)
-        body = head[position + 8 : position + 8 + length]
-        if kind in (b"IDAT", b"IEND") or len(body) < length:
+    while position + 12 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, position)
+        body = png[position + 8 : position + 8 + length]
+        if len(body) < length:
             return
         yield kind, body
         position += 12 + length
+
+
+def _chunks_before_pixels(head: bytes) -> Iterator[tuple[bytes, bytes]]:
+    return takewhile(lambda chunk: chunk[0] != b"IDAT", _chunks(head))
+
+
+def plain_png(png: bytes) -> bytes:
+    """The still picture of a PNG and nothing else: no animation, no metadata."""
+    kept = [chunk for chunk in _chunks(png) if chunk[0] in (b"IHDR", b"tRNS", b"IDAT", b"IEND")]
+    return png[:8] + b"".join(pack_png_chunk(kind, body) for kind, body in kept)
 
 
 def insert_png_chunks(png: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -36,11 +36,12 @@ from rlfn_pipe.media.image_metadata import (
     icc_space,
     orient,
     orientation_of,
+    plain_png,
     png_colour_chunks,
     png_transparency,
     read_exif,
     read_nclx,
-    reset_tiff_orientation,
+    with_tiff_upright,
 )
 from rlfn_pipe.media.limits import check_picture_size, max_pixels
 from rlfn_pipe.media.signatures import foreign_name, read_head, sniff
@@ -238,12 +239,14 @@ def _decode_deep(
     """Pixels above 8 bits: HxWx{2,3,4} uint16 in RGB(A) or grey, alpha order; None where OpenCV cannot.
 
     `picture` holds the same pixels as Pillow decoded them, at 8 bits and turned by `orientation`.
-    OpenCV mistakes some layouts (planes stored one after another in TIFF, the still picture of an
-    animation) for others, so what it gives counts only where both agree.
+    OpenCV mistakes some layouts (such as planes stored one after another in TIFF) for others, so
+    what it gives counts only where both agree.
     """
-    encoded = bytearray(path.read_bytes())
+    encoded = path.read_bytes()
+    if picture.format == "PNG":
+        encoded = plain_png(encoded)  # OpenCV shows an animation's first picture, and crashes on damaged ones
     if orientation != 1:
-        reset_tiff_orientation(encoded)  # OpenCV turns some, whatever its flags, and refuses the others
+        encoded = with_tiff_upright(encoded)  # OpenCV turns some, whatever its flags, and refuses the others
     try:
         array = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
