@@ -1,0 +1,87 @@
+"""The Python API: same kind in and out, the same result by every road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from rlfn_pipe import Upscaler, upscale
+from rlfn_pipe.errors import OutputError, UsageError
+from rlfn_pipe.types import Finished, Started
+
+
+@pytest.fixture(scope="module")
+def up() -> Upscaler:
+    return Upscaler(scale=2, precision="fp32", threads=1)
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    ramp = np.linspace(0, 255, 40 * 28 * 3).reshape(28, 40, 3)
+    noise = np.random.default_rng(3).normal(0, 20, ramp.shape)
+    return np.clip(ramp + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_array_comes_back_as_it_came(up: Upscaler, image: np.ndarray, channels: int | None, dtype: type) -> None:
+    picture = image[:, :, 0] if channels is None else np.dstack([image, image[:, :, :1]])[:, :, :channels]
+    picture = picture.astype(dtype) * (257 if dtype is np.uint16 else 1)
+    large = up(picture)
+    assert large.dtype == dtype
+    assert large.shape == (56, 80, *picture.shape[2:])
+    assert abs(large.mean() / picture.mean() - 1) < 0.03
+
+
+def test_tensor_and_array_agree(up: Upscaler, image: np.ndarray) -> None:
+    large = up(image)
+    tensor = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    one = up(tensor)
+    many = up(torch.stack([tensor, tensor.flip(-1)]))
+    assert one.shape == (3, 56, 80) and many.shape == (2, 3, 56, 80)
+    assert one.dtype == torch.float32
+    codes = (one.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    assert np.abs(codes.astype(int) - large).max() <= 1
+    assert torch.equal(many[0], one)
+
+
+def test_frames_keep_their_order_and_are_read_lazily(up: Upscaler, image: np.ndarray) -> None:
+    taken = []
+
+    def pictures():  # type: ignore[no-untyped-def]
+        for i in range(40):
+            taken.append(i)
+            yield np.roll(image, i, axis=1)
+
+    stream = up.frames(pictures())
+    first = next(stream)
+    assert len(taken) < 40
+    assert np.array_equal(first, up(image))
+    rest = list(stream)
+    assert len(rest) == 39
+    assert np.array_equal(rest[6], up(np.roll(image, 7, axis=1)))
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), np.float32), torch.zeros(3, 4, 4, dtype=torch.uint8), [1]]
+)
+def test_other_shapes_and_types_are_refused(up: Upscaler, bad: object) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        up(bad)  # type: ignore[type-var]
+
+
+def test_upscale_does_what_the_command_does(tmp_path: Path, image: np.ndarray) -> None:
+    source, target = tmp_path / "in.png", tmp_path / "out.png"
+    cv2.imwrite(str(source), image[:, :, ::-1])
+    events: list[object] = []
+    report = upscale(source, target, scale=2, precision="fp32", on_event=events.append)
+    assert report.exit_code == 0
+    assert [type(e) for e in events if isinstance(e, Started | Finished)] == [Started, Finished]
+    written = cv2.imread(str(target))[:, :, ::-1]
+    assert np.array_equal(written, Upscaler(scale=2, precision="fp32")(image))
+    with pytest.raises(OutputError, match="-y"):
+        upscale(source, target, scale=2)
