@@ -64,7 +64,9 @@ class Walk:
 
 
 def matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
-    """Whether a relative path fits a glob; `**` stands for any number of folders, also none."""
+    """Whether a relative path fits a glob; `**` stands for any number of folders, also none, and at the
+    glob's end for all files below.
+    """
     if not wanted:
         return not parts
     if wanted[0] == "**":
