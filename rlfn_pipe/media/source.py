@@ -17,7 +17,7 @@ import av.error
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard
+from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -73,12 +73,13 @@ def main_video(container: InputContainer, path: Path) -> VideoStream:
     Raises:
         InputError: no video, or of a codec that cannot be decoded.
     """
-    films = [s for s in container.streams.video if not s.disposition & 0x400]
+    films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not films:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams"
         raise InputError(f"{path}: holds no video to upscale (only {kinds})")
     best = container.streams.best("video")
-    stream = best if best in films else films[0]
+    preferred = [s for s in films if s.disposition & Disposition.default] or films
+    stream = best if best in preferred else preferred[0]
     if stream.codec_context is None:
         raise InputError(f"{path}: its video is encrypted or of a codec that is not known here; convert it first")
     return stream
