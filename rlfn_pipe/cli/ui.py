@@ -286,7 +286,7 @@ def progress_detail(event: Progress) -> str:
         parts.append(_rate(event.fps))
     if event.eta_seconds is not None:
         parts.append(f"{human_seconds(event.eta_seconds)} left")
-    if event.bytes_written:
+    if event.bytes_written >= 1000:  # less is a container header, no news
         parts.append(human_bytes(event.bytes_written))
     if event.limit:
         parts.append(f"{event.limit} limits")
