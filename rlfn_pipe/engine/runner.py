@@ -19,6 +19,7 @@ from rlfn_pipe.engine.device import (
     DTYPES,
     available_memory,
     device_name,
+    keep_freed_memory,
     resolve_device,
     resolve_precision,
 )
@@ -45,6 +46,8 @@ Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 DEFAULT_OVERLAP = 36
 #: Tiles are not halved below this side (or below the overlap and some pixels more).
 SMALLEST_TILE = 48
+#: On the CPU larger pieces than this run slower, not faster (docs/performance.md).
+CPU_TILE_PIXELS = 540_000
 
 class Network(Protocol):
     """What the engine runs: RGB (N, 3, h, w) float32, 0..255, to (N, 3, s h, s w), 0..255.
@@ -108,6 +111,8 @@ class Engine:
         self._tile_cap: int | None = None
         self._batch_cap: int | None = None
         self._budget = self._memory_budget()
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     # ------------------------------------------------------------ settings
 
@@ -121,7 +126,7 @@ class Engine:
             "precision": self.precision,
             "precision_reason": self.precision_reason,
             "tile": tile if self._tile_cap is None else self._tile_cap,
-            "largest_whole_frame_pixels": int(self._budget / self._bytes_per_pixel()),
+            "largest_tile_pixels": self._largest_tile(),
             "overlap": self.overlap,
             "batch": self._batch_cap or self._batch or "auto",
             "threads": self.threads,
@@ -140,12 +145,17 @@ class Engine:
         width = max(self.spec.channels, self.spec.mid_channels)
         return 5.0 * width * size + 3.0 * self.scale**2 * (2 * size + 4)
 
+    def _largest_tile(self) -> int:
+        """Pixels of the largest tile that is chosen without being asked for."""
+        pixels = int(self._budget / self._bytes_per_pixel())
+        return min(pixels, CPU_TILE_PIXELS) if self.device.type == "cpu" else pixels
+
     def tile_for(self, height: int, width: int) -> int:
         """The tile side for a frame (0: whole)."""
         tile = self._tile
         if tile is None:
-            pixels = self._budget / self._bytes_per_pixel()
-            tile = 0 if height * width <= pixels else max(SMALLEST_TILE, int(math.sqrt(pixels)))
+            pixels = self._largest_tile()
+            tile = 0 if height * width <= pixels else max(SMALLEST_TILE, math.isqrt(pixels))
         if self._tile_cap is not None:
             tile = min(tile or self._tile_cap, self._tile_cap)
         return tile

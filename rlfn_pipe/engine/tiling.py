@@ -91,19 +91,29 @@ def cells(side: int) -> int:
 
 
 def tile_side(frame: int, tile: int, overlap: int) -> int:
-    """The side really used for tiles of about `tile` pixels on an axis of `frame` pixels.
+    """The side really used for tiles of at most `tile` pixels on an axis of `frame` pixels.
 
-    It is the frame's side when that is no larger, else the largest number up to `tile` that is
-    congruent to the frame's side modulo 6, but never so small that a tile would not reach past
-    its overlap by one step of the grid.
+    It is the frame's side when that is no larger. Otherwise it is congruent to the frame's side modulo
+    6 and the smallest that does with as many tiles as the largest possible one, so that no more is
+    computed twice than `overlap` asks for. A tile reaches past its overlap by one step of the grid at
+    least, even if that makes it larger than `tile`.
     """
     if tile <= 0 or frame <= tile:
         return frame
     side = tile - (tile - frame) % GRID
     least = max(MINIMUM_SIDE, overlap + GRID)
-    if side < least:
-        side = least + (frame - least) % GRID
-    return min(side, frame)
+    least += (frame - least) % GRID
+    if side <= least:
+        return min(least, frame)
+    count = _count(frame, side, overlap)
+    while side > least and _count(frame, side - GRID, overlap) == count:
+        side -= GRID
+    return side
+
+
+def _count(frame: int, side: int, overlap: int) -> int:
+    """How many spans of `side` pixels, starting on the grid, cover the axis with that overlap."""
+    return -(-((frame - side) // GRID) // ((side - overlap) // GRID)) + 1
 
 
 @lru_cache(maxsize=256)
@@ -118,8 +128,7 @@ def spans(frame: int, tile: int, overlap: int) -> tuple[Span, ...]:
     if side == frame:
         return (Span(0, frame, frame, 0, frame),)
     steps = (frame - side) // GRID
-    reach = max(1, (side - overlap) // GRID)
-    count = -(-steps // reach) + 1
+    count = _count(frame, side, overlap)
     origins = [GRID * (i * steps // (count - 1)) for i in range(count)]
     seams = []
     for left, right in pairwise(origins):
