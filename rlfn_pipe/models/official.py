@@ -77,8 +77,8 @@ OFFICIAL = (
         470_208, 32.24, 28.63, 27.58,
     ),
     _file(
-        "rlfn-ntire", 4, "rlfn_ntire_x4.pth", "3c9be7b9d7a4bece9b68c83a56a1ffb38010f76413d5f215be6b4be842e18fb2",
-        317_218, 32.10, 28.60, 27.58,
+        "rlfn-ntire", 4, "rlfn_ntire_x4.pth",
+        "3c9be7b9d7a4bece9b68c83a56a1ffb38010f76413d5f215be6b4be842e18fb2", 317_218, 32.10, 28.60, 27.58,
     ),
 )  # fmt: skip
 
@@ -134,25 +134,27 @@ def fetch(
                 f"{url}: its SHA-256 is {found[:12]}..., not {file.sha256[:12]}... as pinned;"
                 " the file there was changed, so it was not kept"
             )
-        os.replace(partial, target)
+        partial.replace(target)
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); set RLFN_PIPE_CACHE") from error
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror or error}); set RLFN_PIPE_CACHE"
+        ) from error
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
     return target
 
 
-def _download(
-    url: str, write: Callable[[bytes], object], on_bytes: Callable[[int, int | None], None]
-) -> str:
+def _download(url: str, write: Callable[[bytes], object], on_bytes: Callable[[int, int | None], None]) -> str:
     """Stream `url` into `write`; returns the SHA-256. Errors of the network are WeightsError."""
     digest, done = hashlib.sha256(), 0
     try:
         response = urllib.request.urlopen(url, timeout=_TIMEOUT)
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise WeightsError(f"{url}: cannot be fetched ({reason}); check the network, then try again") from error
+        raise WeightsError(
+            f"{url}: cannot be fetched ({reason}); check the network, then try again"
+        ) from error
     with response:
         length = response.headers.get("Content-Length")
         total = int(length) if length and length.isdigit() else None

@@ -43,7 +43,11 @@ def find(name: str, scale: float, folder: Path | None = None) -> ModelSpec:
     names = sorted({spec.name for spec in everything})
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-        known = f"did you mean {near[0]!r}? There are {', '.join(names)}" if near else f"there are {', '.join(names)}"
+        known = (
+            f"did you mean {near[0]!r}? There are {', '.join(names)}"
+            if near
+            else f"there are {', '.join(names)}"
+        )
         raise UsageError(f"no weights are called {name!r}; {known if names else 'none are installed'}")
     native = {spec.scale: spec for spec in everything if spec.name == name}
     wanted = min(max(scale, 1.0), 4.0)
@@ -75,7 +79,9 @@ def details(spec: ModelSpec, folder: Path | None = None) -> dict[str, Any]:
 def verify(spec: ModelSpec) -> None:
     """Compare the file's SHA-256 with the index; WeightsError when it is missing or differs."""
     if spec.path is None or not spec.path.is_file():
-        raise WeightsError(f"{spec.name} x{spec.scale}: its file {spec.path} is missing; install the package again")
+        raise WeightsError(
+            f"{spec.name} x{spec.scale}: its file {spec.path} is missing; install the package again"
+        )
     found = file_sha256(spec.path)
     if found != spec.sha256:
         raise WeightsError(
@@ -87,7 +93,7 @@ def verify(spec: ModelSpec) -> None:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file as 64 hex digits; WeightsError when it cannot be read."""
     try:
-        with open(path, "rb") as opened:
+        with path.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -115,7 +121,9 @@ def _parsed(path: Path, _modified: int) -> tuple[dict[str, Any], ...]:
             for key in ("name", "network", "scale", "file", "sha256"):
                 row[key]
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: the weights index is damaged ({error}); install the package again") from error
+        raise WeightsError(
+            f"{path}: the weights index is damaged ({error}); install the package again"
+        ) from error
     return tuple(rows)
 
 

@@ -30,7 +30,9 @@ _LARGEST = 512 * 1024 * 1024
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "ema", "model")
 
 
-def detect(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, where: str = "weights") -> ModelSpec:
+def detect(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, where: str = "weights"
+) -> ModelSpec:
     """The spec of the network whose state dict `state` is, from its names and shapes.
 
     `metadata` (of a safetensors file) states `input_range`, `name` and `licence`; without it
@@ -44,7 +46,9 @@ def detect(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
         esa_channels = int(state["block_1.esa.conv1.weight"].shape[0])
         outputs = int(state["upsampler.0.weight"].shape[0])
     except (KeyError, IndexError) as error:
-        raise WeightsError(f"{where}: is no RLFN (it lacks {error}); give the weights of an RLFN network") from error
+        raise WeightsError(
+            f"{where}: is no RLFN (it lacks {error}); give the weights of an RLFN network"
+        ) from error
     numbers = {int(match[1]) for key in state if (match := re.match(r"block_(\d+)\.", key))}
     scale = round((outputs / 3) ** 0.5)
     if 3 * scale**2 != outputs or scale not in (2, 3, 4) or numbers != set(range(1, len(numbers) + 1)):
@@ -86,7 +90,9 @@ def load(model: str | Path, scale: float | None = None) -> tuple[ModelSpec, RLFN
     found, module = load_file(spec.path)
     shape = (spec.scale, spec.channels, spec.mid_channels, spec.blocks)
     if (found.scale, found.channels, found.mid_channels, found.blocks) != shape:
-        raise WeightsError(f"{spec.path}: holds another network than the index says; install the package again")
+        raise WeightsError(
+            f"{spec.path}: holds another network than the index says; install the package again"
+        )
     spec = replace(found, name=spec.name, licence=spec.licence, psnr=spec.psnr, input_range=spec.input_range)
     module.spec = spec
     return spec, module
@@ -104,7 +110,9 @@ def load_file(path: Path) -> tuple[ModelSpec, RLFN]:
     return spec, module.eval().requires_grad_(False)
 
 
-def save(path: Path, module: torch.nn.Module, spec: ModelSpec, metadata: Mapping[str, str] | None = None) -> str:
+def save(
+    path: Path, module: torch.nn.Module, spec: ModelSpec, metadata: Mapping[str, str] | None = None
+) -> str:
     """Write `module` as safetensors (fp32) by way of a temporary file; returns the file's SHA-256.
 
     `metadata` (text to text) is kept in the file beside name, scale, input range and licence.
@@ -127,9 +135,11 @@ def save(path: Path, module: torch.nn.Module, spec: ModelSpec, metadata: Mapping
         with os.fdopen(handle, "wb") as out:
             out.write(safetensors.torch.save(state, notes))
         partial.chmod(0o644)
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
@@ -156,7 +166,7 @@ def _input_range(metadata: Mapping[str, str], where: str) -> float:
         value = 0.0
     if value not in (1.0, 255.0):
         raise WeightsError(
-            f"{where}: states the input range {metadata['input_range']!r}, which is neither 1 nor 255; correct it"
+            f"{where}: states the input range {metadata['input_range']!r}, neither 1 nor 255; correct it"
         )
     return value
 
@@ -165,17 +175,23 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: s
     """WeightsError when names or shapes differ from those of the network."""
     for key, tensor in wanted.items():
         if key not in state:
-            raise WeightsError(f"{where}: lacks the tensor {key}; the file is not whole or of another network")
+            raise WeightsError(
+                f"{where}: lacks the tensor {key}; the file is not whole or of another network"
+            )
         if state[key].shape != tensor.shape:
             raise WeightsError(
                 f"{where}: {key} is {tuple(state[key].shape)} instead of {tuple(tensor.shape)};"
                 " the file is of another network"
             )
         if not state[key].is_floating_point():
-            raise WeightsError(f"{where}: {key} holds no floating-point values; the file is of another network")
+            raise WeightsError(
+                f"{where}: {key} holds no floating-point values; the file is of another network"
+            )
     extra = sorted(state.keys() - wanted.keys())
     if extra:
-        raise WeightsError(f"{where}: has tensors that no RLFN has ({extra[0]}); the file is of another network")
+        raise WeightsError(
+            f"{where}: has tensors that no RLFN has ({extra[0]}); the file is of another network"
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -187,7 +203,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file() or not 0 < size <= _LARGEST:
         raise WeightsError(f"{path}: is no weights file (a file of 1 byte to 512 MiB is expected)")
     try:
-        with open(path, "rb") as opened:
+        with path.open("rb") as opened:
             start = opened.read(9)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -203,7 +219,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             return state, opened.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: is no whole safetensors file ({error}); fetch or copy it again") from error
+        raise WeightsError(
+            f"{path}: is no whole safetensors file ({error}); fetch or copy it again"
+        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -217,8 +235,19 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: is no plain weights file (it is damaged, or asks for code to be run, which is refused)"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise WeightsError(f"{path}: is damaged or no weights file ({type(error).__name__}); get it again") from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise WeightsError(
+            f"{path}: is damaged or no weights file ({type(error).__name__}); get it again"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]

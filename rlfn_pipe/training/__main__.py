@@ -1,4 +1,7 @@
-"""`python -m rlfn_pipe.training RECIPE.toml --data DIR --out RUN`: train where only torch, numpy, Pillow exist."""
+"""`python -m rlfn_pipe.training RECIPE.toml --data DIR --out RUN`
+
+Trains where only torch, numpy and Pillow exist.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from pathlib import Path
 
 from rlfn_pipe.errors import RlfnPipeError, TrainingError
 from rlfn_pipe.training.events import Note, TrainEvent, TrainProgress, Validated
-from rlfn_pipe.training.loop import RunOptions, train
+from rlfn_pipe.training.loop import train
 from rlfn_pipe.training.recipe import load_recipe
+from rlfn_pipe.training.start import RunOptions
 
 
 def parse_duration(text: str) -> float:
@@ -46,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", type=Path, help="recipe file (TOML)")
     parser.add_argument("--data", type=Path, required=True, help="folder of training images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--cache", type=Path, help="folder for decoded images (default: cache beside the run)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for decoded images (default: cache beside the run)"
+    )
     parser.add_argument("--until", help="stop cleanly after this long, e.g. 25m")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

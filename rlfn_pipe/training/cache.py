@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,6 +25,8 @@ MULTIPLE = 12
 #: Images with a shorter side than this (pixels) are left out: no patch fits.
 SMALLEST_SIDE = 96
 _FORMAT = 2
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,13 @@ class ImageCache:
     folder: Path
     images: tuple[CachedImage, ...]
 
-    def _map(self, stem: str) -> np.ndarray:
-        return np.memmap(self.folder / f"{stem}.u8", np.uint8, "r")
-
     def open(self, scale: int) -> list[np.ndarray]:
         """All images at 1/scale of their size (1: HR) as uint8 (h, w, 3) read-only views."""
-        data = self._map("hr" if scale == 1 else f"lr{scale}")
+        return self.views("hr.u8" if scale == 1 else f"lr{scale}.u8", scale)
+
+    def views(self, file: str, scale: int) -> list[np.ndarray]:
+        """The images in one of the cache's files, whose sizes are 1/scale of the HR ones."""
+        data = np.memmap(self.folder / file, np.uint8, "r")
         views = []
         for image in self.images:
             height, width = image.height // scale, image.width // scale
@@ -91,9 +95,11 @@ def _read(path: Path) -> tuple[np.ndarray, list[bytes]]:
     return np.ascontiguousarray(image[:height, :width]), orientation_hashes(image)
 
 
-def _ordered(pool: concurrent.futures.Executor, function: Callable, items: list, ahead: int) -> Iterator:
+def _ordered(
+    pool: concurrent.futures.Executor, function: Callable[[Item], Made], items: list[Item], ahead: int
+) -> Iterator[Made]:
     """Like `pool.map`, but never more than `ahead` results wait in memory."""
-    waiting: list[concurrent.futures.Future] = []
+    waiting: list[concurrent.futures.Future[Made]] = []
     for item in items:
         waiting.append(pool.submit(function, item))
         if len(waiting) >= ahead:
@@ -132,7 +138,9 @@ def build_cache(
                 on_note(f"making x{scale} LR images")
                 _build_lr(built, scale, workers)
     except OSError as error:
-        raise TrainingError(f"{cache}: the image cache cannot be written ({error.strerror or error})") from error
+        raise TrainingError(
+            f"{cache}: the image cache cannot be written ({error.strerror or error})"
+        ) from error
     return built
 
 
@@ -148,7 +156,7 @@ def _build_hr(folder: Path, files: list[Path], cache: Path, workers: int) -> Non
     offset = 0
     partial = cache / "hr.u8.part"
     # Pillow and numpy let go of the interpreter lock in their long loops, so threads do.
-    with open(partial, "wb") as out, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with partial.open("wb") as out, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for path, (image, hashes) in zip(files, _ordered(pool, _read, files, 2 * workers), strict=True):
             name = path.relative_to(folder).as_posix()
             repeated = find_test_image(hashes, known)
@@ -164,23 +172,23 @@ def _build_hr(folder: Path, files: list[Path], cache: Path, workers: int) -> Non
             offset += image.shape[0] * image.shape[1]
     if not rows:
         raise TrainingError(f"{folder}: every image is smaller than {SMALLEST_SIDE} pixels; none can be used")
-    os.replace(partial, cache / "hr.u8")
+    partial.replace(cache / "hr.u8")
     _write_text(cache / "index.json", json.dumps(rows, indent=0))
 
 
 def _build_lr(cache: ImageCache, scale: int, workers: int) -> None:
     partial = cache.folder / f"lr{scale}.u8.part"
-    with open(partial, "wb") as out, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with partial.open("wb") as out, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         tasks = [(image, scale) for image in cache.open(1)]
         for small in _ordered(pool, _downscale_into, tasks, 2 * workers):
             small.tofile(out)
-    os.replace(partial, cache.folder / f"lr{scale}.u8")
+    partial.replace(cache.folder / f"lr{scale}.u8")
 
 
 def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".part")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def drop_cache(cache: ImageCache) -> None:

@@ -40,14 +40,23 @@ class State:
     seconds: float = 0.0
     rate_factor: float = 1.0
     rollbacks: int = 0
-    recent_loss: float = 0.0
+    #: Sum and number of the losses since the last line of the log.
+    loss_sum: float = 0.0
+    loss_count: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)
+    psnr: float = 0.0
     best_psnr: float = 0.0
+    validated_step: int = -1
     finished: bool = False
     version: str = ""
     device: str = ""
     format: int = _FORMAT
+
+    def next_stage(self) -> None:
+        """Stand at the beginning of the stage after this one."""
+        self.stage, self.step, self.elapsed, self.validated_step = self.stage + 1, 0, 0.0, -1
+        self.loss_sum, self.loss_count = 0.0, 0
 
 
 def save(path: Path, state: State) -> None:
@@ -63,11 +72,11 @@ def save_tensors(path: Path, data: dict[str, Any]) -> None:
     """Write tensors and plain data to `path` by way of a temporary file; raises as `save` does."""
     partial = path.with_name(path.name + ".part")
     try:
-        with open(partial, "wb") as out:
+        with partial.open("wb") as out:
             torch.save(data, out)
             out.flush()
             os.fsync(out.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -81,10 +90,22 @@ def load(path: Path) -> State:
     """Read a checkpoint; TrainingError with one sentence when it is not one."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
-        raise TrainingError(f"{path}: cannot be read as a checkpoint ({type(e).__name__}); use another") from e
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as e:
+        raise TrainingError(
+            f"{path}: cannot be read as a checkpoint ({type(e).__name__}); use another"
+        ) from e
     if not isinstance(found, dict) or found.get("format") != _FORMAT or "recipe_name" not in found:
-        raise TrainingError(f"{path}: is not a checkpoint of rlfn-pipe's training (format {_FORMAT}); use another")
+        raise TrainingError(
+            f"{path}: is not a checkpoint of rlfn-pipe's training (format {_FORMAT}); use another"
+        )
     return State(**{f.name: found[f.name] for f in fields(State) if f.name in found})
 
 

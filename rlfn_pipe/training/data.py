@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,9 @@ def split(pairs: Pairs, held_back: float) -> tuple[Pairs, Pairs]:
     At least one image goes to each side; TrainingError with fewer than two images.
     """
     if len(pairs.names) < 2:
-        raise TrainingError(f"{len(pairs.names)} training image is too few: two are the least (one validates)")
+        raise TrainingError(
+            f"{len(pairs.names)} training image is too few: two are the least (one validates)"
+        )
     order = sorted(
         range(len(pairs.names)), key=lambda i: hashlib.sha256(pairs.names[i].encode("utf-8")).digest()
     )
@@ -95,7 +97,7 @@ class Sampler:
         return np.rot90(small, orientation % 4), np.rot90(large, orientation % 4)
 
 
-def prefetch(sampler: Sampler, first: int, ahead: int = 4) -> Iterator[Batch]:
+def prefetch(sampler: Sampler, first: int, ahead: int = 4) -> Generator[Batch, None, None]:
     """Batches from step `first` on, cut in a thread of their own. Close the generator to stop it."""
     ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=ahead)
     stop = threading.Event()
@@ -122,7 +124,9 @@ def prefetch(sampler: Sampler, first: int, ahead: int = 4) -> Iterator[Batch]:
         while True:
             item = ready.get()
             if isinstance(item, Exception):
-                raise TrainingError(f"the image cache cannot be read ({item}); delete it and start again") from item
+                raise TrainingError(
+                    f"the image cache cannot be read ({item}); delete it and start again"
+                ) from item
             yield item
     finally:
         stop.set()

@@ -6,12 +6,16 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as distributed
+from torch import Tensor, nn
 
 from rlfn_pipe.errors import TrainingError
 
+Module = TypeVar("Module", bound=nn.Module)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -44,6 +48,19 @@ class Compute:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         many = f" x {self.world}" if self.world > 1 else ""
         return f"{name}{many}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (N, h, w, 3) -> float32 (N, 3, h, w) in 0..1 on the device, channels last in memory."""
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.float().div_(255)
+
+
+def to_channels_last(module: Module) -> Module:
+    """`module` with its kernels laid out channels last (torch's annotations do not know this form)."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def choose_compute(device: str, precision: str) -> Compute:

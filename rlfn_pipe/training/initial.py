@@ -20,7 +20,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
-        raise TrainingError(f"{path}: reading it needs the package safetensors; install it or use a .pth") from error
+        raise TrainingError(
+            f"{path}: reading it needs the package safetensors; install it or use a .pth"
+        ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise TrainingError(f"{path}: cannot be read as initial weights ({type(error).__name__})") from error
     except Exception as error:

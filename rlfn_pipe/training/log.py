@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.training.events import TrainProgress, Validated
 
 
@@ -21,14 +21,26 @@ class Log:
         """Drop the records after (stage, step): what was done after the checkpoint is done again."""
         kept = [r for r in read_log(self._path) if (r["stage"], r["step"]) <= (stage, step)]
         partial = self._path.with_name(self._path.name + ".part")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(partial, self._path)
+        try:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            partial.replace(self._path)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def add(self, event: TrainProgress | Validated) -> None:
         """Append an event."""
         kind = "train" if isinstance(event, TrainProgress) else "validation"
-        with open(self._path, "a", encoding="utf-8") as out:
-            out.write(json.dumps({"kind": kind, **asdict(event)}) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"kind": kind, **asdict(event)}) + "\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> TrainingError:
+        return TrainingError(
+            f"{self._path}: the log cannot be written ({error.strerror or error});"
+            " make room, then go on with --resume"
+        )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

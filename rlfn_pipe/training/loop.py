@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.training import checkpoint
-from rlfn_pipe.training.cache import build_cache
 from rlfn_pipe.training.checkpoint import State
-from rlfn_pipe.training.data import Batch, Pairs, Sampler, prefetch, split
-from rlfn_pipe.training.device import Compute, choose_compute
+from rlfn_pipe.training.data import Batch, Sampler, prefetch, split
+from rlfn_pipe.training.device import choose_compute, to_channels_last, to_tensor
 from rlfn_pipe.training.events import Note, Outcome, TrainEvent, TrainProgress, Validated
 from rlfn_pipe.training.initial import read_weights, take_fitting
 from rlfn_pipe.training.log import Log
@@ -29,31 +27,11 @@ from rlfn_pipe.training.losses import StageLoss
 from rlfn_pipe.training.optimisers import Optimisers
 from rlfn_pipe.training.recipe import Recipe, Stage
 from rlfn_pipe.training.schedules import learning_rate
+from rlfn_pipe.training.start import CHECKPOINT, LOG, WEIGHTS, RunOptions, first_state, load_pairs
 from rlfn_pipe.training.validate import Validation
 
-CHECKPOINT = "checkpoint.pt"
-WEIGHTS = "weights.pth"
-LOG = "log.jsonl"
 #: A run that meets NaN this often in one stage is given up.
 MOST_ROLLBACKS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """Where a run reads and writes, and how long it may take.
-
-    `cache`: folder for decoded images (default: `cache` beside the run's folder). `until`: stop
-    cleanly after so many seconds. `resume`: go on from the checkpoint in `out` (a new run where
-    there is none). `threads`: of torch, on the CPU.
-    """
-
-    data: Path
-    out: Path
-    cache: Path | None = None
-    until: float | None = None
-    resume: bool = False
-    device: str = "auto"
-    threads: int | None = None
 
 
 def train(
@@ -91,80 +69,29 @@ class _Run:
         self.spec = architecture(recipe.model.name, recipe.model.scale)
         self.path = options.out / CHECKPOINT
         self.log = Log(options.out / LOG)
-        self.state = self._first_state()
-        self.training_pairs, held_back = self._load_pairs()
+        self.state = first_state(recipe, self.spec, options, self.leader, self._note)
+        pairs = load_pairs(recipe, options, self.compute, self._note)
+        self.training_pairs, held_back = split(pairs, recipe.data.held_back)
         self.validation = Validation(
             held_back, recipe.run.validation_images, recipe.run.validation_crop, self.compute.device
         )
         self.model = self._new_model()
         self.average: RLFN | None = None
-        self.scaler = torch.amp.GradScaler(self.compute.device.type, enabled=self.compute.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(
+            self.compute.device.type, enabled=self.compute.dtype == torch.float16
+        )
         self.saved = time.monotonic()
-        self.psnr = 0.0
-        self.validated = (-1, -1)
+
+    def _note(self, message: str) -> None:
+        self.on_event(Note(message))
 
     # ------------------------------------------------------------------ set-up
-
-    def _first_state(self) -> State:
-        """The checkpoint's state, or that of a fresh run; refuses to overwrite a run unasked."""
-        if self.path.exists():
-            if not self.options.resume:
-                raise TrainingError(f"{self.options.out}: already holds a run; add --resume or choose another folder")
-            state = checkpoint.load(self.path)
-            ours = checkpoint.describe_architecture(self.spec)
-            if state.architecture != ours:
-                raise TrainingError(
-                    f"{self.path}: is a checkpoint of {state.architecture.get('name')}"
-                    f" x{state.architecture.get('scale')}, but the recipe trains {self.spec.name}"
-                    f" x{self.spec.scale}; use the recipe that it was made with"
-                )
-            if state.recipe != self.recipe.text:
-                self.on_event(Note("the recipe has changed since the checkpoint; going on with the new one"))
-            if self.leader:
-                self.log.cut(state.stage, state.step)
-            return state
-        try:
-            self.options.out.mkdir(parents=True, exist_ok=True)
-            if self.leader:
-                (self.options.out / "recipe.toml").write_text(self.recipe.text, encoding="utf-8")
-                self.log.cut(-1, -1)
-        except OSError as error:
-            raise TrainingError(f"{self.options.out}: cannot be written ({error.strerror or error})") from error
-        return State(
-            model={},
-            architecture=checkpoint.describe_architecture(self.spec),
-            recipe=self.recipe.text,
-            recipe_name=self.recipe.name,
-        )
-
-    def _load_pairs(self) -> tuple[Pairs, Pairs]:
-        """Training and validation pairs out of the cache (the leader builds it)."""
-        root = self.options.cache or self.options.out.parent / "cache"
-        choice, scale = self.recipe.data, self.spec.scale
-
-        def note(message: str) -> None:
-            self.on_event(Note(message))
-
-        def build() -> Pairs:
-            cache = build_cache(self.options.data, root, (scale,), on_note=note)
-            names = tuple(image.name for image in cache.images)
-            lr: list[tuple[Tensor, ...]] = [(image,) for image in cache.open(scale)]
-            if choice.degradation == "video":
-                from rlfn_pipe.training.degrade import degraded_versions
-
-                lr = degraded_versions(cache, scale, choice.variants, self.recipe.seed, note)
-            return Pairs(names, tuple(cache.open(1)), tuple(lr), scale)
-
-        pairs = build() if self.leader else None
-        if self.compute.world > 1:
-            distributed.barrier()
-        return split(pairs or build(), choice.held_back)
 
     def _new_model(self) -> RLFN:
         """A network with random values that follow from the recipe's seed."""
         torch.manual_seed(self.recipe.seed)
         model = RLFN(self.spec).to(self.compute.device)
-        return model.to(memory_format=torch.channels_last) if self.recipe.channels_last else model
+        return to_channels_last(model) if self.recipe.channels_last else model
 
     def _initialise(self, stage: Stage) -> None:
         """Weights with which a stage starts."""
@@ -176,7 +103,9 @@ class _Run:
         else:
             path = Path(stage.init)
             left = take_fitting(self.model, read_weights(path), str(path))
-            self.on_event(Note(f"stage {stage.name}: weights of {path}, new layers: {', '.join(left) or 'none'}"))
+            self.on_event(
+                Note(f"stage {stage.name}: weights of {path}, new layers: {', '.join(left) or 'none'}")
+            )
 
     # ------------------------------------------------------------------ stages
 
@@ -184,8 +113,9 @@ class _Run:
         """All stages from where the state stands."""
         try:
             resumed = bool(self.state.model)
-            if resumed:
-                self.model.load_state_dict(self.state.model)
+            if resumed and self.state.finished and self.state.stage + 1 == len(self.recipe.stages):
+                self._note("the run is finished already; give the recipe more stages to go on")
+                return self._outcome(finished=True)
             carried: Optimisers | None = None
             while self.state.stage < len(self.recipe.stages):
                 stage = self.recipe.stages[self.state.stage]
@@ -199,7 +129,7 @@ class _Run:
                     self._save(optimisers)
                     break
                 carried = optimisers
-                self.state.stage, self.state.step, self.state.elapsed = self.state.stage + 1, 0, 0.0
+                self.state.next_stage()
             return self._outcome(finished=True)
         finally:
             if self.compute.world > 1:
@@ -232,8 +162,8 @@ class _Run:
                 optimisers.load_state_dict(state.optimiser)
             except (ValueError, KeyError) as error:
                 raise TrainingError(
-                    f"{self.path}: its optimiser does not fit the recipe's stage {state.stage + 1}; resume with"
-                    " the recipe that made it"
+                    f"{self.path}: its optimiser does not fit the recipe's stage {state.stage + 1};"
+                    " resume with the recipe that made it"
                 ) from error
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
@@ -253,16 +183,19 @@ class _Run:
         )
         network = self._wrapped()
         batches = prefetch(sampler, state.step)
-        total = torch.zeros((), device=compute.device)
-        counted, mark, images = 0, time.monotonic(), 0
+        total = torch.full((), state.loss_sum, device=compute.device)
+        counted, mark, images = state.loss_count, time.monotonic(), 0
         try:
             while True:
                 progress = self._progress(stage)
                 if progress >= 1:
-                    if self.validated != (state.stage, state.step):
+                    if state.validated_step != state.step:
                         self._validate()
                     return True
                 if self._must_stop():
+                    state.loss_sum, state.loss_count = self._mean(total), counted
+                    if not math.isfinite(state.loss_sum):
+                        self._roll_back(optimisers)
                     return False
                 started = time.monotonic()
                 rate = learning_rate(stage, state.step, progress) * state.rate_factor
@@ -281,11 +214,11 @@ class _Run:
                         batches.close()
                         batches = prefetch(sampler, state.step)
                     else:
-                        state.recent_loss = mean
                         speed = images / max(time.monotonic() - mark, 1e-9)
                         self._tell(self._progress_event(stage, mean, rate, speed))
                     total.zero_()
                     counted, mark, images = 0, time.monotonic(), 0
+                    state.loss_sum, state.loss_count = 0.0, 0
                     if math.isfinite(mean):
                         self._look_up(stage, optimisers)
                         mark = time.monotonic()
@@ -305,27 +238,20 @@ class _Run:
 
     def _update(self, network: nn.Module, loss_of: StageLoss, optimisers: Optimisers, batch: Batch) -> Tensor:
         """One step; returns the (detached) loss, still on the device."""
-        lr, hr = (self._to_device(part) for part in batch)
+        lr, hr = (to_tensor(part, self.compute.device) for part in batch)
         with self.compute.autocast():
             sr = network(lr)
         loss = loss_of(sr.float(), hr, lr)
         optimisers.zero_grad()
         if self.scaler.is_enabled():
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             for optimiser in optimisers.parts:
                 self.scaler.step(optimiser)
             self.scaler.update()
         else:
-            loss.backward()
+            torch.autograd.backward(loss)
             optimisers.step()
         return loss.detach()
-
-    def _to_device(self, patches: torch.Tensor | object) -> Tensor:
-        """uint8 (N, h, w, 3) array -> float (N, 3, h, w) in 0..1 on the device, channels last."""
-        tensor = torch.from_numpy(patches).permute(0, 3, 1, 2)  # type: ignore[arg-type]
-        if self.compute.device.type == "cuda":
-            tensor = tensor.pin_memory().to(self.compute.device, non_blocking=True)
-        return tensor.float().div_(255)
 
     @torch.no_grad()
     def _follow(self, stage: Stage) -> None:
@@ -373,12 +299,11 @@ class _Run:
 
     def _validate(self) -> None:
         state = self.state
-        self.validated = (state.stage, state.step)
-        if not self.leader:
-            return
-        self.psnr = self.validation.psnr(self.average or self.model)
-        state.best_psnr = max(state.best_psnr, self.psnr)
-        self._tell(Validated(state.stage, state.step, state.images, state.seconds, self.psnr))
+        state.validated_step = state.step
+        if self.leader:
+            state.psnr = self.validation.psnr(self.average or self.model)
+            state.best_psnr = max(state.best_psnr, state.psnr)
+            self._tell(Validated(state.stage, state.step, state.images, state.seconds, state.psnr))
 
     def _save(self, optimisers: Optimisers) -> None:
         """Write the checkpoint and the weights."""
@@ -414,7 +339,17 @@ class _Run:
                 f" rate times {good.rate_factor:g}"
             )
         )
-        for key in ("model", "ema", "optimiser", "step", "elapsed", "images", "seconds", "rollbacks", "rate_factor"):
+        for key in (
+            "model",
+            "ema",
+            "optimiser",
+            "step",
+            "elapsed",
+            "images",
+            "seconds",
+            "rollbacks",
+            "rate_factor",
+        ):
             setattr(self.state, key, getattr(good, key))
         self._restore(good, optimisers)
         if self.leader:
@@ -444,7 +379,7 @@ class _Run:
 
     def _outcome(self, finished: bool) -> Outcome:
         state = self.state
-        return Outcome(finished, state.stage, state.step, state.images, state.seconds, self.psnr)
+        return Outcome(finished, state.stage, state.step, state.images, state.seconds, state.psnr)
 
 
 def _code_version() -> str:

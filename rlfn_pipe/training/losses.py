@@ -54,6 +54,9 @@ class VggExtractor(nn.Module):
     torchvision's `vgg19` (keys `features.N.weight`); it is the user's to obtain.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: Path, layers: tuple[int, ...] = VGG_LAYERS) -> None:
         super().__init__()
         modules: list[nn.Module] = []
@@ -93,9 +96,7 @@ class VggExtractor(nn.Module):
         return maps
 
 
-def contrastive(
-    extractor: Extractor, weights: Sequence[float], sr: Tensor, hr: Tensor, lr: Tensor
-) -> Tensor:
+def contrastive(extractor: Extractor, weights: Sequence[float], sr: Tensor, hr: Tensor, lr: Tensor) -> Tensor:
     """Contrastive loss, section 3.2: sum_j w_j d(phi_j(SR), phi_j(HR)) / d(phi_j(SR), phi_j(LR up)).
 
     d is the mean absolute difference over the batch; the anchor is the output, the positive the

@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
                     if "momentum" not in self.state[p]:
                         self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
                 buffers = [self.state[p]["momentum"] for p in params]
-                grads = [p.grad for p in params]
+                grads = [p.grad for p in params if p.grad is not None]
                 torch._foreach_lerp_(buffers, grads, 1 - _MOMENTUM)
                 look_ahead = torch._foreach_lerp(grads, buffers, _MOMENTUM)
                 flat = torch.stack([u.reshape(shape[0], -1) for u in look_ahead])

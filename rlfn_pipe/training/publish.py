@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tomllib
 from dataclasses import replace
@@ -24,8 +23,8 @@ from rlfn_pipe.models.rlfn import RLFN, count_parameters
 from rlfn_pipe.models.weights import save
 from rlfn_pipe.resources import data_path
 from rlfn_pipe.training import checkpoint
-from rlfn_pipe.training.loop import CHECKPOINT
 from rlfn_pipe.training.recipe import parse_recipe
+from rlfn_pipe.training.start import CHECKPOINT
 
 LICENCE = "Apache-2.0"
 _TABLE_BEGIN, _TABLE_END = "<!-- table: made by rlfn_pipe.training.publish -->", "<!-- end of the table -->"
@@ -63,7 +62,7 @@ def publish(run: Path, tests: list[Path], folder: Path, data: str, note: str = "
         "parameters": spec.parameters,
         "recipe": f"presets/training/{recipe.name}.toml",
         "data": data,
-        "stage": f"{state.stage + 1} of {len(recipe.stages)}{', finished' if state.finished else ', interrupted'}",
+        "stage": f"{state.stage + 1} of {len(recipe.stages)}" + ("" if state.finished else ", interrupted"),
         "steps": _steps(run),
         "patches_seen": state.images,
         "device": state.device,
@@ -91,12 +90,16 @@ def _enter(folder: Path, row: dict[str, Any]) -> None:
     index = folder / INDEX
     rows = tomllib.loads(index.read_text(encoding="utf-8")).get("weights", []) if index.is_file() else []
     key = (row["name"], row["scale"])
-    rows = sorted([r for r in rows if (r["name"], r["scale"]) != key] + [row], key=lambda r: (r["name"], r["scale"]))
+    rows = sorted(
+        [r for r in rows if (r["name"], r["scale"]) != key] + [row], key=lambda r: (r["name"], r["scale"])
+    )
     text = "# The weights that ship. Written by rlfn_pipe.training.publish; the README beside it explains.\n"
     for each in rows:
         text += "\n[[weights]]\n"
         plain = {k: v for k, v in each.items() if not isinstance(v, dict)}
-        text += "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in plain.items())
+        text += "".join(
+            f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in plain.items()
+        )
         for name, table in each.items():
             if isinstance(table, dict):
                 text += f"[weights.{name}]\n" + "".join(f"{k} = {v}\n" for k, v in table.items())
@@ -105,7 +108,9 @@ def _enter(folder: Path, row: dict[str, Any]) -> None:
     if readme.is_file():
         before, found, rest = readme.read_text(encoding="utf-8").partition(_TABLE_BEGIN)
         if found:
-            _replace(readme, before + found + "\n" + _table(rows) + _TABLE_END + rest.partition(_TABLE_END)[2])
+            _replace(
+                readme, before + found + "\n" + _table(rows) + _TABLE_END + rest.partition(_TABLE_END)[2]
+            )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -116,11 +121,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         figures = [
-            f"{row['psnr'][name]:.2f} / {row['ssim'][name]:.4f}" if name in row["psnr"] else "" for name in sets
+            f"{row['psnr'][name]:.2f} / {row['ssim'][name]:.4f}" if name in row["psnr"] else ""
+            for name in sets
         ]
         lines.append(
-            f"| `{row['name']}` x{row['scale']} | {row['parameters']:,} | {' | '.join(figures)} | {row['steps']:,}"
-            f" | {row['patches_seen']:,} | {row['device']} | {row['device_hours']} |"
+            f"| `{row['name']}` x{row['scale']} | {row['parameters']:,} | {' | '.join(figures)}"
+            f" | {row['steps']:,} | {row['patches_seen']:,} | {row['device']} | {row['device_hours']} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -128,7 +134,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,9 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise TrainingError(f"{given.run}: holds no {CHECKPOINT}; give the folder of a run")
         row = publish(given.run, given.test, given.to, given.data, given.note)
     except RlfnPipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    print(json.dumps(row, indent=1))
+    sys.stdout.write(json.dumps(row, indent=1) + "\n")
     return 0
 
 

@@ -171,7 +171,7 @@ def _typed(value: Any, kind: str, what: str) -> Any:
         return float(value)
     if kind == "int" and number and float(value).is_integer():
         return int(value)
-    if kind == "str" and isinstance(value, str) or kind == "bool" and isinstance(value, bool):
+    if (kind == "str" and isinstance(value, str)) or (kind == "bool" and isinstance(value, bool)):
         return value
     if kind.startswith("tuple[float") and isinstance(value, list) and len(value) == 2:
         return tuple(float(v) for v in value)
@@ -190,6 +190,13 @@ def _check(recipe: Recipe, where: str) -> None:
         raise TrainingError(f"{where}: scale must be 2, 3 or 4, not {recipe.model.scale}")
     if not 0 < recipe.data.held_back < 1:
         raise TrainingError(f"{where}: held_back is a share between 0 and 1, not {recipe.data.held_back}")
+    if recipe.run.validation_crop // recipe.model.scale < 15 or recipe.run.validation_images < 1:
+        raise TrainingError(
+            f"{where}: validation needs an image or more and a crop of"
+            f" {15 * recipe.model.scale} pixels or more"
+        )
+    if recipe.run.log_every < 1 or recipe.run.validate_every < 1:
+        raise TrainingError(f"{where}: log_every and validate_every are numbers of steps, 1 or more")
     for number, stage in enumerate(recipe.stages, 1):
         what = f"{where}: stage {number} ({stage.name})"
         _one_of(stage.schedule, SCHEDULES, f"{what}: schedule")
@@ -206,11 +213,11 @@ def _check(recipe: Recipe, where: str) -> None:
                 f" and at least {15 * recipe.model.scale}"
             )
         if number == 1 and (stage.init == "previous" or stage.carry_optimiser):
-            raise TrainingError(f"{what} is the first, so nothing comes before it; set init = \"scratch\"")
+            raise TrainingError(f'{what} is the first, so nothing comes before it; set init = "scratch"')
         if stage.schedule == "cyclic" and stage.cycle < 1:
             raise TrainingError(f"{what}: a cyclic schedule needs the cycle's length in steps (cycle = N)")
         if "contrastive_vgg" in stage.losses and not stage.vgg:
-            raise TrainingError(f"{what}: contrastive_vgg needs the weights of VGG-19 (vgg = \"FILE\")")
+            raise TrainingError(f'{what}: contrastive_vgg needs the weights of VGG-19 (vgg = "FILE")')
 
 
 def _one_of(value: str, allowed: tuple[str, ...], what: str) -> None:

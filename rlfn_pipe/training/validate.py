@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlfn_pipe.training.data import Pairs
+from rlfn_pipe.training.device import to_tensor
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ class Validation:
             top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
             large = hr[top * scale : (top + height) * scale, left * scale : (left + width) * scale]
             small = lr[top : top + height, left : left + width]
-            self._crops.append((_to_tensor(small, device), _to_tensor(large, device)))
+            self._crops.append((_one(small, device), _one(large, device)))
 
     @torch.no_grad()
     def psnr(self, model: nn.Module) -> float:
@@ -47,6 +48,6 @@ class Validation:
         return float(np.mean(values))
 
 
-def _to_tensor(image: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (h, w, 3) -> float (1, 3, h, w) in 0..1, channels last."""
-    return torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2).to(device).float() / 255
+def _one(image: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (h, w, 3) view -> float (1, 3, h, w) in 0..1."""
+    return to_tensor(np.ascontiguousarray(image)[None], device)

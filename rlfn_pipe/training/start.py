@@ -1,0 +1,104 @@
+"""What a run begins with: its options, the state to go on from, the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as distributed
+
+from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.training import checkpoint
+from rlfn_pipe.training.cache import build_cache
+from rlfn_pipe.training.checkpoint import State
+from rlfn_pipe.training.data import Pairs
+from rlfn_pipe.training.device import Compute
+from rlfn_pipe.training.log import Log
+from rlfn_pipe.training.recipe import Recipe
+from rlfn_pipe.types import ModelSpec
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.pth"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Where a run reads and writes, and how long it may take.
+
+    `cache`: folder for decoded images (default: `cache` beside the run's folder). `until`: stop
+    cleanly after so many seconds. `resume`: go on from the checkpoint in `out` (a new run where
+    there is none). `threads`: of torch, on the CPU.
+    """
+
+    data: Path
+    out: Path
+    cache: Path | None = None
+    until: float | None = None
+    resume: bool = False
+    device: str = "auto"
+    threads: int | None = None
+
+
+def first_state(
+    recipe: Recipe, spec: ModelSpec, options: RunOptions, leader: bool, note: Callable[[str], None]
+) -> State:
+    """The checkpoint's state, or that of a fresh run; refuses to overwrite a run unasked.
+
+    The leader also cuts the log back to that state. Raises TrainingError for a checkpoint of
+    another network and for a folder that cannot be written.
+    """
+    path, log = options.out / CHECKPOINT, Log(options.out / LOG)
+    ours = checkpoint.describe_architecture(spec)
+    if path.exists():
+        if not options.resume:
+            raise TrainingError(f"{options.out}: already holds a run; add --resume or choose another folder")
+        state = checkpoint.load(path)
+        if state.architecture != ours:
+            raise TrainingError(
+                f"{path}: is a checkpoint of {state.architecture.get('name')}"
+                f" x{state.architecture.get('scale')}, but the recipe trains {spec.name} x{spec.scale};"
+                " use the recipe that it was made with"
+            )
+        if state.stage >= len(recipe.stages):
+            raise TrainingError(
+                f"{path}: stands in stage {state.stage + 1}, but the recipe has only {len(recipe.stages)};"
+                " use the recipe that it was made with"
+            )
+        if state.recipe != recipe.text:
+            note("the recipe has changed since the checkpoint; going on with the new one")
+        if leader:
+            log.cut(state.stage, state.step)
+        return state
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if leader:
+            (options.out / "recipe.toml").write_text(recipe.text, encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{options.out}: cannot be written ({error.strerror or error})") from error
+    if leader:
+        log.cut(-1, -1)
+    return State(model={}, architecture=ours, recipe=recipe.text, recipe_name=recipe.name)
+
+
+def load_pairs(recipe: Recipe, options: RunOptions, compute: Compute, note: Callable[[str], None]) -> Pairs:
+    """All image pairs out of the cache; the leading process builds it while the others wait."""
+    root = options.cache or options.out.parent / "cache"
+    choice, scale = recipe.data, recipe.model.scale
+
+    def build() -> Pairs:
+        cache = build_cache(options.data, root, (scale,), on_note=note)
+        names = tuple(image.name for image in cache.images)
+        lr: list[tuple[np.ndarray, ...]] = [(image,) for image in cache.open(scale)]
+        if choice.degradation == "video":
+            from rlfn_pipe.training.degrade import degraded_versions
+
+            lr = degraded_versions(cache, scale, choice.variants, recipe.seed, note)
+        return Pairs(names, tuple(cache.open(1)), tuple(lr), scale)
+
+    pairs = build() if compute.rank == 0 else None
+    if compute.world > 1:
+        distributed.barrier()
+    return pairs or build()

@@ -1,0 +1,363 @@
+"""Training runs: resumable bit for bit, stoppable, safe against NaN, full disks and wrong folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_helpers import RECIPE, picture, write_images
+
+from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.models import weights
+from rlfn_pipe.resources import data_path
+from rlfn_pipe.training import checkpoint, loop
+from rlfn_pipe.training.__main__ import describe, main, parse_duration
+from rlfn_pipe.training.bench import training_speed
+from rlfn_pipe.training.events import Note, Outcome, TrainEvent, TrainProgress, Validated
+from rlfn_pipe.training.log import read_log
+from rlfn_pipe.training.loop import train
+from rlfn_pipe.training.recipe import Recipe, load_recipe, parse_recipe
+from rlfn_pipe.training.report import write_report
+from rlfn_pipe.training.start import RunOptions
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+def run(
+    recipe: Recipe,
+    images: Path,
+    out: Path,
+    stop_after: int | None = None,
+    events: list[TrainEvent] | None = None,
+    **options: Any,
+) -> Outcome:
+    """Train in `out`; `stop_after` asks to stop after so many looks at the stop flag."""
+    looks = 0
+
+    def should_stop() -> bool:
+        nonlocal looks
+        looks += 1
+        return stop_after is not None and looks > stop_after
+
+    told = events if events is not None else []
+    given = RunOptions(images, out, cache=images.parent / "cache", device="cpu", **options)
+    return train(recipe, given, told.append, should_stop)
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "weights.pth", weights_only=True)
+
+
+def losses(out: Path) -> list[tuple[Any, ...]]:
+    """The log without what the clock decides."""
+    keys = ("kind", "stage", "step", "images", "loss", "rate", "psnr")
+    return [tuple(record.get(key) for key in keys) for record in read_log(out / "log.jsonl")]
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(
+    optimiser: str, images: Path, tmp_path: Path
+) -> None:
+    text = RECIPE.replace("rate = 1e-3", f'rate = 1e-3\noptimiser = "{optimiser}"')
+    recipe = parse_recipe(text)
+    assert run(recipe, images, tmp_path / "whole").finished
+    # Stops in the middle of a log interval, on a save, at a stage's border, and again later.
+    for stop in (4, 2, 4, 3):
+        assert not run(recipe, images, tmp_path / "parts", stop, resume=True).finished
+    assert run(recipe, images, tmp_path / "parts", resume=True).finished
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    one, other = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    assert (one.images, one.step, one.stage) == (other.images, other.step, other.stage) == (30, 6, 1)
+
+
+def test_run_killed_in_the_middle_continues(images: Path, tmp_path: Path) -> None:
+    """SIGKILL at an arbitrary moment, then --resume: same weights as without."""
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE.replace("steps = 9", "steps = 24"))
+    command = [
+        sys.executable,
+        "-m",
+        "rlfn_pipe.training",
+        str(recipe),
+        "--data",
+        str(images),
+        "--threads",
+        "1",
+    ]
+    command += ["--cache", str(images.parent / "cache"), "--device", "cpu", "--out"]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True)
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        if "step 12 " in line:
+            killed.kill()
+            break
+    killed.wait()
+    killed.stderr.close()
+    assert run(load_recipe(recipe), images, tmp_path / "killed", resume=True).finished
+    assert run(load_recipe(recipe), images, tmp_path / "whole").finished
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+
+
+def test_smoke_recipe_lowers_the_loss(images: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(data_path("presets") / "training" / "smoke.toml")
+    # Test images are a little smaller than the recipe's patch allows to vary.
+    larger = write_images(tmp_path / "images", 3)
+    for number in range(3):
+        picture(number, 156, 144).save(larger / f"{number}.png")
+    text = (
+        recipe.text.replace("steps = 80", "steps = 20")
+        .replace("steps = 40", "steps = 5")
+        .replace("log_every = 10", "log_every = 5")
+    )
+    events: list[TrainEvent] = []
+    outcome = run(parse_recipe(text), larger, tmp_path / "run", events=events)
+    told = [event for event in events if isinstance(event, TrainProgress) and event.stage == 0]
+    assert outcome.finished
+    assert told[-1].loss < 0.6 * told[0].loss
+    assert outcome.psnr == [event for event in events if isinstance(event, Validated)][-1].psnr
+    assert all("\n" not in describe(event) for event in events)
+    report = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "| 2 warm start | 5 |" in report and "finished" in report
+
+
+def test_weights_of_a_run_load_as_a_network(images: Path, tmp_path: Path) -> None:
+    run(parse_recipe(RECIPE), images, tmp_path / "run")
+    spec, _ = weights.load(tmp_path / "run" / "weights.pth")
+    assert (spec.name, spec.scale) == ("rlfn-ntire", 2)
+
+
+def test_checkpoints_of_every_network_stay_below_16_mib(images: Path, tmp_path: Path) -> None:
+    text = RECIPE.replace("rlfn-ntire", "rlfn").replace("scale = 2", "scale = 4")
+    text = text.replace("patch = 32", "patch = 60").replace("patch = 48", "patch = 64")
+    run(parse_recipe(text.replace("steps = 9", "steps = 1")), images, tmp_path / "run", stop_after=1)
+    assert (tmp_path / "run" / "checkpoint.pt").stat().st_size < 16 * 2**20
+
+
+def test_budget_stops_cleanly_and_the_clock_can_be_the_length(images: Path, tmp_path: Path) -> None:
+    text = RECIPE.replace("steps = 9", "minutes = 0.02").replace("steps = 6", "steps = 1")
+    outcome = run(parse_recipe(text), images, tmp_path / "clock")
+    assert outcome.finished
+    state = checkpoint.load(tmp_path / "clock" / "checkpoint.pt")
+    assert state.seconds >= 1.2
+    outcome = run(parse_recipe(RECIPE), images, tmp_path / "budget", until=0.0)
+    assert (outcome.finished, outcome.step) == (False, 0)
+    assert run(parse_recipe(RECIPE), images, tmp_path / "budget", resume=True).finished
+
+
+def test_next_scale_starts_from_the_layers_that_fit(images: Path, tmp_path: Path) -> None:
+    run(parse_recipe(RECIPE), images, tmp_path / "x2")
+    source = tmp_path / "x2" / "checkpoint.pt"
+    text = RECIPE.replace("scale = 2", "scale = 3").replace("patch = 32", "patch = 48")
+    text = text.replace('init = "scratch"', f'init = "{source}"').replace("steps = 9", "steps = 1")
+    text = text.replace("rate = 1e-3", "rate = 1e-12")
+    events: list[TrainEvent] = []
+    run(parse_recipe(text), images, tmp_path / "x3", stop_after=1, events=events)
+    before, after = checkpoint.load(source).model, tensors(tmp_path / "x3")
+    assert torch.allclose(before["block_3.c2_r.weight"], after["block_3.c2_r.weight"], atol=1e-6)
+    assert after["upsampler.0.weight"].shape[0] == 27
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert any("new layers: upsampler.0.bias, upsampler.0.weight" in note for note in notes)
+
+
+def test_warm_start_carries_weights_and_clr_the_optimiser(images: Path, tmp_path: Path) -> None:
+    for carry in (False, True):
+        text = RECIPE.replace("rate = 5e-4", f"rate = 5e-4\ncarry_optimiser = {str(carry).lower()}")
+        text = text.replace("ema = 0.9\n", "")
+        # Nine looks are the first stage, the tenth its end, the next stops the second at once.
+        run(parse_recipe(text), images, tmp_path / str(carry), stop_after=9)
+        state = checkpoint.load(tmp_path / str(carry) / "checkpoint.pt")
+        assert (state.stage, state.step) == (1, 0)
+        assert state.optimiser is not None
+        moments = state.optimiser[0]["state"]
+        assert bool(moments) is carry
+
+
+# ------------------------------------------------------------------ accidents
+
+
+def test_a_loss_that_is_not_finite_rolls_back_and_goes_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop._Run._update
+    calls = 0
+
+    def sometimes_nan(self: Any, *given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = original(self, *given)
+        if calls == 5:
+            with torch.no_grad():
+                self.model.conv_1.weight.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(loop._Run, "_update", sometimes_nan)
+    events: list[TrainEvent] = []
+    assert run(parse_recipe(RECIPE), images, tmp_path / "run", events=events).finished
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert any("not finite" in note and "back to step 3, rate times 0.5" in note for note in notes)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert (state.rate_factor, state.rollbacks) == (0.5, 1)
+    assert all(bool(value.isfinite().all()) for value in tensors(tmp_path / "run").values())
+    steps = [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl") if r["kind"] == "train"]
+    assert steps == [3, 6, 9, 3, 6]
+
+
+def test_a_hopeless_rate_is_given_up_with_the_last_good_state(images: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(RECIPE.replace("rate = 1e-3", "rate = 1e30"))
+    with pytest.raises(TrainingError, match="last good state"):
+        run(recipe, images, tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert all(bool(value.isfinite().all()) for value in state.model.values())
+
+
+def test_stopping_on_a_loss_that_is_not_finite_saves_the_last_good_state(
+    images: Path, tmp_path: Path
+) -> None:
+    recipe = parse_recipe(RECIPE.replace("rate = 1e-3", "rate = 1e30"))
+    run(recipe, images, tmp_path / "run", stop_after=2)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert all(bool(value.isfinite().all()) for value in state.model.values())
+
+
+def test_full_disk_keeps_the_checkpoint_before(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(parse_recipe(RECIPE), images, tmp_path / "run", stop_after=4)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+
+    def full(_data: object, out: Any) -> None:
+        out.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(TrainingError, match=r"No space left on device.*--resume"):
+        run(parse_recipe(RECIPE), images, tmp_path / "run", resume=True)
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.part"))
+    assert run(parse_recipe(RECIPE), images, tmp_path / "run", resume=True).finished
+
+
+def test_runs_are_not_overwritten_and_checkpoints_must_fit(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(parse_recipe(RECIPE), images, out, stop_after=1)
+    with pytest.raises(TrainingError, match="already holds a run"):
+        run(parse_recipe(RECIPE), images, out)
+    other = RECIPE.replace("rlfn-ntire", "rlfn-s")
+    with pytest.raises(TrainingError, match="checkpoint of rlfn-ntire x2, but the recipe trains rlfn-s x2"):
+        run(parse_recipe(other), images, out, resume=True)
+    (out / "checkpoint.pt").write_bytes(b"nonsense")
+    with pytest.raises(TrainingError, match="cannot be read as a checkpoint"):
+        run(parse_recipe(RECIPE), images, out, resume=True)
+    torch.save({"weights": 1}, out / "checkpoint.pt")
+    with pytest.raises(TrainingError, match="is not a checkpoint"):
+        run(parse_recipe(RECIPE), images, out, resume=True)
+
+
+def test_initial_weights_must_fit(images: Path, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello")
+    wanted = {
+        "other.pth": "another architecture",
+        "text.pth": "cannot be read",
+        "absent.pth": "cannot be read",
+    }
+    for name, message in {**wanted, "text.safetensors": "no valid safetensors"}.items():
+        text = RECIPE.replace('init = "scratch"', f'init = "{tmp_path / name}"')
+        with pytest.raises(TrainingError, match=message):
+            run(parse_recipe(text), images, tmp_path / f"run {name}")
+
+
+# ------------------------------------------------------------------- commands
+
+
+def test_module_command_trains_and_tells_exit_codes(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE)
+    given = [str(recipe), "--data", str(images), "--cache", str(images.parent / "cache"), "--device", "cpu"]
+    assert main([*given, "--out", str(tmp_path / "run"), "--until", "10m"]) == 0
+    assert "finished: 30 patches" in capsys.readouterr().err
+    assert main([*given, "--out", str(tmp_path / "run")]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([*given, "--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert main([*given, "--out", str(tmp_path / "other"), "--until", "soon"]) == 1
+    assert "no duration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("25m", 1500), ("90", 90), ("90s", 90), ("1h30m", 5400), ("0.5h", 1800)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+def test_two_processes_train_as_one_does(images: Path, tmp_path: Path) -> None:
+    """torch's DistributedDataParallel over gloo: the same batches, shared, give the same weights."""
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE.replace("contrastive = 0.1", "charbonnier = 0.1"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "rlfn_pipe.training",
+        str(recipe),
+        "--data",
+        str(images),
+        "--threads",
+        "1",
+    ]
+    command += ["--cache", str(images.parent / "cache"), "--device", "cpu", "--out", str(tmp_path / "two")]
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(command, env={**common, "RANK": str(n)}, stderr=subprocess.PIPE, text=True)
+        for n in range(2)
+    ]
+    told = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    run(load_recipe(recipe), images, tmp_path / "one")
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    # Sums of halves round differently, and Adam's first steps follow the sign of tiny gradients.
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=0, atol=2e-3)
+    logs = [
+        [r["loss"] for r in read_log(tmp_path / n / "log.jsonl") if r["kind"] == "train"]
+        for n in ("one", "two")
+    ]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-2)
+
+
+def test_speed_of_training_is_a_figure() -> None:
+    found = training_speed("rlfn-ntire", 2, batch=1, patch=32, seconds=0.05, device="cpu")
+    assert found["naive"] > 0 and found["ours"] > 0
+    assert found["ratio"] == pytest.approx(found["ours"] / found["naive"])
+    json.dumps(found)
+
+
+def test_events_are_plain() -> None:
+    event: Callable[..., TrainEvent] = Note
+    assert describe(event("hello")) == "hello"
