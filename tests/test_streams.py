@@ -434,6 +434,20 @@ def test_a_gap_in_converted_audio_stays_a_gap(tmp_path: Path) -> None:
     assert any("gaps" in note for note in out.notes)
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "aac", "ac3", "libmp3lame", "flac"])
+@pytest.mark.parametrize("muxer", ["avi", "mp4", "mpegts"])
+def test_a_late_start_is_kept(tmp_path: Path, codec: str, muxer: str) -> None:
+    recipe = Recipe(muxer="matroska", audio=[(codec, {}, 1)], delay=Fraction(1, 2))
+    path = make(tmp_path / "a.mkv", recipe)
+    with av.open(str(path)) as source:
+        wanted = burst(heard(source))[0]
+    out = carry(path, muxer)
+    with out.open() as result:
+        start = burst(heard(result))[0]
+    # AVI holds whole packets only; half of one is the best that it can do.
+    assert start + float(out.base) == pytest.approx(wanted, abs=0.017 if muxer == "avi" else 0.002)
+
+
 def test_damaged_audio_is_silence_when_converted_and_itself_when_copied(
     tmp_path: Path, mp4_clip: Path
 ) -> None:
@@ -770,7 +784,12 @@ def test_real_media(shared_data: Path, clip: str, muxer: str) -> None:
             got = packets_of(result, index_of(result, "audio", number))
         wanted = sound[plan.index]
         if plan.action == "copy":
-            assert b"".join(stripped(p.data) for p in got) == b"".join(stripped(p.data) for p in wanted)
+            assert len(wanted) > 1
+            payload = b"".join(stripped(p.data) for p in got)
+            if muxer == "avi":  # silence may stand before it
+                assert payload.endswith(b"".join(stripped(p.data) for p in wanted))
+            else:
+                assert payload == b"".join(stripped(p.data) for p in wanted)
         if muxer == "avi":
             continue  # counts frames, holds no start time
         tick = Fraction(2, 1000) if plan.action == "copy" else Fraction(150, 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,7 +11,6 @@ from typing import Any
 
 import av
 import av.error
-import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
@@ -72,6 +72,49 @@ def audio_target(stream: Stream, muxer: str) -> AudioTarget | None:
     return AudioTarget(codec, target_rate, channels, layout, _BITS_PER_CHANNEL[codec] * max(channels, 1))
 
 
+def assumed_layout(stream: AudioStream) -> str:
+    """The usual layout for a stream that states its channel count only; "" when it states a layout.
+
+    mp4 cannot write PCM whose layout is open.
+    """
+    layout = stream.codec_context.layout
+    return _LAYOUTS.get(layout.nb_channels, "") if layout.name.endswith(" channels") else ""
+
+
+def silent_packet(stream: AudioStream) -> tuple[bytes, int] | None:
+    """One packet of silence in the codec and format of `stream`, and the samples in it; None if unknown."""
+    context = stream.codec_context
+    name, rate = context.codec.canonical_name, context.sample_rate
+    if match := re.fullmatch(r"pcm_([suf])(\d+)(?:le)?", name):
+        size = int(match[2]) // 8 * context.channels
+        return (b"\x80" if match[1] == "u" else b"\0") * size, 1
+    if name not in _ENCODERS:
+        return None
+    layout = assumed_layout(stream) or context.layout.name
+    target = AudioTarget(
+        name, rate, context.channels, layout, _BITS_PER_CHANNEL.get(name, 0) * context.channels
+    )
+    try:
+        with av.open(io.BytesIO(), "w", format="matroska") as output:
+            encoder = add_encoder(output, target)
+            output.start_encoding()
+            samples = encoder.codec_context.frame_size
+            frame = _silence(encoder.codec_context.format.name, layout, rate, 8 * samples)
+            frame.pts, frame.time_base = 0, Fraction(1, rate)
+            packets = [bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)]]
+    except (av.error.FFmpegError, ValueError):
+        return None
+    return packets[4], samples
+
+
+def _silence(sample_format: str, layout: str, rate: int, samples: int) -> AudioFrame:
+    frame = AudioFrame(format=sample_format, layout=layout, samples=samples)
+    frame.sample_rate = rate
+    for plane in frame.planes:
+        plane.update((b"\x80" if sample_format.startswith("u8") else b"\0") * plane.buffer_size)
+    return frame
+
+
 def add_encoder(output: OutputContainer, target: AudioTarget) -> AudioStream:
     """Add an encoded audio stream to `output`.
 
@@ -104,11 +147,14 @@ class AudioConverter:
 
     The encoder counts samples; where the source's times run away from the count by more than
     0.1 s, silence fills the gap or the doubled sound is cut, so that sound and picture stay
-    together; a jump of more than ten minutes is taken for a broken stamp. `damaged` counts
-    packets that did not decode, `gaps` the places that were filled or cut.
+    together (also from `start` seconds on, where given); a jump of more than ten minutes is
+    taken for a broken stamp. `damaged` counts packets that did not decode, `gaps` the places
+    that were filled or cut.
     """
 
-    def __init__(self, source: Stream, encoder: AudioStream, target: AudioTarget) -> None:
+    def __init__(
+        self, source: Stream, encoder: AudioStream, target: AudioTarget, start: Fraction | None = None
+    ) -> None:
         assert isinstance(source, AudioStream)
         self._source = source
         self._encoder = encoder
@@ -118,6 +164,7 @@ class AudioConverter:
         self._resampler = self._fresh_resampler()
         self._tolerance = round(_TOLERANCE * target.rate)
         self._longest_gap = _LONGEST_GAP * target.rate
+        self._start = None if start is None else round(start * target.rate)
         self._position: int | None = None
         self.damaged = 0
         self.gaps = 0
@@ -154,7 +201,8 @@ class AudioConverter:
         if frame.pts is not None and frame.time_base:
             target = round(frame.pts * Fraction(frame.time_base) * self._rate)
             if self._position is None:
-                self._position = target
+                self._position = target if self._start is None else min(self._start, target)
+                yield from self._fill(target - self._position)
             ahead = target - self._position
             if self._tolerance < ahead <= self._longest_gap:
                 self.gaps += 1
@@ -180,16 +228,8 @@ class AudioConverter:
     def _fill(self, samples: int) -> Iterator[Packet[Any]]:
         while samples > 0:
             length = min(samples, _SILENCE_CHUNK)
-            yield from self._take(self._silence(length))
+            yield from self._take(_silence(self._format, self._layout, self._rate, length))
             samples -= length
-
-    def _silence(self, samples: int) -> AudioFrame:
-        frame = AudioFrame(format=self._format, layout=self._layout, samples=samples)
-        frame.sample_rate = self._rate
-        value = 128 if self._format.startswith("u8") else 0
-        for plane in frame.planes:
-            plane.update(np.full(plane.buffer_size, value, np.uint8).tobytes())
-        return frame
 
     def _take(self, frame: AudioFrame) -> Iterator[Packet[Any]]:
         assert self._position is not None

@@ -15,10 +15,11 @@ from typing import Literal
 
 import av
 import av.error
+from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
 
-from rlfn_pipe.media.audio import AudioTarget, audio_target, can_encode
+from rlfn_pipe.media.audio import AudioTarget, assumed_layout, audio_target, can_encode
 from rlfn_pipe.media.subtitles import TEXT_SUBTITLES, can_convert
 from rlfn_pipe.media.tags import MATROSKA_FAMILY, MOV_FAMILY
 
@@ -250,6 +251,8 @@ def add_copy(output: OutputContainer, stream: Stream) -> Stream:
         ValueError, av.error.FFmpegError: the container does not take the codec.
     """
     copy: Stream = output.add_stream_from_template(stream, opaque=True)
+    if isinstance(copy, AudioStream) and (layout := assumed_layout(copy)):
+        copy.codec_context.layout = layout
     copy.disposition = int(stream.disposition)  # type: ignore[assignment]
     return copy
 

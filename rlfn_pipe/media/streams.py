@@ -34,6 +34,7 @@ from rlfn_pipe.media.tracks import (
     AudioTrack,
     CopyTrack,
     CoverTrack,
+    FilledTrack,
     Ready,
     SubtitleTrack,
     Track,
@@ -176,9 +177,14 @@ class Carrier:
             return self._add_cover(output, source)
         track: Track
         if plan.action == "copy":
-            track = CopyTrack(source, output, self._window)
+            filled = muxer == "avi" and plan.kind == "audio"
+            track = (
+                FilledTrack(source, output, self._window, self._base)
+                if filled
+                else CopyTrack(source, output, self._window)
+            )
         elif plan.kind == "audio":
-            track = AudioTrack(source, output, self._window)
+            track = AudioTrack(source, output, self._window, self._base)
         else:
             track = SubtitleTrack(source, output, plan.codec, self._window)
         copied = plan.action == "copy"

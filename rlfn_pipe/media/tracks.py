@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 
 from rlfn_pipe.media import subtitles
-from rlfn_pipe.media.audio import AudioConverter, add_encoder, audio_target
+from rlfn_pipe.media.audio import PRIMING, AudioConverter, add_encoder, audio_target, silent_packet
 from rlfn_pipe.media.clock import Clock, SampleClock, Times, is_end_mark
 from rlfn_pipe.media.stream_plan import add_copy, codec_name, cover_file
 from rlfn_pipe.media.tags import MATROSKA_FAMILY, MOV_FAMILY
+
+#: Where AVI gets silence, in seconds: not for rounding, not for a broken stamp.
+_SHORTEST_GAP, _LONGEST_GAP = Fraction(15, 1000), 600
 
 #: Start and end (None: the file's) in seconds of the source; half open.
 Window = tuple[Fraction, Fraction | None]
@@ -134,6 +138,52 @@ class CopyTrack(Track):
         return self._even.even(times, packet.size)
 
 
+class FilledTrack(CopyTrack):
+    """Audio for AVI, which counts packets and knows no times: silence goes where the source has none.
+
+    `origin` is the source time (seconds) at which the output begins.
+    """
+
+    def __init__(
+        self, source: Stream, output: OutputContainer, window: Window | None, origin: Fraction
+    ) -> None:
+        super().__init__(source, output, window)
+        assert isinstance(source, AudioStream)
+        self._silence = silent_packet(source)
+        self._rate = source.codec_context.sample_rate
+        self._end = origin
+        self._filled = Fraction(0)
+
+    def push(self, packet: Packet[Any], times: Times) -> Iterator[Ready]:
+        for ready in super().push(packet, times):
+            gap = ready.times.pts - self._end
+            if self._silence is not None and _SHORTEST_GAP < gap < _LONGEST_GAP:
+                yield from self._fill(gap)
+                self._filled += gap
+            yield ready
+            self._end = ready.times.pts + ready.times.duration
+
+    def _fill(self, gap: Fraction) -> Iterator[Ready]:
+        assert self._silence is not None
+        payload, samples = self._silence
+        repeat = self._rate if samples == 1 else 1  # PCM goes in pieces of a second
+        left = round(gap * self._rate / samples)
+        while left > 0:
+            pieces = min(left, repeat)
+            length = Fraction(pieces * samples, self._rate)
+            packet = Packet(payload * pieces)
+            packet.is_keyframe = True
+            yield Ready(packet, Times(self._end, self._end, length), self)
+            self._end += length
+            left -= pieces
+
+    def notes(self) -> list[str]:
+        found = super().notes()
+        if self._filled:
+            found.append(f"{self._name}: {float(self._filled):.3f} s of silence put in, avi holds no gaps")
+        return found
+
+
 def cut_to(times: Times, window: Window | None) -> Times | None:
     """The part of a subtitle's time that lies in the window; None when nothing does."""
     if window is None:
@@ -148,9 +198,11 @@ def cut_to(times: Times, window: Window | None) -> Times | None:
 
 
 class AudioTrack(Track):
-    """Audio that is encoded anew."""
+    """Audio that is encoded anew. `origin` is the source time (seconds) at which the output begins."""
 
-    def __init__(self, source: Stream, output: OutputContainer, window: Window | None) -> None:
+    def __init__(
+        self, source: Stream, output: OutputContainer, window: Window | None, origin: Fraction
+    ) -> None:
         muxer = output.format.name
         target = audio_target(source, muxer)
         if target is None:
@@ -158,7 +210,9 @@ class AudioTrack(Track):
         out = add_encoder(output, target)
         out.disposition = int(source.disposition)  # type: ignore[assignment]
         super().__init__(source, out, muxer, window)
-        self._converter = AudioConverter(source, out, target)
+        lead = Fraction(PRIMING[target.codec], target.rate)
+        start = origin + lead if muxer == "avi" and window is None else origin if muxer == "avi" else None
+        self._converter = AudioConverter(source, out, target, start)
         # Where neither an edit list nor a codec delay hides it, priming before the window has no place.
         self._drop_priming = window is not None and muxer not in MATROSKA_FAMILY | MOV_FAMILY
 
