@@ -35,7 +35,7 @@ VIDEO_EXTENSIONS: frozenset[str] = frozenset(
 
 #: Video extensions that a file in a folder keeps; any other becomes `FALLBACK_VIDEO_EXTENSION`.
 WRITABLE_VIDEO_EXTENSIONS: frozenset[str] = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts"}
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".nut"}
 )
 FALLBACK_VIDEO_EXTENSION = ".mkv"
 

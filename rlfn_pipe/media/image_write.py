@@ -169,20 +169,22 @@ def _saved(array: np.ndarray, name: str, parameters: dict[str, Any]) -> bytes:
 def _encode_avif(array: np.ndarray, frame: Frame, quality: int, extra: dict[str, Any]) -> bytes:
     if array.dtype == np.uint8:
         chroma = "4:4:4" if quality >= _FULL_CHROMA_FROM else "4:2:0"
-        return _saved(array, "AVIF", {"quality": quality, "subsampling": chroma, "speed": _AVIF_SPEED, **extra})
+        extra = {"quality": quality, "subsampling": chroma, "speed": _AVIF_SPEED, **extra}
+        return _saved(array, "AVIF", extra)
     kinds = {cv2.IMAGE_METADATA_ICCP: "icc_profile", cv2.IMAGE_METADATA_EXIF: "exif"}
     present = {kind: extra[key].removeprefix(b"Exif\0\0") for kind, key in kinds.items() if key in extra}
     depth = output_depth(frame.colour.bit_depth, "avif")
-    return _opencv(
-        ".avif",
-        array,
-        [cv2.IMWRITE_AVIF_DEPTH, depth, cv2.IMWRITE_AVIF_QUALITY, quality, cv2.IMWRITE_AVIF_SPEED, _AVIF_SPEED],
-        present,
-    )
+    settings = {
+        cv2.IMWRITE_AVIF_DEPTH: depth,
+        cv2.IMWRITE_AVIF_QUALITY: quality,
+        cv2.IMWRITE_AVIF_SPEED: _AVIF_SPEED,
+    }
+    return _opencv(".avif", array, settings, present)
 
 
-def _opencv(extension: str, array: np.ndarray, parameters: list[int], metadata: dict[int, bytes]) -> bytes:
+def _opencv(extension: str, array: np.ndarray, settings: dict[int, int], metadata: dict[int, bytes]) -> bytes:
     bgr = cv2.cvtColor(array, cv2.COLOR_RGB2BGR if array.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    parameters = [number for setting in settings.items() for number in setting]
     blocks = [np.frombuffer(block, np.uint8) for block in metadata.values()]
     done, encoded = cv2.imencodeWithMetadata(extension, bgr, list(metadata), blocks, parameters)
     if not done:
@@ -202,7 +204,7 @@ def _encode_png(
     elif array.shape[2] == 2:
         png = _encode_png_la16(array)
     else:
-        png = _opencv(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, _DEFLATE_LEVEL], {})
+        png = _opencv(".png", array, {cv2.IMWRITE_PNG_COMPRESSION: _DEFLATE_LEVEL}, {})
     chunks: list[tuple[bytes, bytes]] = []
     if icc:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
@@ -243,10 +245,7 @@ def _encode_tiff(
     height, width = array.shape[:2]
     channels = 1 if array.ndim == 2 else array.shape[2]
     samples = array.reshape(height, width, channels)
-    rows = max(1, # On a 12-megapixel picture a seventh of the time of libavif's usual 6, for a file a third larger.
-_AVIF_SPEED = 9
-
-_TIFF_STRIP_BYTES // (width * channels * array.itemsize))
+    rows = max(1, _TIFF_STRIP_BYTES // (width * channels * array.itemsize))
     strips = [_tiff_strip(samples[top : top + rows]) for top in range(0, height, rows)]
     if sum(map(len, strips)) > _TIFF_LARGEST:
         raise OutputError(f"{path}: the picture needs more than the 4 GiB of a tiff file; write png")
