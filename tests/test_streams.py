@@ -470,6 +470,22 @@ def test_damaged_audio_is_silence_when_converted_and_itself_when_copied(
     assert any("damaged" in note for note in converted.notes)
 
 
+def test_damaged_framing_costs_packets_and_not_the_file(tmp_path: Path, mp4_clip: Path) -> None:
+    stream = bytearray(carry(mp4_clip, "mpegts").data)
+    with av.open(io.BytesIO(bytes(stream))) as source:
+        whole = [p.data for p in packets_of(source, index_of(source, "audio"))]
+    for data in whole[30:34]:
+        head = stream.find(data[:40])
+        stream[head + 1] = 0
+    path = tmp_path / "broken.ts"
+    path.write_bytes(stream)
+    for muxer in ("mp4", "matroska"):
+        out = carry(path, muxer)
+        with out.open() as result:
+            got = packets_of(result, index_of(result, "audio"))
+        assert len(whole) - 12 <= len(got) < len(whole)
+
+
 def test_none_leaves_streams_out_and_says_so(mkv_clip: Path) -> None:
     out = carry(mkv_clip, "matroska", audio="none", subtitles="none")
     with out.open() as result:

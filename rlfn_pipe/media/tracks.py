@@ -16,11 +16,15 @@ from av.stream import Stream
 from rlfn_pipe.media import subtitles
 from rlfn_pipe.media.audio import PRIMING, AudioConverter, add_encoder, audio_target, silent_packet
 from rlfn_pipe.media.clock import Clock, SampleClock, Times, is_end_mark
+from rlfn_pipe.media.gate import Gate
 from rlfn_pipe.media.stream_plan import add_copy, codec_name, cover_file
 from rlfn_pipe.media.tags import MATROSKA_FAMILY, MOV_FAMILY
 
 #: Where AVI gets silence, in seconds: not for rounding, not for a broken stamp.
 _SHORTEST_GAP, _LONGEST_GAP = Fraction(15, 1000), 600
+
+#: AVI's muxer gives up at a larger jump, in packets.
+_LARGEST_JUMP = 50_000
 
 #: Start and end (None: the file's) in seconds of the source; half open.
 Window = tuple[Fraction, Fraction | None]
@@ -52,6 +56,7 @@ class Track(ABC):
         self._window = window
         # Matroska allows equal times (its tick of 1 ms can be coarser than the packets).
         self._step = 0 if muxer in MATROSKA_FAMILY else 1
+        self._counts = muxer == "avi"
         self._last: int | None = None
 
     @abstractmethod
@@ -85,6 +90,8 @@ class Track(ABC):
         end = round((times.pts + times.duration - base) / unit)
         if self._last is not None:
             dts = max(dts, self._last + self._step)
+        if self._counts and dts > (self._last or 0) + _LARGEST_JUMP:
+            dts = 0 if self._last is None else self._last + self._step
         self._last = dts
         packet.stream = self.out
         packet.time_base = unit
@@ -102,6 +109,7 @@ class CopyTrack(Track):
         self._even: SampleClock | None = None
         self._started = False
         self._too_early = 0
+        self._gate = Gate(source, output.format.name)
 
     def push(self, packet: Packet[Any], times: Times) -> Iterator[Ready]:
         if self._cuttable:
@@ -118,6 +126,8 @@ class CopyTrack(Track):
             return  # behind the end of an edit list; before its start it is priming and stays
         if not self._started and self._cut_video and not packet.is_keyframe:
             return
+        if not self._gate.admits(packet):
+            return
         if not packet.is_discard:
             self._started = True
         if self.source.type == "audio":
@@ -128,6 +138,10 @@ class CopyTrack(Track):
         found = super().notes()
         if self._too_early:
             found.append(f"{self._name}: {self._too_early} packets far before its start left out")
+        if self._gate.refused:
+            found.append(
+                f"{self._name}: {self._gate.refused} damaged packets that cannot be written left out"
+            )
         return found
 
     def _evenly(self, packet: Packet[Any], times: Times) -> Times:
