@@ -19,6 +19,24 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs upscale by repeating pixels: no weights are read, flat fields and bars stay what they are."""
+    from rlfn_pipe.engine.reference import nearest_factory, nearest_spec
+    from rlfn_pipe.engine.runner import Engine
+    from rlfn_pipe.jobs.room import EngineRoom
+
+    def native(factor: float) -> int:
+        return next((scale for scale in (1, 2, 3, 4) if scale >= factor), 4)
+
+    def engine_for(self: EngineRoom, factor: float) -> Engine:
+        scale = native(factor)
+        return Engine(nearest_factory(scale), nearest_spec(scale), device="cpu", precision="fp32", threads=1)
+
+    monkeypatch.setattr(EngineRoom, "engine_for", engine_for)
+    monkeypatch.setattr(EngineRoom, "spec_for", lambda self, factor: nearest_spec(native(factor)))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests did not run for want of the real media."""
     skipped = terminalreporter.stats.get("skipped", [])

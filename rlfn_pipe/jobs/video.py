@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry
 from rlfn_pipe.jobs.temporary import finished_by_rename
+from rlfn_pipe.media.avi import whole_frames
 from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
-from rlfn_pipe.media.source import Selection, VideoSource
+from rlfn_pipe.media.source import Selection, SourceFormat, VideoSource
 from rlfn_pipe.media.streams import Carrier, StreamPlan, earliest, plan_streams
 from rlfn_pipe.media.tags import stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for
@@ -36,7 +38,7 @@ _PROGRESS_SECONDS = 0.25
 _LONG_AGO = Fraction(-(1 << 40))
 
 #: Containers in which no stream may begin before zero.
-_NO_NEGATIVE_TIMES = frozenset({"matroska", "webm", "avi", "mpegts"})
+_NO_NEGATIVE_TIMES = frozenset({"matroska", "webm", "avi", "mpegts", "nut"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +79,7 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     geometry = output_geometry(
         options, form.width, form.height, swapped=swapped, even=True, name=str(item.source)
     )
-    encoding = plan_encoding(
-        item.output,
-        tags=form.tags,
-        resolved=form.colour,
-        picture=(geometry.width, geometry.height),
-        codec=options.codec,
-        crf=options.crf,
-        encoder_preset=options.encoder_preset,
-        pix_fmt=options.pix_fmt,
-        encoder_options=options.encoder_options,
-        mastering=form.mastering,
-        light_level=form.light_level,
-    )
+    encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
     notes = list(encoding.notes)
     matrix = None
     if form.matrix is not None:
@@ -125,6 +115,23 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     return VideoPlan(geometry, encoding, streams, times, matrix, window, tuple(notes))
 
 
+def encoding_for(path: Path, options: UpscaleOptions, form: SourceFormat, picture: tuple[int, int]) -> EncodePlan:
+    """The encoder settings for an output whose picture has this width and height."""
+    return plan_encoding(
+        path,
+        tags=form.tags,
+        resolved=form.colour,
+        picture=picture,
+        codec=options.codec,
+        crf=options.crf,
+        encoder_preset=options.encoder_preset,
+        pix_fmt=options.pix_fmt,
+        encoder_options=options.encoder_options,
+        mastering=form.mastering,
+        light_level=form.light_level,
+    )
+
+
 def _window(source: VideoSource) -> tuple[Fraction, Fraction | None] | None:
     """The chosen part in source seconds, for the other streams; None for all of it."""
     timeline = source.timeline
@@ -158,7 +165,7 @@ def _base(
     start = min(first, shown) if shown is not None else first
     if muxer in _NO_NEGATIVE_TIMES and packets is not None:
         start = min(start, packets)
-    return start
+    return first - whole_frames(first - start, timeline.rate) if muxer == "avi" else start
 
 
 def _on_ticks(timeline: Timeline, clock: Clock) -> bool:
@@ -199,7 +206,7 @@ def upscale_video(
             plan.encoding,
             plan.times,
             name=str(item.output),
-            sample_aspect_ratio=_sample_aspect(source),
+            sample_aspect_ratio=sample_aspect(source),
             display_matrix=plan.matrix,
             carrier=carrier,
             stream_plans=plan.streams,
@@ -225,8 +232,8 @@ def upscale_video(
         shifted = plan.encoding.muxer in ("mpegts", "avi")
         verify_video(temporary, str(item.output), sink.stream_index, expected, tick, shifted=shifted)
         size = temporary.stat().st_size
-        notes = (*plan.notes, *source.notes, *carrier.notes)
-        late = list(dict.fromkeys((*source.notes, *carrier.notes)))
+        late = list(dict.fromkeys((*source.notes, *sink.notes, *carrier.notes)))
+        notes = (*plan.notes, *late)
         if source.concealed:
             late.append(f"{source.concealed} of {sink.frames} frames did not decode and repeat a neighbour")
     for note in late:
@@ -250,7 +257,7 @@ def _work(frames: Iterable[Frame], target: Target) -> Iterator[tuple[Frame, Targ
         yield frame, target
 
 
-def _sample_aspect(source: VideoSource) -> Fraction | None:
+def sample_aspect(source: VideoSource) -> Fraction | None:
     """The stored picture's sample aspect ratio (turned with the pixels when rotation is baked)."""
     ratio = source.stream.sample_aspect_ratio
     if not ratio:

@@ -24,6 +24,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import OutputError, UsageError
+from rlfn_pipe.media.avi import write_starts
 from rlfn_pipe.media.colour import frame_from_planes
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.opening import describe_av_error
@@ -77,7 +78,11 @@ class VideoSink:
     ) -> None:
         self._plan, self._times, self._name = plan, times, name
         self._carrier = carrier
+        self.notes: list[str] = []
+        self._path = path
         self._pts = array("q")
+        self._ticks = array("q")
+        self._starts: dict[int, Fraction] = {}
         self._pending: deque[Packet[Any]] = deque()
         self._output = self._open(path)
         try:
@@ -110,8 +115,8 @@ class VideoSink:
             options["movflags"] = flags
             options["video_track_timescale"] = str(clock.timescale)
             options["movie_timescale"] = str(clock.movie_timescale)
-        if self._plan.muxer in ("matroska", "webm"):
-            # Only presentation times are stored; B-frames' early dts must not shift the film.
+        if self._plan.muxer in ("matroska", "webm", "nut", "avi"):
+            # Decoding times are not stored; B-frames' early ones must not shift the film.
             options["avoid_negative_ts"] = "disabled"
             if self._plan.muxer == "matroska":
                 options["default_mode"] = "passthrough"
@@ -193,7 +198,7 @@ class VideoSink:
         picture.pts = len(self._pts)
         picture.time_base = self._stream.codec_context.time_base
         assert frame.pts is not None
-        self._pts.append(frame.pts)
+        self._append(frame.pts)
         self._guarded(lambda: self._pending.extend(self._stream.encode(picture)))
         self._guarded(lambda: self._mux_ready(final=False))
 
@@ -203,8 +208,10 @@ class VideoSink:
         self._guarded(lambda: self._mux_ready(final=True))
         if self._carrier is not None:
             for packet in self._carrier.packets_until(None):
-                self._guarded(lambda p=packet: self._output.mux(p))  # type: ignore[misc]
+                self._guarded(lambda p=packet: self._mux_other(p))  # type: ignore[misc]
         self._guarded(self._output.close)
+        if self._plan.muxer == "avi":
+            self._guarded(lambda: write_starts(self._path, self._starts))
 
     def abort(self) -> None:
         """Give up; the file is left as it is for the caller to remove."""
@@ -212,6 +219,19 @@ class VideoSink:
             self._output.close()
         except (av.error.FFmpegError, ValueError, OSError):
             return  # the output is being thrown away; why it cannot be finished does not matter
+
+    def _append(self, pts: int) -> None:
+        """Enter a frame into the table; frames closer than the output's ticks are moved apart."""
+        self._pts.append(pts)
+        tick = round(self._seconds(len(self._pts) - 1) / self._packet_tick)
+        if self._ticks and tick <= self._ticks[-1]:
+            tick = self._ticks[-1] + 1
+            self._say("some frames lie closer together than the output's ticks; they were moved on by the least step")
+        self._ticks.append(tick)
+
+    def _say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _guarded(self, action: Any) -> None:
         try:
@@ -238,8 +258,23 @@ class VideoSink:
             packet.stream = self._stream
             if self._carrier is not None:
                 for other in self._carrier.packets_until(packet.dts * self._packet_tick):
-                    self._output.mux(other)
+                    self._mux_other(other)
+            if index == 0 and start > 0 and self._plan.muxer == "avi":
+                self._output.mux(self._empty_packet())
             self._output.mux(packet)
+
+    def _mux_other(self, packet: Packet[Any]) -> None:
+        if packet.pts is not None and packet.time_base:
+            self._starts.setdefault(packet.stream.index, packet.pts * Fraction(packet.time_base))
+        self._output.mux(packet)
+
+    def _empty_packet(self) -> Packet[Any]:
+        """An AVI frame that shows nothing yet; the muxer adds more up to the first real one."""
+        packet: Packet[Any] = Packet(b"")
+        packet.stream, packet.time_base = self._stream, self._packet_tick
+        packet.pts = packet.dts = 0
+        packet.duration = 1
+        return packet
 
     def _seconds(self, index: int) -> Fraction:
         """Output presentation time of a frame; indices before the first or after the last extrapolate."""
@@ -251,7 +286,11 @@ class VideoSink:
         return self._pts[index] * times.time_base - times.base
 
     def _tick(self, index: int) -> int:
-        return round(self._seconds(index) / self._packet_tick)
+        if index < 0:
+            return min(round(self._seconds(index) / self._packet_tick), self._ticks[0] + index)
+        if index < len(self._ticks):
+            return self._ticks[index]
+        return max(round(self._seconds(index) / self._packet_tick), self._ticks[-1] + 1)
 
     # ------------------------------------------------------------------ checks
 
@@ -262,7 +301,7 @@ class VideoSink:
 
     def expected_ticks(self) -> tuple[np.ndarray, Fraction]:
         """Presentation time of every frame in ticks, and the tick in seconds."""
-        return np.array([self._tick(i) for i in range(len(self._pts))], dtype=np.int64), self._packet_tick
+        return np.array(self._ticks, dtype=np.int64), self._packet_tick
 
     def end_seconds(self) -> Fraction:
         """When the last frame ends on the output's clock."""
