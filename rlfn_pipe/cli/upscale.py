@@ -11,8 +11,8 @@ from rlfn_pipe.errors import Interrupted, RlfnPipeError
 from rlfn_pipe.options import OptionInfo, UpscaleOptions, option_infos
 from rlfn_pipe.presets import resolve
 
-INPUT_HELP = "A video, an image, a folder, a quoted glob, or @list.txt with a name a line."
-OUTPUT_HELP = "The file to write, or the folder when INPUT is more than one file."
+INPUT_HELP = "A video, an image, a folder, a quoted glob, @list.txt with a name a line, or - for YUV4MPEG2."
+OUTPUT_HELP = "The file to write, the folder when INPUT is more than one file, or - for YUV4MPEG2."
 
 
 def _parameter(info: OptionInfo) -> inspect.Parameter:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from rlfn_pipe.errors import RlfnPipeError
 from rlfn_pipe.jobs.images import ImageRun
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
+from rlfn_pipe.jobs.pipe import PIPE, upscale_pipe
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.jobs.video import upscale_video
@@ -58,6 +59,8 @@ def run(
     begin = time.monotonic()
     if options.nice and hasattr(os, "nice"):
         os.nice(options.nice)
+    if PIPE in (input, output):
+        return _run_pipe(input, output, options, on_event or (lambda event: None), stop or threading.Event())
     plan = plan_items(input, output, options)
     state = _Run(options, on_event or (lambda event: None), stop or threading.Event(), len(plan.items))
     for warning in plan.warnings:
@@ -70,6 +73,16 @@ def run(
         skipped=tuple(str(item.source) for item in plan.skipped),
         seconds=time.monotonic() - begin,
     )
+
+
+def _run_pipe(
+    input: str, output: str, options: UpscaleOptions, on_event: Callable[[Event], None], stop: threading.Event
+) -> Report:
+    begin = time.monotonic()
+    state = _Run(options, on_event, stop, 1)
+    done = upscale_pipe(input, output, options, state.room, on_event=state.emit, stop=stop)
+    state.emit(done)
+    return Report(finished=(done,), warned=tuple(state.warned), seconds=time.monotonic() - begin)
 
 
 @dataclass
@@ -85,7 +98,7 @@ class _Run:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._current = ""
-        self._room = EngineRoom(self.options, lambda text: self.emit(Warned(self._current, text)))
+        self.room = EngineRoom(self.options, lambda text: self.emit(Warned(self._current, text)))
 
     def emit(self, event: Event) -> None:
         """Hand an event on, one at a time whatever thread it comes from."""
@@ -99,7 +112,7 @@ class _Run:
         images = [item for item in items if item.kind == "image"]
         videos = [item for item in items if item.kind == "video"]
         # Wrong options must not be told once an item.
-        self._room.spec_for(self.options.factor or 1.0)
+        self.room.spec_for(self.options.factor or 1.0)
         if images:
             self._images(images)
         for done, item in enumerate(videos):
@@ -112,7 +125,7 @@ class _Run:
         run = ImageRun(
             items,
             self.options,
-            self._room,
+            self.room,
             on_event=self.emit,
             stop=self.stop,
             workers=min(workers, len(items)),
@@ -130,7 +143,7 @@ class _Run:
             result = upscale_video(
                 item,
                 self.options,
-                self._room,
+                self.room,
                 on_event=self.emit,
                 stop=self.stop,
                 position=(done, self.total),

@@ -1,0 +1,227 @@
+"""Raw video through a shell pipe: `-` as INPUT, as OUTPUT, or as both."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlfn_pipe.errors import OutputError, UsageError
+from rlfn_pipe.jobs.geometry import output_geometry
+from rlfn_pipe.jobs.temporary import finished_by_rename
+from rlfn_pipe.jobs.video import encoding_for, sample_aspect
+from rlfn_pipe.media.colour import LAYOUTS, PixelLayout
+from rlfn_pipe.media.sink import SinkTimes, VideoSink
+from rlfn_pipe.media.source import Selection, VideoSource
+from rlfn_pipe.media.timing import clock_for
+from rlfn_pipe.media.verify import verify_video
+from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
+from rlfn_pipe.pipeline.stages import Pipeline
+from rlfn_pipe.types import ColourInfo, Event, Finished, Frame, Progress, Started, Target, Warned
+
+if TYPE_CHECKING:
+    from rlfn_pipe.jobs.room import EngineRoom
+    from rlfn_pipe.options import UpscaleOptions
+
+PIPE = "-"
+_PROGRESS_SECONDS = 0.25
+
+
+def upscale_pipe(
+    input: str,
+    output: str,
+    options: UpscaleOptions,
+    room: EngineRoom,
+    *,
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+) -> Finished:
+    """Upscale a YUV4MPEG2 stream, or a file into one. Only pictures travel, no other streams.
+
+    Raises:
+        UsageError: the options cannot be met through a pipe.
+        InputError, OutputError: a stream is unusable or ends badly.
+        BrokenPipeError: the reader of standard output went away.
+    """
+    if output == PIPE and options.json:
+        raise UsageError("--json and OUTPUT - both want standard output; give one of them")
+    if output == PIPE and sys.stdout.isatty():
+        raise UsageError("OUTPUT - writes raw video, which is no use on a terminal; send it to a pipe or a file")
+    begin = time.monotonic()
+    with ExitStack() as stack:
+        source = stack.enter_context(_source(input, options))
+        form, timeline = source.format, source.timeline
+        if output == PIPE and not timeline.constant:
+            raise OutputError(f"{input}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file")
+        geometry = output_geometry(options, form.width, form.height, even=True, name=input)
+        size = (geometry.width, geometry.height)
+        work: _PipeOut | _FileOut
+        if output == PIPE:
+            work = _PipeOut(options, source, size)
+        else:
+            work = _FileOut(Path(output), options, source, size, stack)
+        engine = room.engine_for(geometry.factor)
+        on_event(
+            Started(
+                input,
+                output,
+                source.frames or None,
+                f"{form.width}x{form.height} to {geometry.width}x{geometry.height}, {engine.spec.name} "
+                f"x{engine.spec.scale} on {engine.device} in {engine.precision}, {work.description}",
+            )
+        )
+        for note in work.notes:
+            on_event(Warned(input, note))
+        last = time.monotonic()
+
+        def write(frames: list[Frame]) -> None:
+            nonlocal last
+            work.write(frames)
+            now = time.monotonic()
+            if now - last >= _PROGRESS_SECONDS:
+                last = now
+                on_event(
+                    Progress(input, work.frames, source.frames or None, work.frames / (now - begin), None, 0, None)
+                )
+
+        target = Target(geometry.width, geometry.height, work.colour)
+        pipeline: Pipeline[Frame, Frame] = Pipeline(
+            source, lambda frames: engine.run((frame, target) for frame in frames), write, stop=stop
+        )
+        try:
+            pipeline.run()
+            work.close()
+        except BaseException:
+            work.abort()
+            raise
+    return Finished(
+        input=input,
+        output=output,
+        frames=work.frames,
+        concealed=source.concealed,
+        seconds=time.monotonic() - begin,
+        bytes_written=work.size,
+        width=geometry.width,
+        height=geometry.height,
+        notes=(*work.notes, *source.notes),
+        stage_seconds=dict(pipeline.clock.busy),
+    )
+
+
+def _source(input: str, options: UpscaleOptions) -> VideoSource:
+    selection = Selection(options.start, options.end, options.frames, options.sample)
+    if input == PIPE:
+        return PipeSource(
+            sys.stdin.buffer, selection=selection, deinterlace=options.deinterlace, threads=options.threads or 0
+        )
+    return VideoSource(
+        Path(input),
+        selection=selection,
+        on_error=options.on_error,
+        deinterlace=options.deinterlace,
+        bake_rotation=True,
+        threads=options.threads or 0,
+    )
+
+
+class _PipeOut:
+    """YUV4MPEG2 on standard output."""
+
+    size = 0
+    description = "raw video"
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, options: UpscaleOptions, source: VideoSource, size: tuple[int, int]) -> None:
+        form = source.format
+        pix_fmt = _raw_format(options.pix_fmt, form.colour)
+        layout = LAYOUTS[pix_fmt]
+        self.colour = replace(
+            form.colour, bit_depth=layout.bit_depth, subsampling=layout.subsampling, alpha=False, chroma_location="left"
+        )
+        self._sink = PipeSink(
+            sys.stdout.buffer,
+            width=size[0],
+            height=size[1],
+            pix_fmt=pix_fmt,
+            rate=source.timeline.rate,
+            tags=form.tags,
+            sample_aspect_ratio=sample_aspect(source),
+        )
+
+    @property
+    def frames(self) -> int:
+        return self._sink.frames
+
+    def write(self, frames: list[Frame]) -> None:
+        self._sink.write(frames)
+
+    def close(self) -> None:
+        self._sink.close()
+
+    def abort(self) -> None:
+        """What was sent cannot be taken back."""
+
+
+def _raw_format(wanted: str, colour: ColourInfo) -> str:
+    """The planar format to send: the one asked for, or the source's without alpha."""
+    if wanted == "auto":
+        layout = PixelLayout(colour.subsampling, colour.bit_depth, False)
+        if colour.subsampling == "rgb":
+            raise UsageError("YUV4MPEG2 holds no RGB; give --pix-fmt yuv444p or write a file")
+        wanted = next((name for name, known in LAYOUTS.items() if known == layout), "yuv444p16le")
+    name = wanted.replace("yuvj", "yuv")
+    if name not in Y4M_FORMATS:
+        raise UsageError(f"--pix-fmt {wanted}: YUV4MPEG2 holds {', '.join(sorted(Y4M_FORMATS))}")
+    return name
+
+
+class _FileOut:
+    """A video file made from a pipe."""
+
+    size = 0
+
+    def __init__(
+        self, path: Path, options: UpscaleOptions, source: VideoSource, size: tuple[int, int], stack: ExitStack
+    ) -> None:
+        if path.exists() and not options.overwrite:
+            raise OutputError(f"{path} exists; -y overwrites")
+        form, timeline = source.format, source.timeline
+        plan = encoding_for(path, options, form, size)
+        self.colour, self.notes = plan.colour, plan.notes
+        self.description = f"{plan.codec} {plan.pix_fmt}"
+        self._path, self._muxer = path, plan.muxer
+        self._temporary = stack.enter_context(finished_by_rename(path, overwrite=options.overwrite))
+        clock = clock_for(plan.muxer, timeline, timeline.rate)
+        times = SinkTimes(timeline.time_base, timeline.rate, timeline.last_duration, Fraction(0), clock)
+        self._sink = VideoSink(
+            self._temporary,
+            plan,
+            times,
+            name=str(path),
+            sample_aspect_ratio=sample_aspect(source),
+            threads=options.threads or 0,
+        )
+
+    @property
+    def frames(self) -> int:
+        return self._sink.frames
+
+    def write(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            self._sink.write(frame)
+
+    def close(self) -> None:
+        self._sink.close()
+        expected, tick = self._sink.expected_ticks()
+        shifted = self._muxer in ("mpegts", "avi")
+        verify_video(self._temporary, str(self._path), self._sink.stream_index, expected, tick, shifted=shifted)
+        self.size = self._temporary.stat().st_size
+
+    def abort(self) -> None:
+        self._sink.abort()

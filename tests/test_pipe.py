@@ -1,0 +1,98 @@
+"""`-` as INPUT or OUTPUT: YUV4MPEG2 through real pipes of real processes."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+
+BUNNY = Path(__file__).parent / "data" / "bunny.mp4"
+QUICK = ["-s", "2", "--frames", "2", "--threads", "1"]
+
+
+def command(*arguments: str, feed: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", *arguments],
+        input=feed if feed is not None else b"",
+        capture_output=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def raw() -> bytes:
+    """Three frames of the clip as YUV4MPEG2."""
+    out = io.BytesIO()
+    with av.open(str(BUNNY)) as source, av.open(out, "w", format="yuv4mpegpipe") as sink:
+        stream = sink.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for index, frame in zip(range(3), source.decode(video=0), strict=False):
+            frame.pts = index
+            frame.time_base = Fraction(1, 25)
+            sink.mux(stream.encode(frame))
+        sink.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def test_pipe_in_and_pipe_out_equal_files_in_and_out(raw: bytes, tmp_path: Path) -> None:
+    piped = command("-", "-", *QUICK, feed=raw)
+    assert piped.returncode == 0, piped.stderr
+    with av.open(io.BytesIO(piped.stdout), format="yuv4mpegpipe") as result:
+        frames = [frame.to_ndarray() for frame in result.decode(video=0)]
+    # The same stream as a file: YUV4MPEG2 has no colour tags, so the clip itself would be read otherwise.
+    (tmp_path / "in.y4m").write_bytes(raw)
+    from_file = command(str(tmp_path / "in.y4m"), str(tmp_path / "out.mkv"), *QUICK, "--codec", "ffv1")
+    assert from_file.returncode == 0, from_file.stderr
+    with av.open(str(tmp_path / "out.mkv")) as result:
+        expected = [frame.to_ndarray() for frame in result.decode(video=0)]
+    assert len(frames) == len(expected) == 2
+    assert all((a == b).all() for a, b in zip(frames, expected, strict=True))
+
+
+def test_pipe_into_a_file(raw: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    done = command("-", str(out), "-s", "2", "--threads", "1", feed=raw)
+    assert done.returncode == 0, done.stderr
+    with av.open(str(out)) as result:
+        frames = list(result.decode(video=0))
+    assert [(f.width, f.height, float(f.time)) for f in frames] == [(640, 360, i / 25) for i in range(3)]
+    again = command("-", str(out), *QUICK, feed=raw)
+    assert again.returncode == 1 and b"-y" in again.stderr
+
+
+@pytest.mark.parametrize("feed", [b"", b"no video at all\n" * 50, b"YUV4MPEG2 W64 H64 F25:1 Ip C420\nFRAME\n"])
+def test_a_bad_stream_is_one_sentence(feed: bytes, tmp_path: Path) -> None:
+    done = command("-", str(tmp_path / "out.mp4"), feed=feed)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1 and b"standard input" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_away_ends_quietly(raw: bytes) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", str(BUNNY), "-", "-q", "-s", "2", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as upscale:
+        assert upscale.stdout is not None and upscale.stderr is not None
+        assert upscale.stdout.read(64).startswith(b"YUV4MPEG2 W640 H360")
+        upscale.stdout.close()
+        errors = upscale.stderr.read()
+        upscale.wait(timeout=120)
+    assert errors.strip() == b""
+
+
+def test_json_and_raw_video_do_not_share_standard_output() -> None:
+    done = command(str(BUNNY), "-", "--json", *QUICK)
+    assert done.returncode == 2 and b"--json" in done.stderr
