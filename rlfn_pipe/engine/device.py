@@ -114,8 +114,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory instead of returning each big buffer to the system.
 
     By default glibc maps every buffer above 32 MiB anew, and the page faults of a layer's output then cost
-    up to a third of the whole time on the CPU (docs/performance.md). Sets M_MMAP_MAX to 0 and M_TRIM_THRESHOLD
-    to 1 GiB for this process; False where the C library is not glibc.
+    up to a third of the whole time on the CPU (docs/performance.md). Sets M_MMAP_MAX to 0 and
+    M_TRIM_THRESHOLD to 1 GiB for this process; False where the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -11,23 +11,22 @@ from rlfn_pipe.engine.tiling import Span, Tile, fade_weights, plan, reflected
 class Picture:
     """An RGB image (3, h, w) float32 on the device, its tiles and its canvas.
 
-    `edge_fp32` is passed on to the choice of network (see `Engine`). Pictures with a side below
-    the network's minimum are lengthened by reflection and the result is cropped.
+    `bit_depth` is the larger one of source and target; above 8 the network's first and last layers are to
+    run in float32 (`edge_fp32`). Pictures with a side below the network's minimum are lengthened by reflection and the result is cropped.
 
     The network sees the image clamped to 0..255, the range it was trained on: outside it may go astray
     altogether (the 52-channel reference weights answer a flat -15 with -400). What was cut off, the
-    super-whites and footroom of real video, is enlarged bilinearly and added to the result.
+    super-whites and footroom of real video, is enlarged bilinearly and added to the result, unless it is
+    below a quarter of a code value at `bit_depth`.
     """
 
-    #: Excess below this (in code values of 255) is not worth a pass over the result.
-    _NEGLIGIBLE = 0.1
-
-    def __init__(self, rgb: torch.Tensor, scale: int, minimum: int, edge_fp32: bool) -> None:
-        self.scale, self.edge_fp32 = scale, edge_fp32
+    def __init__(self, rgb: torch.Tensor, scale: int, minimum: int, bit_depth: int) -> None:
+        self.scale, self.edge_fp32 = scale, bit_depth > 8
         self._height, self._width = rgb.shape[-2:]
         inside = rgb.clamp(0.0, 255.0)
         excess = rgb - inside
-        self._excess = excess if bool(excess.abs().max() > self._NEGLIGIBLE) else None
+        negligible = 0.25 * 255.0 / ((1 << bit_depth) - 1)
+        self._excess = excess if bool(excess.abs().max() > negligible) else None
         rgb = inside
         for dim, side in ((-2, self._height), (-1, self._width)):
             index = reflected(side, minimum)

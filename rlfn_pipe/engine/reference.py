@@ -38,5 +38,5 @@ class NearestFactory:
 
 
 def nearest_spec(scale: int) -> ModelSpec:
-    """The description that goes with `NearestNetwork`; it accepts pictures of any size."""
-    return ModelSpec("nearest", scale, 3, 3, 0, input_range=255.0, architecture="nearest", minimum_side=1)
+    """The description that goes with `NearestNetwork`."""
+    return ModelSpec("nearest", scale, 3, 3, 0, input_range=255.0, architecture="nearest")

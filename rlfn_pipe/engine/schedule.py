@@ -101,11 +101,11 @@ class Run:
     @torch.inference_mode()
     def _open(self, frame: Frame, target: Target) -> _Job:
         engine = self._engine
-        edge = max(frame.colour.bit_depth, target.colour.bit_depth) > 8
+        depth = max(frame.colour.bit_depth, target.colour.bit_depth)
         minimum = engine.spec.minimum_side
 
         def picture(rgb: torch.Tensor) -> Picture:
-            return Picture(rgb, engine.scale, minimum, edge)
+            return Picture(rgb, engine.scale, minimum, depth)
 
         alpha: Picture | float | None = None
         if target.colour.alpha:

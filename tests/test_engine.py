@@ -1,0 +1,376 @@
+"""The engine: order, batches, sizes, tiles, memory, overflow, precision, self-ensemble."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from rlfn_pipe.engine.device import is_out_of_memory, resolve_device, resolve_precision
+from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
+from rlfn_pipe.engine.resize import lanczos_matrix, resize
+from rlfn_pipe.engine.runner import Engine, Grid
+from rlfn_pipe.errors import EngineError, UsageError
+from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
+
+RGB = ColourInfo(0, range=2, subsampling="rgb")
+
+
+def pictures(sizes: list[tuple[int, int]], seed: int = 0) -> list[Frame]:
+    rng = np.random.default_rng(seed)
+    return [
+        Frame(
+            tuple(rng.integers(0, 256, size, dtype=np.uint8) for _ in range(3)),
+            RGB,
+            index=number,
+            pts=number * 3,
+            time_base=Fraction(1, 25),
+            concealed=number == 1,
+        )
+        for number, size in enumerate(sizes)
+    ]
+
+
+def work(frames: list[Frame], scale: int) -> list[tuple[Frame, Target]]:
+    return [(frame, Target(frame.width * scale, frame.height * scale, RGB)) for frame in frames]
+
+
+def nearest(scale: int, **settings: object) -> Engine:
+    settings = {"device": "cpu", "precision": "fp32", "threads": 1, **settings}
+    return Engine(nearest_factory(scale), nearest_spec(scale), **settings)  # type: ignore[arg-type]
+
+
+def check_identity(frames: list[Frame], results: list[Frame], scale: int) -> None:
+    assert [r.index for r in results] == [f.index for f in frames]
+    for frame, result in zip(frames, results, strict=True):
+        assert (result.pts, result.time_base, result.concealed) == (
+            frame.pts,
+            frame.time_base,
+            frame.concealed,
+        )
+        for plane, original in zip(result.planes, frame.planes, strict=True):
+            np.testing.assert_array_equal(plane, original.repeat(scale, 0).repeat(scale, 1))
+
+
+MIXED = [(40, 70), (150, 97), (40, 70), (3, 200), (150, 97), (40, 70), (64, 64)]
+
+
+@pytest.mark.parametrize("tile", [None, 0, 60])
+@pytest.mark.parametrize("batch", [None, 1, 3, 50])
+def test_identity_is_exact_in_order_whatever_tile_and_batch(tile: int | None, batch: int | None) -> None:
+    frames = pictures(MIXED)
+    check_identity(frames, list(nearest(2, tile=tile, batch=batch).run(work(frames, 2))), 2)
+
+
+class Recorder(NearestNetwork):
+    """Remembers how many tiles of what shape came together."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__(scale)
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        self.seen.append(tuple(x.shape))
+        if grid is not None:
+            assert grid[0].shape[:2] == (x.shape[0], x.shape[2]) and grid[1].shape[:2] == (
+                x.shape[0],
+                x.shape[3],
+            )
+        return super().forward(x)
+
+
+def test_batches_are_filled_across_frames_of_mixed_sizes() -> None:
+    network = Recorder(2)
+    engine = Engine(
+        lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", batch=4, threads=1
+    )
+    frames = pictures([(30, 40), (50, 60)] * 8)
+    check_identity(frames, list(engine.run(work(frames, 2))), 2)
+    assert [shape[0] for shape in network.seen] == [4, 4, 4, 4]
+
+
+def test_look_ahead_is_bounded() -> None:
+    taken = 0
+
+    def endless():  # type: ignore[no-untyped-def]
+        nonlocal taken
+        while True:
+            (frame,) = pictures([(20 + taken % 13, 30)])
+            taken += 1
+            yield frame, Target(60, 40 + 2 * ((taken - 1) % 13), RGB)
+
+    results = nearest(2, batch=4).run(endless())
+    for number in range(60):
+        next(results)
+        assert taken - number < 20
+
+
+def test_arbitrary_target_sizes_go_through_lanczos() -> None:
+    (frame,) = pictures([(20, 30)])
+    flat = Frame(tuple(np.full((20, 30), v, np.uint8) for v in (7, 99, 250)), RGB)
+    for size in ((33, 50), (200, 31), (40, 60), (1, 1)):
+        results = list(
+            nearest(2).run([(frame, Target(size[1], size[0], RGB)), (flat, Target(size[1], size[0], RGB))])
+        )
+        assert results[0].planes[0].shape == size
+        assert [int(plane.min()) for plane in results[1].planes] == [7, 99, 250]
+        assert [int(plane.max()) for plane in results[1].planes] == [7, 99, 250]
+
+
+def test_lanczos_equals_its_definition() -> None:
+    matrix = lanczos_matrix(5, 20)
+    position = (2 + 0.5) * 4 - 0.5
+    weights = [
+        np.sinc(d) * np.sinc(d / 3) if abs(d) < 3 else 0.0 for d in (np.arange(-20, 40) - position) / 4
+    ]
+    expected = np.zeros(20)
+    for index, weight in zip(range(-20, 40), weights, strict=True):
+        expected[min(max(index, 0), 19)] += weight / sum(weights)
+    np.testing.assert_allclose(matrix[2], expected, atol=1e-6)
+    image = torch.rand(3, 8, 9)
+    assert resize(image, 8, 9) is image
+
+
+def test_limits_are_checked() -> None:
+    for settings in (
+        {"overlap": -1},
+        {"tile": 40, "overlap": 36},
+        {"tile": -1},
+        {"batch": 0},
+        {"precision": "int8"},
+    ):
+        with pytest.raises(UsageError):
+            nearest(2, **settings)
+    for name in ("gpu", "cuda:99", "meta"):
+        with pytest.raises(UsageError):
+            resolve_device(name)
+
+
+def test_precision_has_a_reason() -> None:
+    name, reason = resolve_precision("auto", torch.device("cpu"))
+    assert name in ("bf16", "fp32") and "CPU" in reason
+    assert resolve_precision("auto", torch.device("cuda", 0))[0] == "fp16"
+    told = nearest(2, tile=60).describe()
+    assert told["tile"] == 60 and told["precision"] == "fp32" and told["device"] == "cpu"
+
+
+# ---------------------------------------------------------------- memory
+
+
+def cpu_allocator_error() -> RuntimeError:
+    """What PyTorch really raises."""
+    try:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    except RuntimeError as error:
+        return error
+    raise AssertionError("an exbibyte was allocated")
+
+
+OUT_OF_MEMORY: list[Callable[[], BaseException]] = [
+    cpu_allocator_error,
+    MemoryError,
+    lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+]
+
+
+def test_out_of_memory_is_known_by_type_and_exact_words() -> None:
+    assert all(is_out_of_memory(make()) for make in OUT_OF_MEMORY)
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_out_of_memory(RuntimeError("CUDA memory is strange"))
+    assert not is_out_of_memory(ValueError("not enough memory"))
+
+
+class Failing(NearestNetwork):
+    """Fails when a call holds more pixels than fit, and at random."""
+
+    def __init__(self, scale: int, fits: int, chance: float, make: Callable[[], BaseException]) -> None:
+        super().__init__(scale)
+        self.fits, self.chance, self.make = fits, chance, make
+        self.random, self.failures = random.Random(3), 0
+
+    def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        if x.shape[0] * x.shape[2] * x.shape[3] > self.fits or (
+            x.shape[2] > 60 and self.random.random() < self.chance
+        ):
+            self.failures += 1
+            raise self.make()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("make", OUT_OF_MEMORY)
+@pytest.mark.parametrize("batch", [1, 6])
+def test_out_of_memory_halves_and_loses_nothing(make: Callable[[], BaseException], batch: int) -> None:
+    network, said = Failing(2, 90 * 90, 0.3, make), []
+    engine = Engine(
+        lambda dtype, edge: network,
+        nearest_spec(2),
+        device="cpu",
+        precision="fp32",
+        batch=batch,
+        threads=1,
+        on_warning=said.append,
+    )
+    frames = pictures([(150, 97), (60, 60), (150, 97), (200, 220), (60, 60), (20, 20)] * 2)
+    check_identity(frames, list(engine.run(work(frames, 2))), 2)
+    assert network.failures == len(said) > 0
+    assert all("out of memory" in line for line in said)
+
+
+def test_the_smallest_tile_that_fails_is_one_sentence() -> None:
+    network = Failing(2, 100, 0.0, MemoryError)
+    engine = Engine(lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", threads=1)
+    with pytest.raises(EngineError, match="not enough memory"):
+        list(engine.run(work(pictures([(200, 200)]), 2)))
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    network = Failing(2, 0, 0.0, lambda: RuntimeError("a shape is wrong"))
+    engine = Engine(lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", threads=1)
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        list(engine.run(work(pictures([(20, 20)]), 2)))
+
+
+# ---------------------------------------------------------------- overflow
+
+
+class Overflowing(NearestNetwork):
+    """Gives NaN or infinity for bright tiles unless it runs in float32."""
+
+    def __init__(self, dtype: torch.dtype, value: float) -> None:
+        super().__init__(2)
+        self.dtype, self.value = dtype, value
+
+    def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        y = super().forward(x)
+        if self.dtype != torch.float32:
+            y[x.amax(dim=(1, 2, 3)) > 250, 1, 3, 4] = self.value
+        return y
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("tile", [0, 60])
+def test_tiles_that_overflow_are_redone_in_fp32(value: float, tile: int) -> None:
+    said: list[str] = []
+    engine = Engine(
+        lambda dtype, edge: Overflowing(dtype, value),
+        nearest_spec(2),
+        device="cpu",
+        precision="bf16",
+        batch=3,
+        tile=tile,
+        threads=1,
+        on_warning=said.append,
+    )
+    frames = pictures([(70, 80)] * 4)
+    frames[2] = Frame(tuple(plane // 2 for plane in frames[2].planes), RGB, 2, 6, Fraction(1, 25))
+    check_identity(frames, list(engine.run(work(frames, 2))), 2)
+    assert said and all("fp32" in line for line in said)
+
+
+def test_weights_that_give_nan_in_fp32_too_are_an_error() -> None:
+    class Broken(NearestNetwork):
+        def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+            return super().forward(x) * float("nan")
+
+    engine = Engine(lambda dtype, edge: Broken(2), nearest_spec(2), device="cpu", precision="bf16", threads=1)
+    with pytest.raises(EngineError, match="no finite"):
+        list(engine.run(work(pictures([(20, 20)]), 2)))
+
+
+# ---------------------------------------------------------------- a real network
+
+
+def small_rlfn(scale: int = 2) -> tuple[ModelSpec, InferenceFactory, RLFN]:
+    spec = ModelSpec("random", scale, 8, 8, 2, input_range=1.0)
+    torch.manual_seed(0)
+    module = RLFN(spec).eval().requires_grad_(False)
+    # A step up in contrast around mid grey, so that the output is a picture and not clipped to black.
+    module.upsampler[0].bias.fill_(0.5)
+    return spec, InferenceFactory(spec, module), module
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (14, 14), (15, 40), (33, 22)])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_sizes_below_the_minimum_are_reflected_and_cropped(size: tuple[int, int], scale: int) -> None:
+    spec, factory, _ = small_rlfn(scale)
+    engine = Engine(factory, spec, device="cpu", precision="fp32", threads=1)
+    frames = pictures([size])
+    (result,) = engine.run(work(frames, scale))
+    assert result.planes[0].shape == (size[0] * scale, size[1] * scale)
+
+
+def test_engine_equals_the_plain_module() -> None:
+    spec, factory, module = small_rlfn()
+    frames = pictures([(40, 50)])
+    (result,) = Engine(factory, spec, device="cpu", precision="fp32", threads=1).run(work(frames, 2))
+    x = torch.from_numpy(np.stack(frames[0].planes).astype(np.float32))[None] / 255
+    expected = (module(x)[0] * 255).round().clamp(0, 255).numpy()
+    assert np.abs(np.stack(result.planes) - expected).max() <= 1
+    assert expected.std() > 1
+
+
+def test_batches_of_tiles_of_several_frames_equal_single_ones() -> None:
+    spec, factory, _ = small_rlfn()
+    frames = pictures([(90, 100), (84, 100), (90, 100)])
+    settings = {"device": "cpu", "precision": "fp32", "threads": 1, "tile": 66, "overlap": 24}
+    one = list(Engine(factory, spec, batch=1, **settings).run(work(frames, 2)))  # type: ignore[arg-type]
+    many = list(Engine(factory, spec, batch=7, **settings).run(work(frames, 2)))  # type: ignore[arg-type]
+    for a, b in zip(one, many, strict=True):
+        assert all(np.abs(p.astype(int) - q).max() <= 1 for p, q in zip(a.planes, b.planes, strict=True))
+
+
+@pytest.mark.parametrize("tile", [0, 66])
+def test_self_ensemble_is_the_mean_of_eight(tile: int) -> None:
+    """Against a plain loop over whole frames; tiles keep to the turned frame's grid."""
+    spec, factory, module = small_rlfn()
+    frames = pictures([(84, 100)], seed=5)
+    settings = {"device": "cpu", "precision": "fp32", "threads": 1, "overlap": 36, "tta": True}
+    (result,) = Engine(factory, spec, tile=tile, **settings).run(work(frames, 2))  # type: ignore[arg-type]
+    x = torch.from_numpy(np.stack(frames[0].planes).astype(np.float32))[None] / 255
+    total = torch.zeros(1, 3, 168, 200)
+    for turns in range(4):
+        for mirror in (False, True):
+            y = torch.rot90(x, turns, (-2, -1))
+            y = module(y.flip(-1) if mirror else y)
+            total += torch.rot90(y.flip(-1) if mirror else y, -turns, (-2, -1))
+    expected = (total[0] / 8 * 255).round().clamp(0, 255).numpy()
+    assert np.abs(np.stack(result.planes) - expected).max() <= 1
+
+
+def test_what_lies_outside_the_rgb_cube_goes_around_the_network() -> None:
+    """Super-white comes back although the network never sees it."""
+    seen: list[float] = []
+
+    class Watching(NearestNetwork):
+        def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+            seen.extend((float(x.min()), float(x.max())))
+            return super().forward(x)
+
+    engine = Engine(
+        lambda dtype, edge: Watching(2), nearest_spec(2), device="cpu", precision="fp32", threads=1
+    )
+    layout = ColourInfo(1, range=1, subsampling="444")
+    frame = Frame((np.full((20, 20), 254, np.uint8), *(np.full((20, 20), 128, np.uint8),) * 2), layout)
+    (result,) = engine.run([(frame, Target(40, 40, layout))])
+    assert int(result.planes[0].min()) == 254
+    assert max(seen) <= 255.0 and min(seen) >= 0.0
+
+
+def test_deep_sources_ask_for_float32_edges() -> None:
+    asked: list[tuple[torch.dtype, bool]] = []
+
+    def factory(dtype: torch.dtype, edge: bool) -> NearestNetwork:
+        asked.append((dtype, edge))
+        return NearestNetwork(2)
+
+    engine = Engine(factory, nearest_spec(2), device="cpu", precision="bf16", threads=1)
+    deep = ColourInfo(0, range=2, subsampling="rgb", bit_depth=10)
+    frame = Frame(tuple(np.full((16, 16), 700, np.uint16) for _ in range(3)), deep)
+    list(engine.run([(frame, Target(32, 32, deep)), *work(pictures([(16, 16)]), 2)]))
+    assert asked == [(torch.bfloat16, True), (torch.bfloat16, False)]
