@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlfn_pipe.cli.app import main
 from rlfn_pipe.errors import OutputError, UsageError, WeightsError
 from rlfn_pipe.models import official, registry, weights
 from rlfn_pipe.models.architectures import ARCHITECTURES, architecture
@@ -275,3 +277,60 @@ def test_choosing_official_files() -> None:
     assert len(official.choose("all")) == 5
     with pytest.raises(UsageError, match="no official weights"):
         official.choose("edsr")
+
+
+# ------------------------------------------------------------------- commands
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `rlfn-pipe weights ...`."""
+    code = main(["weights", *map(str, arguments)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_list_and_show_tell_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = command(capsys, "list")
+    assert code == 0 and "rlfn-s  x4" in out and "Set5" in out
+    listed = json.loads(command(capsys, "list", "--json")[1])
+    assert {"name", "scale", "sha256", "psnr"} <= listed[0].keys()
+    code, out, _ = command(capsys, "show", "rlfn-s")
+    assert code == 0 and "Apache-2.0" in out and "presets/training/" in out
+    assert json.loads(command(capsys, "show", "rlfn-s", "--json")[1])["scale"] == 4
+    code, _, err = command(capsys, "show", "rlfn-t")
+    assert code == 2 and "did you mean 'rlfn-s'" in err
+
+
+def test_verify_tells_whole_from_damaged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = command(capsys, "verify")
+    assert code == 0 and "rlfn-s x4: whole" in out
+    bad = tmp_path / "bad.pth"
+    bad.write_text("no network")
+    code, out, err = command(capsys, "verify", "rlfn-s", bad)
+    assert code == 1 and "rlfn-s x4: whole" in out and "bad.pth" in out and "1 of" in err
+    assert command(capsys, "verify", "rlfm-s")[0] == 2
+    found = json.loads(command(capsys, "verify", bad, "--json")[1])
+    assert found[0]["ok"] is False
+
+
+def test_import_command_writes_a_file_that_loads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    torch.save(make().state_dict(), tmp_path / "a.pth")
+    code, out, _ = command(capsys, "import", tmp_path / "a.pth")
+    assert code == 0 and "rlfn-ntire x4" in out
+    assert weights.load(tmp_path / "a.safetensors")[0].scale == 4
+    assert command(capsys, "import", tmp_path / "a.pth")[0] == 1
+    assert command(capsys, "import", tmp_path / "a.pth", "-y", "--json")[0] == 0
+    assert command(capsys, "import", tmp_path / "a.pth", tmp_path / "b.pth")[0] == 2
+    assert command(capsys, "import", tmp_path / "absent.pth")[0] == 1
+
+
+def test_fetch_command_uses_the_cache(
+    capsys: pytest.CaptureFixture[str], server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = server
+    torch.save(make().state_dict(), folder / "file.pth")
+    monkeypatch.setattr(official, "OFFICIAL", (pinned(folder / "file.pth"),))
+    code, out, _ = command(capsys, "fetch", "rlfn-ntire", "--url", url)
+    assert code == 0 and str(official.cache_folder() / "file.pth") in out
+    assert json.loads(command(capsys, "fetch", "all", "--url", url, "--json")[1])[0]["scale"] == 4
+    assert command(capsys, "fetch", "edsr")[0] == 2
