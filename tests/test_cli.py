@@ -48,6 +48,7 @@ from rlfn_pipe.types import (
 )
 
 Job = Callable[..., Report]
+CLIP = Path(__file__).parent / "data" / "bunny.mp4"
 DONE = Finished("in.mp4", "out.mp4", 50, 0, 4.0, 123456, 1280, 720, notes=("a note",))
 
 
@@ -554,3 +555,59 @@ def test_module_and_command_are_the_same() -> None:
 
 def test_program_name_is_not_taken_from_argv() -> None:
     assert app_module.PROGRAM == "rlfn-pipe"
+
+
+# ------------------------------------------------------- the real things
+
+
+def test_the_first_command_on_the_real_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.mp4"
+    assert main(["upscale", str(CLIP), str(output), "-s", "2", "--frames", "2", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["event"] == "started" and events[-1]["exit_code"] == 0
+    (finished,) = (event for event in events if event["event"] == "finished")
+    assert (finished["frames"], finished["width"], finished["height"]) == (2, 640, 360)
+    assert output.stat().st_size == finished["bytes_written"]
+    assert main(["upscale", str(CLIP), str(output), "--frames", "2"]) == 1
+    assert "-y" in capsys.readouterr().err
+    assert main(["probe", str(output), "--json"]) == 0
+    media = json.loads(capsys.readouterr().out)["media"]
+    assert media["video"]["width"] == 640 and [stream["kind"] for stream in media["streams"]] == ["audio"]
+
+
+def test_interrupting_a_real_run_leaves_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    command = [sys.executable, "-m", "rlfn_pipe", "upscale", str(CLIP), str(output), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert json.loads(process.stdout.readline())["event"] == "started"
+        process.send_signal(signal.SIGINT)
+        rest, err = process.stdout.read(), process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert "stopped before the end" in err and "Traceback" not in err
+    assert json.loads(rest.splitlines()[-1])["exit_code"] == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_finds_everything_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for words in ("device", "precision", "libx264", "verified: ", "free in", "image formats"):
+        assert words in text
+    assert main(["doctor", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] and {check["status"] for check in answer["checks"]} <= {"ok", "warning"}
+
+
+def test_doctor_names_what_is_missing_and_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlfn_pipe.cli import doctor
+
+    monkeypatch.setattr(doctor, "NEEDED_ENCODERS", ("libx264", "libnone"))
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "MISSING  encoders" in text and "libnone" in text and "pip install no-such-package" in text
+    assert "cv2 does not load" in text
