@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "probe": ("probe", "probe", "Say what is in a file, and what upscale would do with it."),
     "evaluate": ("evaluate", "evaluate", "Measure PSNR and SSIM on benchmark sets."),
     "train": ("train", "train", "Train a network by a recipe; resumable."),
-    "weights": ("weights", "app", "List, show, verify and import weights."),
+    "weights": ("weights", "app", "List, show, verify, import and fetch weights."),
     "presets": ("presets", "app", "List and show presets."),
     "doctor": ("doctor", "doctor", "Check this machine: device, codecs, weights, disk."),
 }
@@ -44,10 +44,14 @@ class SectionedCommand(typer.core.TyperCommand):
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
-                is_argument = param.param_type_name == "argument"
+            if record is None:
+                continue
+            if param.param_type_name == "argument":
+                # Without Typer's "<str>" behind the name: the usage line speaks of names alone.
+                sections.setdefault("Arguments", []).append((record[0].partition(" <")[0], record[1]))
+            else:
                 panel = getattr(param, "rich_help_panel", None) or "Options"
-                sections.setdefault("Arguments" if is_argument else panel, []).append(record)
+                sections.setdefault(panel, []).append(record)
         # Options outside any panel (--help) come last.
         sections["Options"] = sections.pop("Options", [])
         for title, records in sections.items():
@@ -87,6 +91,8 @@ def _load(name: str) -> Any:
         # The whole program speaks plain text; a sub-app need not say so itself.
         found.rich_markup_mode = None
         found._add_completion = False
+        for info in found.registered_commands:
+            info.cls = SectionedCommand
         command: Any = typer.main.get_command(found)
     else:
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
