@@ -486,6 +486,19 @@ def test_damaged_framing_costs_packets_and_not_the_file(tmp_path: Path, mp4_clip
         assert len(whole) - 12 <= len(got) < len(whole)
 
 
+def test_damaged_ac3_headers_do_not_stop_mp4(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.mkv", Recipe(muxer="matroska", audio=[("ac3", {}, 1)]))
+    whole = [p.data for p in packets_of_file(path, 1)]
+    data = bytearray(path.read_bytes())
+    for broken in (whole[0], whole[20]):
+        place = data.find(broken)
+        data[place + 4 : place + 6] = b"\xff\xff"
+    path.write_bytes(data)
+    out = carry(path, "mp4")
+    assert [p.data for p in packets_of_fresh(out, 1)] == whole[1:20] + whole[21:]
+    assert any("2 damaged packets could not be written" in note for note in out.notes)
+
+
 def test_none_leaves_streams_out_and_says_so(mkv_clip: Path) -> None:
     out = carry(mkv_clip, "matroska", audio="none", subtitles="none")
     with out.open() as result:

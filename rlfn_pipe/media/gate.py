@@ -33,9 +33,7 @@ class Gate:
         elif name in ("h264", "hevc") and muxer == "mpegts":
             self._filter = BitStreamFilterContext(f"{name}_mp4toannexb", in_stream=source)
         self._sizes = _ADTS_SIZES if name == "aac" and muxer == "mpegts" else range(1 << 31)
-        # mp4 describes AC-3 by its first packet, E-AC-3 by every one.
         self._wants_header = name in ("ac3", "eac3") and muxer in MOV_FAMILY
-        self._wants_all = name == "eac3"
 
     def admits(self, packet: Packet[Any]) -> bool:
         """Whether the packet can be written."""
@@ -47,10 +45,8 @@ class Gate:
     def _can_write(self, packet: Packet[Any]) -> bool:
         if packet.size not in self._sizes:
             return False
-        if self._wants_header:
-            if not _has_ac3_header(bytes(packet)[:8]):
-                return False
-            self._wants_header = self._wants_all
+        if self._wants_header and not _has_ac3_header(bytes(packet)[:8]):
+            return False
         if self._filter is not None:
             try:
                 self._filter.filter(Packet(bytes(packet)))

@@ -139,9 +139,7 @@ class CopyTrack(Track):
         if self._too_early:
             found.append(f"{self._name}: {self._too_early} packets far before its start left out")
         if self._gate.refused:
-            found.append(
-                f"{self._name}: {self._gate.refused} damaged packets that cannot be written left out"
-            )
+            found.append(f"{self._name}: {self._gate.refused} damaged packets could not be written")
         return found
 
     def _evenly(self, packet: Packet[Any], times: Times) -> Times:
