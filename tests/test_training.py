@@ -307,6 +307,20 @@ def test_module_command_trains_and_tells_exit_codes(
     assert "no duration" in capsys.readouterr().err
 
 
+def test_training_runs_where_only_torch_numpy_and_pillow_are(images: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE.replace("steps = 9", "steps = 2").replace("steps = 6", "steps = 1"))
+    blocked = ("av", "cv2", "rich", "typer", "joblib", "safetensors", "natsort", "matplotlib", "torchvision")
+    given = [str(recipe), "--data", str(images), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        f"from rlfn_pipe.training.__main__ import main; sys.exit(main({given!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "weights.pth").is_file()
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("25m", 1500), ("90", 90), ("90s", 90), ("1h30m", 5400), ("0.5h", 1800)]
 )

@@ -199,10 +199,11 @@ def test_batches_depend_on_seed_and_step_alone_and_processes_share_them(cache: I
 
 def test_prefetched_batches_come_in_order_from_the_first_asked_for(cache: ImageCache) -> None:
     sampler = Sampler(pairs_of(cache, 2), 32, 2, (0,))
-    batches = prefetch(sampler, 7)
-    for step in range(7, 12):
-        assert np.array_equal(next(batches)[1], sampler.batch(step)[1])
-    batches.close()
+    for workers in (1, 3):
+        batches = prefetch(sampler, 7, workers)
+        for step in range(7, 12):
+            assert np.array_equal(next(batches)[1], sampler.batch(step)[1])
+        batches.close()
 
 
 def test_a_failing_reader_is_an_error_not_a_hang(cache: ImageCache, monkeypatch: pytest.MonkeyPatch) -> None:

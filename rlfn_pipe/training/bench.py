@@ -38,7 +38,7 @@ def training_speed(
     pairs = _images(scale, patch)
     sampler = Sampler(pairs, patch, batch, (0,))
     naive = _naive(network, scale, sampler, compute.device)
-    batches = prefetch(sampler, 0)
+    batches = prefetch(sampler, 0, compute.reading_threads)
     stage = Stage(name="bench", steps=1, batch=batch, patch=patch, optimiser=optimiser)
     use_compile = compute.device.type == "cuda" if compile is None else compile
 

@@ -7,9 +7,10 @@ exactly where it stopped, and every process of a distributed run can make its ow
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
+import itertools
+from collections import deque
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,37 +98,22 @@ class Sampler:
         return np.rot90(small, orientation % 4), np.rot90(large, orientation % 4)
 
 
-def prefetch(sampler: Sampler, first: int, ahead: int = 4) -> Generator[Batch, None, None]:
-    """Batches from step `first` on, cut in a thread of their own. Close the generator to stop it."""
-    ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=ahead)
-    stop = threading.Event()
+def prefetch(sampler: Sampler, first: int, workers: int = 1, ahead: int = 4) -> Generator[Batch, None, None]:
+    """Batches from step `first` on, cut by `workers` threads, in order. Close the generator to stop it.
 
-    def work() -> None:
-        step = first
-        item: Batch | Exception
-        while not stop.is_set():
-            try:
-                item = sampler.batch(step)
-            except Exception as error:  # handed to the consumer, which raises it
-                item = error
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            step += 1
-
-    thread = threading.Thread(target=work, name="patches", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, Exception):
-                raise TrainingError(
-                    f"the image cache cannot be read ({item}); delete it and start again"
-                ) from item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+    A failure to read (the cache was deleted, the disk is gone) is a TrainingError.
+    """
+    waiting: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(workers, "patches") as pool:
+        try:
+            for step in itertools.count(first):
+                waiting.append(pool.submit(sampler.batch, step))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+        except (OSError, ValueError, IndexError) as error:
+            raise TrainingError(
+                f"the image cache cannot be read ({error}); delete it and start again"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -37,6 +37,11 @@ class Compute:
     rank: int = 0
     world: int = 1
 
+    @property
+    def reading_threads(self) -> int:
+        """Threads that cut patches: one is enough beside a CPU, a GPU empties the queue faster."""
+        return 1 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
+
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which the forward pass runs."""
         if self.dtype == torch.float32:

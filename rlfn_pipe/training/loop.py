@@ -182,7 +182,7 @@ class _Run:
             compute.world,
         )
         network = self._wrapped()
-        batches = prefetch(sampler, state.step)
+        batches = prefetch(sampler, state.step, compute.reading_threads)
         total = torch.full((), state.loss_sum, device=compute.device)
         counted, mark, images = state.loss_count, time.monotonic(), 0
         try:
@@ -212,7 +212,7 @@ class _Run:
                     if not math.isfinite(mean):
                         self._roll_back(optimisers)
                         batches.close()
-                        batches = prefetch(sampler, state.step)
+                        batches = prefetch(sampler, state.step, compute.reading_threads)
                     else:
                         speed = images / max(time.monotonic() - mark, 1e-9)
                         self._tell(self._progress_event(stage, mean, rate, speed))
