@@ -222,11 +222,37 @@ def test_out_of_memory_halves_and_loses_nothing(make: Callable[[], BaseException
     assert all("out of memory" in line for line in said)
 
 
-def test_the_smallest_tile_that_fails_is_one_sentence() -> None:
+@pytest.mark.parametrize("size", [(200, 200), (203, 205)])
+def test_the_smallest_tile_that_fails_is_one_sentence(size: tuple[int, int]) -> None:
     network = Failing(2, 100, 0.0, MemoryError)
     engine = Engine(lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", threads=1)
     with pytest.raises(EngineError, match="not enough memory"):
-        list(engine.run(work(pictures([(200, 200)]), 2)))
+        list(engine.run(work(pictures([size]), 2)))
+
+
+def test_memory_that_ends_while_frames_open_or_close_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlfn_pipe.engine import colour
+
+    rng, failures = random.Random(5), 0
+
+    def failing(real: Callable[..., object]) -> Callable[..., object]:
+        last = False
+
+        def wrapped(*args: object, **kwargs: object) -> object:
+            nonlocal last, failures
+            last = not last and rng.random() < 0.5
+            if last:
+                failures += 1
+                raise MemoryError
+            return real(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(colour, "to_rgb", failing(colour.to_rgb))
+    monkeypatch.setattr(colour, "from_rgb", failing(colour.from_rgb))
+    frames = pictures(MIXED)
+    check_identity(frames, list(nearest(2, batch=3).run(work(frames, 2))), 2)
+    assert failures > 2
 
 
 def test_other_errors_are_not_swallowed() -> None:

@@ -11,8 +11,9 @@ from rlfn_pipe.engine.tiling import Span, Tile, fade_weights, plan, reflected
 class Picture:
     """An RGB image (3, h, w) float32 on the device, its tiles and its canvas.
 
-    `bit_depth` is the larger one of source and target; above 8 the network's first and last layers are to
-    run in float32 (`edge_fp32`). Pictures with a side below the network's minimum are lengthened by reflection and the result is cropped.
+    `bit_depth` is the larger one of source and target; above 8 the network's first and last layers are
+    to run in float32 (`edge_fp32`). Pictures with a side below the network's minimum are lengthened by
+    reflection and the result is cropped.
 
     The network sees the image clamped to 0..255, the range it was trained on: outside it may go astray
     altogether (the 52-channel reference weights answer a flat -15 with -400). What was cut off, the

@@ -181,7 +181,7 @@ class Engine:
             self._warn(f"out of memory on {self.device}: going on with {self._batch_cap} tile(s) at once")
             return True
         least = max(SMALLEST_TILE, self.overlap + 12)
-        if side <= least:
+        if side <= least or (self._tile_cap is not None and self._tile_cap <= least):
             raise EngineError(
                 f"{self.device} has not enough memory for a tile of {side} pixels; "
                 "free memory there or choose another device with --device"
@@ -207,6 +207,11 @@ class Engine:
 
         Tiles whose result is not finite are computed again in fp32.
         """
+        # Float32 layers are asked for where their precision counts: no TF32 in their place.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self._checked(pixels, tiles, edge_fp32)
+
+    def _checked(self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool) -> torch.Tensor:
         result = self._infer(pixels, tiles, self._dtype, edge_fp32)
         if self._dtype == torch.float32:
             return result

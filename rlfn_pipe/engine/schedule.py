@@ -68,7 +68,11 @@ class Run:
     def frames(self, work: Iterable[tuple[Frame, Target]]) -> Iterator[Frame]:
         """Upscaled frames in the order of `work`."""
         for frame, target in work:
-            job = self._with_room(lambda f=frame, t=target: self._open(f, t), frame)  # type: ignore[misc]
+            job = self._attempt(lambda f=frame, t=target: self._open(f, t))  # type: ignore[misc]
+            if job is None:
+                while self._jobs:
+                    yield self._next()
+                job = self._with_room(lambda f=frame, t=target: self._open(f, t), frame)  # type: ignore[misc]
             self._jobs.append(job)
             self._cut(job)
             self._compute(until=None)
@@ -184,19 +188,22 @@ class Run:
             picture.place(tile, result)
 
     def _with_room(self, step: Callable[[], T], frame: Frame) -> T:
-        """Do a step of one frame; when memory ends, finish no more than is in hand and try once more."""
+        """Do a step of one frame; when memory ends, hand cached memory back and try once more."""
+        for _ in range(2):
+            result = self._attempt(step)
+            if result is not None:
+                return result
+        raise EngineError(
+            f"{self._engine.device} has not enough memory for frame {frame.index} of "
+            f"{frame.width}x{frame.height}; choose a smaller --scale or another --device"
+        )
+
+    def _attempt(self, step: Callable[[], T]) -> T | None:
+        """The step's result, or None when memory ended (what was cached has been handed back then)."""
         try:
             return step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         release_cached(self._engine.device)
-        try:
-            return step()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise EngineError(
-                f"{self._engine.device} has not enough memory for frame {frame.index} of "
-                f"{frame.width}x{frame.height}; choose a smaller --scale or another --device"
-            ) from None
+        return None
