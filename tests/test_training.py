@@ -61,7 +61,7 @@ def run(
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "weights.pth", weights_only=True)
+    return torch.load(out / "weights.pth", weights_only=True)["params"]
 
 
 def losses(out: Path) -> list[tuple[Any, ...]]:
@@ -142,8 +142,10 @@ def test_smoke_recipe_lowers_the_loss(images: Path, tmp_path: Path) -> None:
 
 def test_weights_of_a_run_load_as_a_network(images: Path, tmp_path: Path) -> None:
     run(parse_recipe(RECIPE), images, tmp_path / "run")
-    spec, _ = weights.load(tmp_path / "run" / "weights.pth")
-    assert (spec.name, spec.scale) == ("rlfn-ntire", 2)
+    for name in ("weights.pth", "checkpoint.pt"):
+        spec, module = weights.load(tmp_path / "run" / name)
+        assert (spec.name, spec.scale, spec.input_range) == ("rlfn-ntire", 2, 1.0)
+        assert torch.equal(module.conv_1.weight, tensors(tmp_path / "run")["conv_1.weight"])
 
 
 def test_checkpoints_of_every_network_stay_below_16_mib(images: Path, tmp_path: Path) -> None:

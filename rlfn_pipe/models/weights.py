@@ -210,7 +210,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     # The content decides, not the name: safetensors begin with a length and a JSON object.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _read_safetensors(path)
-    return _read_pickle(path), {}
+    return _read_pickle(path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -224,8 +224,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """State dict of a .pth file, read by torch's loader that makes tensors only."""
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """State dict and notes of a .pth file, read by torch's loader that makes tensors and plain data only.
+
+    Files and checkpoints of our training say what their values range over; foreign ones do not.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -248,10 +251,13 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: is damaged or no weights file ({type(error).__name__}); get it again"
         ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-            break
+    notes: dict[str, str] = {}
+    if isinstance(found, dict):
+        stated = found.get("architecture") or found.get("spec")
+        if isinstance(stated, dict):
+            notes = {key: str(stated[key]) for key in ("name", "input_range") if key in stated}
+        inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), found)
+        found = {str(key).removeprefix("module."): value for key, value in inner.items()}
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise WeightsError(f"{path}: holds no state dict; give the weights of an RLFN network")
-    return {str(key).removeprefix("module."): value for key, value in found.items()}
+    return found, notes

@@ -31,6 +31,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise
     if isinstance(found, dict) and "recipe_name" in found:
         found = found["ema"] or found["model"]
+    elif isinstance(found, dict) and isinstance(found.get("params"), dict):
+        found = found["params"]
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise TrainingError(f"{path}: holds no state dict to start from; give a weights file or a checkpoint")
     return found

@@ -321,7 +321,9 @@ class _Run:
         state.recipe, state.recipe_name = self.recipe.text, self.recipe.name
         state.version, state.device = _code_version(), self.compute.describe()
         checkpoint.save(self.path, state)
-        checkpoint.save_tensors(self.options.out / WEIGHTS, state.ema or state.model)
+        # The spec beside the tensors says that values are 0..1; foreign files are taken for 0..255.
+        weights = {"params": state.ema or state.model, "spec": state.architecture}
+        checkpoint.save_tensors(self.options.out / WEIGHTS, weights)
 
     def _roll_back(self, optimisers: Optimisers) -> None:
         """Return to the last good checkpoint with half the rate."""
