@@ -434,6 +434,20 @@ def test_a_gap_in_converted_audio_stays_a_gap(tmp_path: Path) -> None:
     assert any("gaps" in note for note in out.notes)
 
 
+@pytest.mark.parametrize("codec", ["aac", "libopus", "libmp3lame"])
+@pytest.mark.parametrize("muxer", ["matroska", "webm", "mp4", "mov", "mpegts", "avi"])
+def test_sound_with_priming_stays_in_time(tmp_path: Path, codec: str, muxer: str) -> None:
+    path = make(tmp_path / "a.mkv", Recipe(muxer="matroska", audio=[(codec, {}, 1)]))
+    with av.open(str(path)) as source:
+        wanted = burst(heard(source))[0]
+    out = carry(path, muxer)
+    if muxer in ("matroska", "webm"):
+        assert out.base == 0
+    with out.open() as result:
+        start = burst(heard(result))[0]
+    assert start + float(out.base) == pytest.approx(wanted, abs=0.0011)
+
+
 @pytest.mark.parametrize("codec", ["pcm_s16le", "aac", "ac3", "libmp3lame", "flac"])
 @pytest.mark.parametrize("muxer", ["avi", "mp4", "mpegts"])
 def test_a_late_start_is_kept(tmp_path: Path, codec: str, muxer: str) -> None:

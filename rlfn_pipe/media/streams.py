@@ -112,7 +112,10 @@ def earliest(
                 lead = Fraction(PRIMING.get(plan.codec, 0), int(getattr(stream, "rate", 0)) or 48_000)
                 packets.append(times.pts + skipped - (0 if muxer in MATROSKA_FAMILY else lead))
             elif muxer in MATROSKA_FAMILY and "matroska" in container.format.name:
-                packets.append(times.dts + skipped)
+                # The delay is exact and the time rounded: they meet within a tick.
+                start = (stream.start_time or 0) * clock.time_base
+                heard = times.dts + skipped
+                packets.append(start if abs(heard - start) < clock.time_base else heard)
             else:
                 packets.append(min(times.dts, times.pts))
     packets.extend(shown)

@@ -163,6 +163,8 @@ class FilledTrack(CopyTrack):
         assert isinstance(source, AudioStream)
         self._silence = silent_packet(source)
         self._rate = source.codec_context.sample_rate
+        samples = self._silence[1] if self._silence else 1
+        self._length = Fraction(samples, self._rate) if samples > 1 else Fraction(0)
         self._end = origin
         self._filled = Fraction(0)
 
@@ -173,7 +175,8 @@ class FilledTrack(CopyTrack):
                 yield from self._fill(gap)
                 self._filled += gap
             yield ready
-            self._end = ready.times.pts + ready.times.duration
+            # Matroska's first packet states no duration.
+            self._end = ready.times.pts + max(ready.times.duration, self._length)
 
     def _fill(self, gap: Fraction) -> Iterator[Ready]:
         assert self._silence is not None
