@@ -22,7 +22,6 @@ from rlfn_pipe.types import Event, Finished, Warned
 
 Planes = tuple[np.ndarray, ...]
 WIDTH, HEIGHT = 64, 48
-_LEFT_HANDED = {0: (1, 0, 0, 1), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), 270: (0, 1, -1, 0)}
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ _DEFAULTS: dict[str, dict[str, str]] = {
     "mpeg4": {"qmin": "1", "qmax": "2", "bf": "0"},
     "mpeg2video": {"qmin": "1", "qmax": "2", "bf": "0"},
 }
-#: x264 options that give B-frames.
-B_FRAMES = {"preset": "ultrafast", "qp": "0", "bf": "3", "b_strategy": "0", "b-pyramid": "normal", "refs": "4"}
+#: x264 options that give B-frames (lossless x264 has none).
+B_FRAMES = {"preset": "ultrafast", "qp": "4", "bf": "3", "b_strategy": "0", "b-pyramid": "normal", "refs": "4"}
 
 
 def bars(index: int, pix_fmt: str = "yuv420p", size: tuple[int, int] = (WIDTH, HEIGHT)) -> Planes:

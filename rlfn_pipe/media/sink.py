@@ -82,6 +82,7 @@ class VideoSink:
         self._path = path
         self._pts = array("q")
         self._ticks = array("q")
+        self._first_dts: int | None = None
         self._starts: dict[int, Fraction] = {}
         self._pending: deque[Packet[Any]] = deque()
         self._output = self._open(path)
@@ -255,6 +256,10 @@ class VideoSink:
             packet.pts, packet.dts = start, min(self._tick(order), start)
             packet.time_base = self._packet_tick
             packet.duration = end - start
+            if self._first_dts is None:
+                self._first_dts = packet.dts
+            if final and not self._pending and self._plan.muxer in ("mp4", "mov"):
+                packet.duration = max(packet.duration, self._closing_duration(packet.dts, start))
             packet.stream = self._stream
             if self._carrier is not None:
                 for other in self._carrier.packets_until(packet.dts * self._packet_tick):
@@ -262,6 +267,17 @@ class VideoSink:
             if index == 0 and start > 0 and self._plan.muxer == "avi":
                 self._output.mux(self._empty_packet())
             self._output.mux(packet)
+
+    def _closing_duration(self, dts: int, pts: int) -> int:
+        """Duration of the last packet in decoding order, after which mp4's media last to the film's end.
+
+        mp4 stores the steps between decoding times; with B-frames and varying rates the last step
+        is not the last frame's own duration.
+        """
+        assert self._first_dts is not None
+        end = self._tick(len(self._ticks))
+        missing = (end - self._ticks[0]) - (dts - self._first_dts)
+        return min(missing, end - pts)
 
     def _mux_other(self, packet: Packet[Any]) -> None:
         if packet.pts is not None and packet.time_base:
