@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,3 +184,24 @@ def test_unknown_matrix_and_wrong_planes_are_one_sentence() -> None:
     wrong = Frame((np.zeros((8, 8), np.uint8),) * 3, layout)
     with pytest.raises(EngineError, match="planes of sizes"):
         run_one(wrong, layout)
+
+
+@pytest.mark.parametrize("name", ["rlfn_s_x4", "rlfn_x2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_flat_fields_with_real_weights_come_back_within_two(
+    shared_data: Path, name: str, precision: str
+) -> None:
+    """Away from the border, where the network itself sees its zero padding; super-white and footroom too."""
+    from rlfn_pipe.models.fuse import InferenceFactory
+    from rlfn_pipe.models.weights import load_file
+
+    spec, module = load_file(shared_data / "weights" / f"{name}.pth")
+    upscaler = Engine(InferenceFactory(spec, module), spec, device="cpu", precision=precision, threads=1)
+    layout = ColourInfo(1, range=1, subsampling="420")
+    target = Target(40 * spec.scale, 40 * spec.scale, layout)
+    inner = slice(8 * spec.scale, 12 * spec.scale)
+    levels = [(5, 128, 128), (16, 128, 128), (126, 128, 128), (254, 128, 128), (81, 90, 240), (145, 54, 34)]
+    results = upscaler.run((frame(values, layout, 40, 40), target) for values in levels)
+    for result, values in zip(results, levels, strict=True):
+        for plane, value in zip(result.planes, values, strict=True):
+            assert np.abs(plane[inner, inner].astype(int) - value).max() <= 2, values

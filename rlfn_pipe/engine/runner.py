@@ -43,7 +43,7 @@ __all__ = [
 Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 #: Low-resolution pixels that neighbouring tiles share unless told otherwise.
-DEFAULT_OVERLAP = 36
+DEFAULT_OVERLAP = 48
 #: Tiles are not halved below this side (or below the overlap and some pixels more).
 SMALLEST_TILE = 48
 #: On the CPU larger pieces than this run slower, not faster (docs/performance.md).
