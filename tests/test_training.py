@@ -194,6 +194,17 @@ def test_warm_start_carries_weights_and_clr_the_optimiser(images: Path, tmp_path
         assert bool(moments) is carry
 
 
+def test_finished_run_goes_on_when_its_recipe_gets_another_stage(images: Path, tmp_path: Path) -> None:
+    events: list[TrainEvent] = []
+    run(parse_recipe(RECIPE), images, tmp_path / "run")
+    run(parse_recipe(RECIPE), images, tmp_path / "run", events=events, resume=True)
+    assert [event.message for event in events if isinstance(event, Note)][-1].startswith("the run is finished")
+    longer = parse_recipe(RECIPE + '[[stage]]\nname = "third"\nsteps = 4\nbatch = 2\npatch = 32\n')
+    assert not run(longer, images, tmp_path / "run", stop_after=2, resume=True).finished
+    outcome = run(longer, images, tmp_path / "run", resume=True)
+    assert (outcome.finished, outcome.stage, outcome.step, outcome.images) == (True, 2, 4, 38)
+
+
 # ------------------------------------------------------------------ accidents
 
 

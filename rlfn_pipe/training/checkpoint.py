@@ -56,7 +56,7 @@ class State:
     def next_stage(self) -> None:
         """Stand at the beginning of the stage after this one."""
         self.stage, self.step, self.elapsed, self.validated_step = self.stage + 1, 0, 0.0, -1
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.loss_sum, self.loss_count, self.finished = 0.0, 0, False
 
 
 def save(path: Path, state: State) -> None:
