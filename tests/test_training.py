@@ -198,7 +198,9 @@ def test_finished_run_goes_on_when_its_recipe_gets_another_stage(images: Path, t
     events: list[TrainEvent] = []
     run(parse_recipe(RECIPE), images, tmp_path / "run")
     run(parse_recipe(RECIPE), images, tmp_path / "run", events=events, resume=True)
-    assert [event.message for event in events if isinstance(event, Note)][-1].startswith("the run is finished")
+    assert [event.message for event in events if isinstance(event, Note)][-1].startswith(
+        "the run is finished"
+    )
     longer = parse_recipe(RECIPE + '[[stage]]\nname = "third"\nsteps = 4\nbatch = 2\npatch = 32\n')
     assert not run(longer, images, tmp_path / "run", stop_after=2, resume=True).finished
     outcome = run(longer, images, tmp_path / "run", resume=True)
@@ -285,6 +287,17 @@ def test_runs_are_not_overwritten_and_checkpoints_must_fit(images: Path, tmp_pat
     torch.save({"weights": 1}, out / "checkpoint.pt")
     with pytest.raises(TrainingError, match="is not a checkpoint"):
         run(parse_recipe(RECIPE), images, out, resume=True)
+
+
+def test_devices_that_are_not_there_are_one_sentence(images: Path, tmp_path: Path) -> None:
+    wrong = {"cpu": ("fp16", "trains on CUDA only"), "quantum": ("auto", "is unknown")}
+    if not torch.cuda.is_available():
+        wrong["cuda"] = ("auto", "no CUDA device")
+    for device, (precision, message) in wrong.items():
+        recipe = parse_recipe(RECIPE.replace('precision = "fp32"', f'precision = "{precision}"'))
+        with pytest.raises(TrainingError, match=message):
+            train(recipe, RunOptions(images, tmp_path / device, device=device))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_initial_weights_must_fit(images: Path, tmp_path: Path) -> None:
