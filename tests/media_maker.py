@@ -296,11 +296,10 @@ def read_planes(frame: av.VideoFrame) -> Planes:
     )
 
 
-def read_number(luma: np.ndarray) -> int:
+def read_number(luma: np.ndarray, depth: int = 8) -> int:
     """The number that the bars of a picture spell."""
-    depth = 0 if luma.dtype == np.uint8 else int(np.log2(max(256, int(luma.max()) + 1) - 1)) - 7
     width = luma.shape[1]
-    columns = luma[luma.shape[0] // 2].astype(int) >> depth
+    columns = luma[luma.shape[0] // 2].astype(int) >> (depth - 8)
     bits = [int(columns[int((b + 0.5) * width / 8)] > 125) for b in range(8)]
     return int("".join(map(str, bits)), 2)
 
@@ -313,7 +312,7 @@ def decoded(path: Path, stream: int = 0) -> list[Shown]:
         for frame in container.decode(video):
             planes = read_planes(frame)
             assert frame.pts is not None
-            found.append(Shown(frame.pts * frame.time_base, read_number(planes[0]), planes))
+            found.append(Shown(frame.pts * frame.time_base, read_number(planes[0], frame.format.components[0].bits), planes))
     return found
 
 

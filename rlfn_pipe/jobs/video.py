@@ -230,7 +230,10 @@ def upscale_video(
             raise
         expected, tick = sink.expected_ticks()
         shifted = plan.encoding.muxer in ("mpegts", "avi")
-        verify_video(temporary, str(item.output), sink.stream_index, expected, tick, shifted=shifted)
+        muxer = plan.encoding.muxer
+        verify_video(
+            temporary, str(item.output), sink.stream_index, expected, tick, shifted=shifted, muxer=muxer
+        )
         size = temporary.stat().st_size
         late = list(dict.fromkeys((*source.notes, *sink.notes, *carrier.notes)))
         notes = (*plan.notes, *late)

@@ -55,7 +55,9 @@ class Encoder:
     `muxers`: containers it goes into; `quality`: name of its constant-quality option ("" for
     none) and `crf`: our default for it; `best`, `worst`: range of that option; `even`: sides
     must be even where chroma is subsampled; `minimum`: least side; `preset`: name of its preset
-    option; `options`: what is always set; `tags_colour`, `tags_range`: whether its bitstream
+    option; `options`: what is set unless asked otherwise; `refuses`: pixel formats that it claims
+    and does not take; `parameters`: its option that holds parameters of its own, which the
+    person's are added to; `tags_colour`, `tags_range`: whether its bitstream
     can say matrix and range.
     """
 
@@ -69,6 +71,8 @@ class Encoder:
     minimum: int = 2
     preset: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    refuses: frozenset[str] = frozenset()
+    parameters: str = ""
     tags_colour: bool = True
     tags_range: bool = True
 
@@ -78,36 +82,51 @@ def _in(*muxers: str) -> frozenset[str]:
 
 
 _MAIN = ("mp4", "mov", "matroska", "nut")
+_OPEN = ("mp4", "matroska", "nut", "webm")  # QuickTime knows no VP9 and no AV1
 
 #: The encoders that `--codec` accepts, by name. Hardware ones exist where the driver does.
 ENCODERS: dict[str, Encoder] = {
     encoder.name: encoder
     for encoder in (
-        Encoder("libx264", _in(*_MAIN, "mpegts", "avi"), "crf", 18, 0, 51, preset="preset"),
-        Encoder("libx265", _in(*_MAIN, "mpegts"), "crf", 20, 0, 51, minimum=16, preset="preset"),
-        Encoder("libsvtav1", _in(*_MAIN, "webm"), "crf", 28, 1, 63, minimum=64, preset="preset"),
         Encoder(
-            "libvpx-vp9", _in(*_MAIN, "webm"), "crf", 30, 0, 63, even=False, minimum=1, preset="deadline",
-            options={"b": "0", "row-mt": "1"},
+            "libx264", _in(*_MAIN, "mpegts", "avi"), "crf", 18, 0, 51, minimum=1, preset="preset", parameters="x264-params",
+        ),
+        # Below 64 pixels libx265 4.1 writes beyond its buffers and takes the process with it.
+        Encoder(
+            "libx265", _in(*_MAIN, "mpegts"), "crf", 20, 0, 51, minimum=64, preset="preset",
+            refuses=frozenset({"yuva420p", "yuva420p10le"}), parameters="x265-params",
+        ),
+        Encoder(
+            "libsvtav1", _in(*_OPEN), "crf", 28, 1, 63, even=False, minimum=4, preset="preset",
+            options={"preset": "8"}, parameters="svtav1-params",
+        ),
+        Encoder(
+            "libvpx-vp9", _in(*_OPEN), "crf", 30, 0, 63, even=False, minimum=1, preset="deadline",
+            options={"b": "0", "row-mt": "1", "cpu-used": "4"},
+            refuses=frozenset({"yuva422p", "yuva444p", "gbrap"}),
         ),
         Encoder(
             "ffv1", _in("matroska", "nut", "avi", "mp4"), even=False, minimum=1,
             options={"level": "3", "g": "1", "slicecrc": "1"}, tags_colour=False, tags_range=False,
         ),
-        Encoder("prores_ks", _in("mov", "matroska", "nut"), even=False, minimum=1, tags_range=False),
+        Encoder("prores_ks", _in("mov", "matroska"), even=False, minimum=1, tags_range=False),
         Encoder(
             "mpeg4", _in(*_MAIN, "avi", "mpegts"), "qscale", 3, 1, 31, even=False, minimum=1,
             tags_colour=False, tags_range=False,
         ),
         Encoder(
-            "mpeg2video", _in("mpegts", "matroska", "mp4", "mov", "nut"), "qscale", 2, 1, 31,
+            "mpeg2video", _in("mpegts", "matroska", "mp4", "mov", "nut"), "qscale", 2, 1, 31, even=False, minimum=1,
             tags_range=False, options={"g": "15"},
         ),
         Encoder("h264_nvenc", _in(*_MAIN, "mpegts", "avi"), "cq", 19, 0, 51, minimum=146, preset="preset"),
         Encoder("hevc_nvenc", _in(*_MAIN, "mpegts"), "cq", 21, 0, 51, minimum=130, preset="preset"),
-        Encoder("av1_nvenc", _in(*_MAIN, "webm"), "cq", 28, 0, 63, minimum=192, preset="preset"),
+        Encoder("av1_nvenc", _in(*_OPEN), "cq", 28, 0, 63, minimum=192, preset="preset"),
     )
 }  # fmt: skip
+
+
+#: Below this side FFV1's slices are refused; its older form has none.
+_FFV1_SLICED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +148,6 @@ class EncodePlan:
     colour: ColourInfo
     tags: ColourInfo
     options: dict[str, str]
-    qscale: float | None
     notes: tuple[str, ...]
 
 
@@ -147,15 +165,17 @@ def muxer_for(path: Path) -> str:
         raise UsageError(f"{path}: {shown} names no video container; use one of {known}") from None
 
 
-def automatic_codec(muxer: str, depth: int, hdr: bool) -> str:
-    """The encoder that `--codec auto` stands for."""
+def automatic_codec(muxer: str, depth: int, hdr: bool, picture: tuple[int, int]) -> str:
+    """The encoder that `--codec auto` stands for, for an upscaled picture of that size."""
+    deep = depth > 8 or hdr
     if muxer == "webm":
-        return "libvpx-vp9"
+        # libvpx is built for 8 bits here.
+        return "libsvtav1" if deep and min(picture) >= ENCODERS["libsvtav1"].minimum else "libvpx-vp9"
     if muxer == "avi":
         return "mpeg4"
     if muxer == "mpegts":
         return "libx264"
-    return "libx265" if depth > 8 or hdr else "libx264"
+    return "libx265" if deep and min(picture) >= ENCODERS["libx265"].minimum else "libx264"
 
 
 def plan_encoding(
@@ -186,14 +206,14 @@ def plan_encoding(
     muxer = muxer_for(path)
     notes: list[str] = []
     hdr = tags.transfer in (16, 18)
-    name = automatic_codec(muxer, tags.bit_depth, hdr) if codec == "auto" else codec
+    name = automatic_codec(muxer, tags.bit_depth, hdr, picture) if codec == "auto" else codec
     encoder = _encoder(name, muxer, path)
     chosen = _pixel_format(encoder, pix_fmt, tags, notes)
     layout = LAYOUTS[chosen]
     width, height = _coded_size(encoder, layout, picture, notes)
     out_tags, colour = _output_colour(encoder, muxer, layout, tags, resolved, height, notes)
     options = dict(encoder.options)
-    qscale = _set_quality(encoder, crf, options)
+    _set_quality(encoder, crf, options)
     if encoder_preset is not None:
         if not encoder.preset:
             raise UsageError(f"--encoder-preset does not apply to {name}, which has no presets")
@@ -202,15 +222,20 @@ def plan_encoding(
         options.setdefault("profile", "4" if layout.subsampling == "444" else "3")
     if name in ("libx264", "mpeg4") and muxer == "avi":
         options["bf"] = "0"  # AVI cannot say the order in which B-frames are shown
+    if name == "ffv1" and min(width, height) < _FFV1_SLICED:
+        options = {"level": "1", "g": "1"}
+    ours: list[str] = []
     if name == "libx265":
-        options["x265-params"] = ":".join(["log-level=error", *_x265_hdr(mastering, light_level)])
-    if name == "libsvtav1":
-        extra = _svt_hdr(mastering, light_level)
-        if extra:
-            options["svtav1-params"] = ":".join(extra)
-    options.update(encoder_options or {})
+        ours = ["log-level=error", *_x265_hdr(mastering, light_level)]
+    elif name == "libsvtav1":
+        ours = _svt_hdr(mastering, light_level)
+    given = dict(encoder_options or {})
+    if encoder.parameters and (ours or encoder.parameters in given):
+        theirs = [given.pop(encoder.parameters)] if encoder.parameters in given else []
+        options[encoder.parameters] = ":".join([*ours, *theirs])
+    options.update(given)
     return EncodePlan(
-        muxer, name, chosen, width, height, picture, colour, out_tags, options, qscale, tuple(notes)
+        muxer, name, chosen, width, height, picture, colour, out_tags, options, tuple(notes)
     )
 
 
@@ -234,7 +259,7 @@ def _encoder(name: str, muxer: str, path: Path) -> Encoder:
 
 def _formats(encoder: Encoder) -> list[str]:
     formats = [f.name for f in av.codec.Codec(encoder.name, "w").video_formats or ()]
-    return [name for name in formats if name in LAYOUTS]
+    return [name for name in formats if name in LAYOUTS and name not in encoder.refuses]
 
 
 def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, notes: list[str]) -> str:
@@ -338,21 +363,22 @@ def _output_colour(
     return tags_for_output(tags, resolved, out_height), resolved
 
 
-def _set_quality(encoder: Encoder, crf: float | None, options: dict[str, str]) -> float | None:
+def _set_quality(encoder: Encoder, crf: float | None, options: dict[str, str]) -> None:
     if not encoder.quality:
         if crf is not None:
             raise UsageError(f"--crf does not apply to {encoder.name}, which has no such setting; leave it out")
-        return None
+        return
     value = encoder.crf if crf is None else crf
     if not encoder.best <= value <= encoder.worst:
         raise UsageError(f"--crf {value:g} is out of range for {encoder.name}; use {encoder.best:g} to {encoder.worst:g}")
     if encoder.quality == "qscale":
-        return value
+        # A fixed quantiser: the flag of that name would want a quality on every frame.
+        options["qmin"] = options["qmax"] = str(round(value))
+        return
     options[encoder.quality] = f"{value:g}"
     if encoder.quality == "cq":
         options.setdefault("rc", "vbr")
         options.setdefault("b", "0")
-    return None
 
 
 # ------------------------------------------------------------------ HDR10

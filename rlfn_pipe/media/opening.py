@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -30,6 +30,7 @@ ALLOWED_DEMUXERS = (
     "wav", "mp3", "flac", "aac", "ac3", "eac3", "dts", "amr", "aiff", "au", "caf", "srt", "ass", "webvtt",
 )  # fmt: skip
 
+_TRANSPORT_STREAMS = frozenset({".ts", ".m2ts", ".mts"})
 _READ_BUFFER = 1 << 20
 
 # libav writes warnings to standard error of its own accord; errors reach us as exceptions.
@@ -49,15 +50,17 @@ def describe_av_error(error: BaseException) -> str:
 
 
 @contextmanager
-def open_media(path: Path) -> Iterator[InputContainer]:
+def open_media(path: Path, demuxer: str | None = None) -> Iterator[InputContainer]:
     """Open a media file for reading, with nested opens refused.
+
+    `demuxer` is its format where that is known; else it is told from the content.
 
     Raises:
         InputError: the file is missing, empty, unreadable or not media of a known kind.
     """
     file = _open_file(path)
     try:
-        container = _open_container(path, file)
+        container = _open_container(path, file, demuxer)
         try:
             yield container
         finally:
@@ -82,20 +85,32 @@ def _open_file(path: Path) -> IO[bytes]:
     return file
 
 
-def _open_container(path: Path, file: IO[bytes]) -> InputContainer:
+def _open_container(path: Path, file: IO[bytes], demuxer: str | None) -> InputContainer:
     try:
-        return av.open(
-            file,
-            "r",
-            container_options={"format_whitelist": ",".join(ALLOWED_DEMUXERS), "protocol_whitelist": "file"},
-            metadata_errors="replace",
-            buffer_size=_READ_BUFFER,
-            io_open=_refuse_nested,
-        )
+        return _demux(file, demuxer)
     except PermissionError:
-        raise InputError(f"{path}: refers to other files, which is refused; give the media file itself") from None
-    except (av.error.FFmpegError, ValueError, OSError) as error:
         raise InputError(
-            f"{path}: is not media that can be opened ({describe_av_error(error)}); "
-            "check that the file is whole and really a video"
+            f"{path}: refers to other files, which is refused; give the media file itself"
         ) from None
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        reason = describe_av_error(error)
+    if demuxer is None and path.suffix.lower() in _TRANSPORT_STREAMS:
+        # A few packets are too little to be told from the content alone.
+        file.seek(0)
+        with suppress(av.error.FFmpegError, ValueError, OSError):
+            return _demux(file, "mpegts")
+    raise InputError(
+        f"{path}: is not media that can be opened ({reason}); check that the file is whole and really a video"
+    )
+
+
+def _demux(file: IO[bytes], demuxer: str | None) -> InputContainer:
+    return av.open(
+        file,
+        "r",
+        format=demuxer,
+        container_options={"format_whitelist": ",".join(ALLOWED_DEMUXERS), "protocol_whitelist": "file"},
+        metadata_errors="replace",
+        buffer_size=_READ_BUFFER,
+        io_open=_refuse_nested,
+    )

@@ -141,7 +141,10 @@ class VideoSink:
         disposition: Disposition | None,
     ) -> None:
         plan, rate = self._plan, _encoder_rate(self._plan.codec, self._times.rate)
-        stream: VideoStream = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))  # type: ignore[call-overload]
+        try:
+            stream: VideoStream = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))  # type: ignore[call-overload]
+        except (av.error.FFmpegError, ValueError) as error:
+            raise UsageError(f"{self._name}: {plan.codec} cannot be used here ({describe_av_error(error)})") from None
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = plan.width, plan.height, plan.pix_fmt
         context.time_base = 1 / rate
@@ -153,9 +156,6 @@ class VideoSink:
         context.color_range = plan.tags.range
         if sample_aspect_ratio:
             context.sample_aspect_ratio = sample_aspect_ratio
-        if plan.qscale is not None:
-            context.qscale = True
-            context.global_quality = round(plan.qscale * 118)  # FF_QP2LAMBDA
         if plan.codec in ("libx265", "hevc_nvenc") and plan.muxer in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # Apple's players want it
         if display_matrix is not None:

@@ -13,7 +13,14 @@ from rlfn_pipe.media.timing import scan
 
 
 def verify_video(
-    path: Path, name: str, stream_index: int, expected: np.ndarray, tick: Fraction, *, shifted: bool
+    path: Path,
+    name: str,
+    stream_index: int,
+    expected: np.ndarray,
+    tick: Fraction,
+    *,
+    shifted: bool,
+    muxer: str | None = None,
 ) -> None:
     """Compare frame count and presentation times of a finished file with the plan.
 
@@ -21,12 +28,13 @@ def verify_video(
         path: the file to read; `name` is how messages call it.
         expected: presentation times in ticks of `tick` seconds.
         shifted: the container may move all times by the same amount (MPEG-TS, AVI).
+        muxer: the file's format; else it is told from the content, which takes more than a few frames.
 
     Raises:
         OutputError: the file cannot be read back, or a frame is missing or at another time.
     """
     try:
-        with open_media(path) as container:
+        with open_media(path, muxer) as container:
             timeline = scan(container, container.streams[stream_index])  # type: ignore[arg-type]
     except InputError as error:
         raise OutputError(f"{name}: the finished file cannot be read back ({error})") from None

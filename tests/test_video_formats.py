@@ -1,0 +1,282 @@
+"""Containers and codecs in and out: what goes together, sizes, pixel formats, quality, speed settings."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from media_maker import Clip, bars, decoded, make, noise, upscale
+
+from rlfn_pipe.errors import UsageError
+from rlfn_pipe.media.encoders import ENCODERS, MUXERS
+
+pytestmark = pytest.mark.usefixtures("nearest_engine")
+
+FAST: dict[str, dict[str, Any]] = {
+    "libx264": {"encoder_preset": "ultrafast"},
+    "libx265": {"encoder_preset": "ultrafast"},
+    "libsvtav1": {"encoder_preset": "12"},
+    "libvpx-vp9": {"encoder_preset": "realtime", "encoder_option": ("cpu-used=8",)},
+}
+SOFTWARE = [name for name in ENCODERS if "nvenc" not in name]
+DECODED_AS = {
+    "libx264": "h264", "libx265": "hevc", "libsvtav1": "av1", "libvpx-vp9": "vp9", "prores_ks": "prores",
+}  # fmt: skip
+
+
+def codec_of(path: Path) -> str:
+    with av.open(str(path)) as container:
+        return str(container.streams.video[0].codec_context.codec.canonical_name)
+
+
+@pytest.fixture(scope="module")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("clips") / "small.mp4", frames=5)
+
+
+@pytest.mark.parametrize("codec", SOFTWARE)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".nut"])
+def test_every_encoder_in_every_container(tmp_path: Path, small_clip: Path, codec: str, suffix: str) -> None:
+    output = tmp_path / f"out{suffix}"
+    if MUXERS[suffix] not in ENCODERS[codec].muxers:
+        with pytest.raises(UsageError, match=f"{codec} does not go into .{suffix[1:]}; use --codec"):
+            upscale(small_clip, output, codec=codec)
+        assert not output.exists()
+        return
+    upscale(small_clip, output, codec=codec, **FAST.get(codec, {}))
+    found = decoded(output)
+    assert [f.number for f in found] == list(range(5))
+    assert found[0].planes[0].shape == (96, 128)
+    assert codec_of(output) == DECODED_AS.get(codec, codec)
+
+
+_SOURCES = {
+    "h264.mp4": Clip(frames=4),
+    "hevc.mkv": Clip(frames=4, codec="libx265"),
+    "vp9.webm": Clip(frames=4, codec="libvpx-vp9"),
+    "vp8.webm": Clip(frames=4, codec="libvpx", options={"b": "2M", "deadline": "realtime", "lag-in-frames": "0"}),
+    "av1.mp4": Clip(frames=4, codec="libsvtav1"),
+    "mpeg2.ts": Clip(frames=9, codec="mpeg2video"),
+    "mpeg4.avi": Clip(frames=4, codec="mpeg4"),
+    "prores.mov": Clip(frames=4, codec="prores_ks", pix_fmt="yuv422p10le"),
+    "ffv1.mkv": Clip(frames=4, codec="ffv1"),
+    "mjpeg.avi": Clip(frames=4, codec="mjpeg", pix_fmt="yuvj422p", colour=(2, 2, 2, 2)),
+    "huffyuv.avi": Clip(frames=4, codec="huffyuv", pix_fmt="yuv422p"),
+    "dnxhd.mov": Clip(frames=4, codec="dnxhd", pix_fmt="yuv422p10le", size=(320, 240), options={"profile": "dnxhr_hqx"}),
+    "raw.nut": Clip(frames=4, codec="rawvideo"),
+    "h264.flv": Clip(frames=4, codec="libx264", time_base=Fraction(1, 1000), times=[0, 40, 80, 120]),
+    "cfhd.mov": Clip(frames=4, codec="cfhd", pix_fmt="yuv422p10le"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(_SOURCES))
+def test_sources_of_every_codec(tmp_path: Path, name: str) -> None:
+    clip = _SOURCES[name]
+    source = make(tmp_path / name, clip)
+    done = upscale(source, tmp_path / "out.mkv", codec="ffv1")
+    found, before = decoded(done.path), decoded(source)
+    assert [f.number for f in found] == [f.number for f in before] == list(range(clip.frames))
+    for a, b in zip(found, before, strict=True):
+        luma = b.planes[0].repeat(2, 0).repeat(2, 1).astype(int)
+        assert np.abs(a.planes[0].astype(int) - luma).max() <= (1 if a.planes[0].dtype == np.uint8 else 2)
+
+
+# ----------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("codec", SOFTWARE)
+@pytest.mark.parametrize("size", [(65, 65), (67, 80), (80, 67)])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p"])
+def test_odd_sizes(tmp_path: Path, codec: str, size: tuple[int, int], pix_fmt: str) -> None:
+    """Every encoder takes odd sizes, or gets the least larger even one with the edge repeated, said."""
+    source = make(tmp_path / "in.mkv", frames=3, codec="ffv1", size=size, pix_fmt=pix_fmt, picture=lambda i: bars(i, pix_fmt, size))
+    suffix = ".mov" if codec == "prores_ks" else ".mkv"
+    done = upscale(source, tmp_path / f"out{suffix}", codec=codec, scale=1, **FAST.get(codec, {}))
+    found = decoded(done.path)
+    assert len(found) == 3
+    height, width = found[0].planes[0].shape
+    assert (width - size[0], height - size[1]) in {(0, 0), (size[0] % 2, 0), (0, size[1] % 2), (size[0] % 2, size[1] % 2)}
+    assert ("needs even sides" in done.said) == ((width, height) != size)
+    if not ENCODERS[codec].even:
+        assert (width, height) == size
+    tail = found[1].planes[0][-1, -1] >> (2 if found[1].planes[0].dtype != np.uint8 else 0)
+    assert tail > 190  # the edge goes on into what was added
+
+
+@pytest.mark.parametrize("codec", SOFTWARE)
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 16, 33])
+def test_tiny_sizes_work_or_are_refused_before_the_start(tmp_path: Path, codec: str, side: int) -> None:
+    source = make(tmp_path / "in.mkv", frames=2, codec="ffv1", options={"level": "1"}, size=(side, side), pix_fmt="yuv444p")
+    output = tmp_path / ("out.mov" if codec == "prores_ks" else "out.mkv")
+    wanted = side + side % 2 if ENCODERS[codec].even else side
+    if wanted < ENCODERS[codec].minimum:
+        with pytest.raises(UsageError, match=rf"{codec} takes no picture below \d+ pixels"):
+            upscale(source, output, codec=codec, scale=1)
+        assert [p.name for p in tmp_path.iterdir()] == ["in.mkv"]
+    else:
+        upscale(source, output, codec=codec, scale=1, **FAST.get(codec, {}))
+        assert len(decoded(output)) == 2
+
+
+def test_one_pixel_in_every_container(tmp_path: Path) -> None:
+    source = make(tmp_path / "in.mkv", frames=20, codec="ffv1", options={"level": "1"}, size=(1, 1), pix_fmt="yuv444p")
+    for suffix in (".mp4", ".mkv", ".webm", ".avi", ".ts"):
+        assert len(decoded(upscale(source, tmp_path / f"out{suffix}", scale=4).path)) == 20
+
+
+def test_transport_stream_of_one_frame_is_written_and_read(tmp_path: Path) -> None:
+    """Too short to be told from its content; the name helps."""
+    source = make(tmp_path / "in.mp4", frames=1)
+    first = upscale(source, tmp_path / "first.ts").path
+    assert len(decoded(upscale(first, tmp_path / "out.mp4").path)) == 1
+
+
+def test_asked_height_keeps_the_aspect_in_even_numbers(tmp_path: Path, small_clip: Path) -> None:
+    done = upscale(small_clip, tmp_path / "out.mp4", scale=None, height=101)
+    assert (done.finished.width, done.finished.height) == (134, 102)
+    done = upscale(small_clip, tmp_path / "out2.mp4", scale=None, size="200x120")
+    assert (done.finished.width, done.finished.height) == (200, 120)
+
+
+# ---------------------------------------------------------------------- pixel formats
+
+
+@pytest.mark.parametrize(
+    ("codec", "source", "expected"),
+    [
+        ("libx264", "yuv420p", "yuv420p"), ("libx264", "yuv422p", "yuv422p"), ("libx264", "yuv444p", "yuv444p"),
+        ("libx264", "yuv420p10le", "yuv420p10le"), ("libx264", "gray", "yuv420p"), ("libx264", "yuv420p12le", "yuv420p10le"),
+        ("libx265", "yuv422p10le", "yuv422p10le"), ("libx265", "yuv444p12le", "yuv444p12le"),
+        ("libx265", "yuva420p", "yuv420p"), ("libsvtav1", "yuv444p10le", "yuv420p10le"),
+        ("libvpx-vp9", "yuv440p", "yuv440p"), ("libvpx-vp9", "yuva420p", "yuva420p"), ("libvpx-vp9", "yuva444p", "yuv444p"),
+        ("ffv1", "gray", "gray"), ("ffv1", "yuv422p10le", "yuv422p10le"), ("ffv1", "yuva444p16le", "yuva444p16le"),
+        ("ffv1", "gbrp10le", "gbrp10le"), ("prores_ks", "yuv420p", "yuv422p10le"), ("prores_ks", "yuva444p10le", "yuva444p12le"),
+        ("mpeg4", "yuv422p", "yuv420p"), ("mpeg2video", "yuv422p", "yuv422p"),
+    ],
+)  # fmt: skip
+def test_pixel_format_stays_where_the_encoder_can(tmp_path: Path, codec: str, source: str, expected: str) -> None:
+    clip = make(tmp_path / "in.mkv", frames=2, codec="ffv1", pix_fmt=source)
+    output = tmp_path / ("out.mov" if codec == "prores_ks" else "out.mkv")
+    done = upscale(clip, output, codec=codec, **FAST.get(codec, {}))
+    with av.open(str(output)) as container:
+        context = container.streams.video[0].codec_context
+        found = context.pix_fmt
+        assert found in (expected, expected.replace("yuva420p", "yuv420p"))  # libav's own VP9 decoder shows no alpha
+        if codec == "prores_ks":
+            assert context.profile == ("4444" if "444" in expected else "HQ")
+    assert len(decoded(output)) == 2
+    if "12le" in source and "12le" not in expected:
+        assert "12 were rounded" in done.said
+    if "yuva" in source and "yuva" not in expected:
+        assert "transparency was dropped" in done.said
+
+
+def test_wanted_pixel_format(tmp_path: Path, small_clip: Path) -> None:
+    output = upscale(small_clip, tmp_path / "out.mp4", pix_fmt="yuv444p10le").path
+    with av.open(str(output)) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv444p10le"
+    with pytest.raises(UsageError, match="--pix-fmt yuv440p is not one that libx264 takes; use yuv420p"):
+        upscale(small_clip, tmp_path / "no.mp4", pix_fmt="yuv440p")
+    with pytest.raises(UsageError, match="--pix-fmt yuv9: no such pixel format"):
+        upscale(small_clip, tmp_path / "no.mp4", pix_fmt="yuv9")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pix_fmt", "codec"),
+    [
+        (".mp4", "yuv420p", "h264"), (".mp4", "yuv420p10le", "hevc"), (".mov", "yuv422p", "h264"), (".mkv", "yuv444p12le", "hevc"),
+        (".webm", "yuv420p", "vp9"), (".webm", "yuv420p10le", "av1"), (".avi", "yuv420p", "mpeg4"), (".ts", "yuv420p10le", "h264"),
+    ],
+)  # fmt: skip
+def test_automatic_codec(tmp_path: Path, suffix: str, pix_fmt: str, codec: str) -> None:
+    source = make(tmp_path / "in.mkv", frames=20, codec="ffv1", pix_fmt=pix_fmt)
+    assert codec_of(upscale(source, tmp_path / f"out{suffix}", encoder_preset=None).path) == codec
+
+
+def test_deep_picture_too_small_for_x265_takes_x264(tmp_path: Path) -> None:
+    source = make(tmp_path / "in.mkv", frames=2, codec="ffv1", pix_fmt="yuv420p10le", size=(16, 16))
+    output = upscale(source, tmp_path / "out.mp4").path
+    assert codec_of(output) == "h264"
+    assert decoded(output)[0].planes[0].dtype == np.uint16
+
+
+# -------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("codec", [c for c in SOFTWARE if ENCODERS[c].quality])
+def test_crf_rules_the_size(tmp_path: Path, codec: str) -> None:
+    source = make(tmp_path / "in.mkv", frames=3, codec="ffv1", picture=lambda i: noise(i), size=(96, 96))
+    encoder, sizes = ENCODERS[codec], []
+    for crf in (encoder.best + 2, encoder.worst * 0.7):
+        done = upscale(source, tmp_path / "out.mkv", codec=codec, crf=round(crf), overwrite=True, **FAST.get(codec, {}))
+        sizes.append(done.finished.bytes_written)
+    assert sizes[0] > 1.2 * sizes[1]
+    if encoder.worst == 63:
+        return
+    with pytest.raises(UsageError, match=f"out of range for {codec}; use {encoder.best:g} to {encoder.worst:g}"):
+        upscale(source, tmp_path / "no.mkv", codec=codec, crf=encoder.worst + 1)
+
+
+def test_crf_without_such_a_setting(tmp_path: Path, small_clip: Path) -> None:
+    with pytest.raises(UsageError, match="--crf does not apply to ffv1"):
+        upscale(small_clip, tmp_path / "out.mkv", codec="ffv1", crf=3)
+
+
+def test_x265_parameters_are_merged_with_ours(tmp_path: Path, small_clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    done = upscale(small_clip, tmp_path / "out.mkv", codec="libx265", encoder_option=("x265-params=lossless=1:keyint=2",))
+    with av.open(str(done.path)) as container:
+        keys = [p.is_keyframe for p in container.demux(video=0) if p.size]
+    assert sum(keys) == 3
+    told = capfd.readouterr()
+    assert told.out == "" and told.err == ""
+
+
+@pytest.mark.parametrize("codec", SOFTWARE)
+def test_encoders_say_nothing_on_the_terminal(
+    tmp_path: Path, small_clip: Path, codec: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    upscale(small_clip, tmp_path / ("out.mov" if codec == "prores_ks" else "out.mkv"), codec=codec, **FAST.get(codec, {}))
+    told = capfd.readouterr()
+    assert told.out == "" and told.err == ""
+
+
+def test_encoder_options_reach_the_encoder(tmp_path: Path, small_clip: Path) -> None:
+    output = upscale(small_clip, tmp_path / "out.mp4", encoder_option=("g=1", "profile=main", "coder=ac")).path
+    with av.open(str(output)) as container:
+        assert all(p.is_keyframe for p in container.demux(video=0) if p.size)
+        assert container.streams.video[0].codec_context.profile == "Main"
+
+
+# ------------------------------------------------------------------------- containers
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_index_is_really_at_the_front(tmp_path: Path, small_clip: Path, suffix: str) -> None:
+    data = upscale(small_clip, tmp_path / f"out{suffix}").path.read_bytes()
+    assert boxes(data).index(b"moov") < boxes(data).index(b"mdat")
+
+
+def boxes(data: bytes) -> list[bytes]:
+    found, at = [], 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        found.append(kind)
+        if size == 1:
+            size = struct.unpack_from(">Q", data, at + 8)[0]
+        at += size or len(data)
+    return found
+
+
+def test_hevc_in_mp4_is_tagged_as_apple_wants_it(tmp_path: Path, small_clip: Path) -> None:
+    data = upscale(small_clip, tmp_path / "out.mp4", codec="libx265").path.read_bytes()
+    assert b"hvc1" in data and b"hev1" not in data
+
+
+def test_name_without_a_container(tmp_path: Path, small_clip: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.xyz.*use one of \.avi"):
+        upscale(small_clip, tmp_path / "out.xyz")
