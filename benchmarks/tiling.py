@@ -30,7 +30,7 @@ MODES = {
     "grid": "ESA on the frame's grid, zeros beyond the tile",
     "ours": "ESA on the frame's grid, its map continued",
 }
-TILES = (96, 192)
+TILES = (128, 192)
 OVERLAPS = (0, 12, 24, 36, 48, 60)
 
 
@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument(
         "--weights", type=Path, nargs="*", help="weights files (default: the published x4 ones)"
     )
-    parser.add_argument("--pictures", type=int, default=3, help="how many photographs (0: all)")
+    parser.add_argument("--pictures", nargs="*", default=["0935", "0981"], help="names of photographs in lr/")
     parser.add_argument(
         "--check", action="store_true", help="only the default overlap, all photographs and Set14"
     )
@@ -140,9 +140,9 @@ def main() -> int:
     pictures = sorted((options.data / "lr").glob("*.png"))
     if options.check:
         pictures += sorted((options.data / "test" / "Set14" / "LRx4").glob("*.png"))
-        settings = [("ours", tile, DEFAULT_OVERLAP) for tile in TILES]
+        settings = [("ours", TILES[-1], DEFAULT_OVERLAP)]
     else:
-        pictures = pictures[-options.pictures :]
+        pictures = [path for path in pictures if path.stem in options.pictures]
         settings = [(mode, tile, overlap) for tile in TILES for overlap in OVERLAPS for mode in MODES]
     if not pictures:
         print(f"no photographs under {options.data / 'lr'}; give --data", file=sys.stderr)

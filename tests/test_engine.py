@@ -152,6 +152,11 @@ def test_limits_are_checked() -> None:
             resolve_device(name)
 
 
+def test_default_overlap_follows_the_tile() -> None:
+    engines = {tile: nearest(2, tile=tile).overlap for tile in (None, 0, 12, 40, 64, 96, 120, 400)}
+    assert engines == {None: 60, 0: 60, 12: 0, 40: 28, 64: 36, 96: 48, 120: 60, 400: 60}
+
+
 def test_precision_has_a_reason() -> None:
     name, reason = resolve_precision("auto", torch.device("cpu"))
     assert name in ("bf16", "fp32") and "CPU" in reason

@@ -42,8 +42,10 @@ __all__ = [
 #: (N, w, w3) that stretch its small map, and the mask (N, 1, h3 + 2, w3 + 2) of the cells around it.
 Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-#: Low-resolution pixels that neighbouring tiles share unless told otherwise.
-DEFAULT_OVERLAP = 48
+#: Low-resolution pixels that neighbouring tiles share unless told otherwise (measured: docs/performance.md).
+DEFAULT_OVERLAP = 60
+#: Small tiles that were asked for share half of themselves, but no less than this.
+SMALL_OVERLAP = 36
 #: Tiles are not halved below this side (or below the overlap and some pixels more).
 SMALLEST_TILE = 48
 #: On the CPU larger pieces than this run slower, not faster (docs/performance.md).
@@ -67,12 +69,23 @@ class NetworkFactory(Protocol):
     def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> Network: ...
 
 
+def default_overlap(tile: int | None) -> int:
+    """The overlap for a wanted tile side (None: auto, 0: whole frames) when none is given.
+
+    Small tiles would be computed many times over with `DEFAULT_OVERLAP`; they get half their side, at
+    least `SMALL_OVERLAP` where they are larger than that.
+    """
+    if not tile:
+        return DEFAULT_OVERLAP
+    return max(0, min(DEFAULT_OVERLAP, max(SMALL_OVERLAP, tile // 2), tile - 12))
+
+
 class Engine:
     """Upscales frames with one network on one device.
 
     `device` and `precision` as in `resolve_device` and `resolve_precision`; `tile` is the side in
     low-resolution pixels (None: by memory, 0: whole frames); `overlap` the pixels that neighbours
-    share (None: `DEFAULT_OVERLAP`); `batch` tiles at once (None: by memory); `threads` for the CPU
+    share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations. `on_warning` gets one sentence for
     each step that memory forced and for each tile redone in fp32. Raises UsageError for impossible settings.
     """
@@ -96,15 +109,14 @@ class Engine:
         self.device, self.device_reason = resolve_device(device)
         self.precision, self.precision_reason = resolve_precision(precision, self.device)
         self._dtype = DTYPES[self.precision]
-        self.overlap = DEFAULT_OVERLAP if overlap is None else overlap
-        if self.overlap < 0:
+        if overlap is not None and overlap < 0:
             raise UsageError(f"--overlap {overlap} is negative; use 0 or more")
-        if tile is not None and (tile < 0 or 0 < tile < self.overlap + 12):
-            least = self.overlap + 12
-            raise UsageError(f"--tile {tile} is too small for --overlap {self.overlap}; use at least {least}")
+        least = (overlap or 0) + 12
+        if tile is not None and tile != 0 and tile < least:
+            raise UsageError(f"--tile {tile} is too small for the overlap; use 0 or at least {least}")
         if batch is not None and batch < 1:
             raise UsageError(f"--batch {batch} is too small; use 1 or more")
-        self._tile, self._batch, self.tta = tile, batch, tta
+        self._tile, self._overlap, self._batch, self.tta = tile, overlap, batch, tta
         self.threads = threads or os.cpu_count() or 1
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
@@ -115,6 +127,13 @@ class Engine:
             keep_freed_memory()
 
     # ------------------------------------------------------------ settings
+
+    @property
+    def overlap(self) -> int:
+        """Low-resolution pixels that neighbouring tiles share, as things stand."""
+        if self._overlap is not None:
+            return self._overlap
+        return default_overlap(self._tile_cap if self._tile_cap is not None else self._tile)
 
     def describe(self) -> dict[str, object]:
         """Device, precision and reasons, tile, overlap, batch as they stand now (JSON types)."""
@@ -180,7 +199,7 @@ class Engine:
             self._batch_cap = max(1, batch // 2)
             self._warn(f"out of memory on {self.device}: going on with {self._batch_cap} tile(s) at once")
             return True
-        least = max(SMALLEST_TILE, self.overlap + 12)
+        least = max(SMALLEST_TILE, (self._overlap or 0) + 12)
         if side <= least or (self._tile_cap is not None and self._tile_cap <= least):
             raise EngineError(
                 f"{self.device} has not enough memory for a tile of {side} pixels; "
