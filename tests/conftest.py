@@ -19,9 +19,8 @@ def shared_data() -> Path:
     return SHARED
 
 
-@pytest.fixture
-def nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs upscale by repeating pixels: no weights are read, flat fields and bars stay what they are."""
+def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `nearest_engine`; for subprocesses."""
     from rlfn_pipe.engine.reference import nearest_factory, nearest_spec
     from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.jobs.room import EngineRoom
@@ -35,6 +34,12 @@ def nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(EngineRoom, "engine_for", engine_for)
     monkeypatch.setattr(EngineRoom, "spec_for", lambda self, factor: nearest_spec(native(factor)))
+
+
+@pytest.fixture
+def nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs upscale by repeating pixels: no weights are read, flat fields and bars stay what they are."""
+    use_nearest_engine(monkeypatch)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

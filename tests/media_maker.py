@@ -105,14 +105,15 @@ def flat(values: Sequence[int], pix_fmt: str, size: tuple[int, int] = (WIDTH, HE
 
 
 def noise(index: int, pix_fmt: str = "yuv420p", size: tuple[int, int] = (WIDTH, HEIGHT)) -> Planes:
-    """A smooth random picture, another for each index."""
+    """A random picture of large blocks inside the RGB cube, another for each index."""
     rng = np.random.default_rng(index)
     fmt = av.VideoFormat(pix_fmt, *size)
     unit = 1 << (fmt.components[0].bits - 8)
     dtype = np.uint8 if unit == 1 else np.uint16
     planes = []
     for c in fmt.components:
-        small = rng.integers(60, 190, (c.height // 8 + 1, c.width // 8 + 1))
+        low, high = (60, 190) if c.is_luma or fmt.is_rgb else (116, 140)
+        small = rng.integers(low, high, (c.height // 8 + 1, c.width // 8 + 1))
         planes.append((np.kron(small, np.ones((8, 8), int))[: c.height, : c.width] * unit).astype(dtype))
     return tuple(planes)
 
@@ -257,10 +258,14 @@ def _sound_packets(stream: Any, sound: Sound) -> list[Packet]:
     t = np.arange(count) / sound.rate
     channels = stream.layout.nb_channels
     wave = np.stack([0.2 * np.sin(2 * np.pi * (440 + 37 * c) * t) for c in range(channels)]).astype(np.float32)
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave), format="fltp", layout=sound.layout)
-    frame.sample_rate, frame.pts, frame.time_base = sound.rate, 0, Fraction(1, sound.rate)
     resampler = av.AudioResampler(format=stream.format, layout=stream.layout, rate=sound.rate)
-    packets = [p for f in resampler.resample(frame) for p in stream.encode(f)] + list(stream.encode(None))
+    packets: list[Packet] = []
+    for at in range(0, count, 1024):
+        part = np.ascontiguousarray(wave[:, at : at + 1024])
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=sound.layout)
+        frame.sample_rate, frame.pts, frame.time_base = sound.rate, at, Fraction(1, sound.rate)
+        packets += [p for f in resampler.resample(frame) for p in stream.encode(f)]
+    packets += stream.encode(None)
     for packet in packets:
         shift = round(sound.start / packet.time_base)
         packet.pts, packet.dts = packet.pts + shift, packet.dts + shift

@@ -55,7 +55,7 @@ class Encoder:
     `muxers`: containers it goes into; `quality`: name of its constant-quality option ("" for
     none) and `crf`: our default for it; `best`, `worst`: range of that option; `even`: sides
     must be even where chroma is subsampled; `minimum`: least side; `preset`: name of its preset
-    option; `options`: what is set unless asked otherwise; `refuses`: pixel formats that it claims
+    option and `presets` its values; `options`: what is set unless asked otherwise; `refuses`: pixel formats that it claims
     and does not take; `parameters`: its option that holds parameters of its own, which the
     person's are added to; `tags_colour`, `tags_range`: whether its bitstream
     can say matrix and range.
@@ -70,6 +70,7 @@ class Encoder:
     even: bool = True
     minimum: int = 2
     preset: str = ""
+    presets: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     refuses: frozenset[str] = frozenset()
     parameters: str = ""
@@ -84,25 +85,28 @@ def _in(*muxers: str) -> frozenset[str]:
 _MAIN = ("mp4", "mov", "matroska", "nut")
 _OPEN = ("mp4", "matroska", "nut", "webm")  # QuickTime knows no VP9 and no AV1
 
+_X26X = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+
 #: The encoders that `--codec` accepts, by name. Hardware ones exist where the driver does.
 ENCODERS: dict[str, Encoder] = {
     encoder.name: encoder
     for encoder in (
         Encoder(
-            "libx264", _in(*_MAIN, "mpegts", "avi"), "crf", 18, 0, 51, minimum=1, preset="preset", parameters="x264-params",
+            "libx264", _in(*_MAIN, "mpegts", "avi"), "crf", 18, 0, 51, minimum=1, preset="preset", presets=_X26X,
+            parameters="x264-params",
         ),
         # Below 64 pixels libx265 4.1 writes beyond its buffers and takes the process with it.
         Encoder(
-            "libx265", _in(*_MAIN, "mpegts"), "crf", 20, 0, 51, minimum=64, preset="preset",
+            "libx265", _in(*_MAIN, "mpegts"), "crf", 20, 0, 51, minimum=64, preset="preset", presets=_X26X,
             refuses=frozenset({"yuva420p", "yuva420p10le"}), parameters="x265-params",
         ),
         Encoder(
             "libsvtav1", _in(*_OPEN), "crf", 28, 1, 63, even=False, minimum=4, preset="preset",
-            options={"preset": "8"}, parameters="svtav1-params",
+            presets=tuple(map(str, range(-1, 14))), options={"preset": "8"}, parameters="svtav1-params",
         ),
         Encoder(
             "libvpx-vp9", _in(*_OPEN), "crf", 30, 0, 63, even=False, minimum=1, preset="deadline",
-            options={"b": "0", "row-mt": "1", "cpu-used": "4"},
+            presets=("realtime", "good", "best"), options={"b": "0", "row-mt": "1", "cpu-used": "4"},
             refuses=frozenset({"yuva422p", "yuva444p", "gbrap"}),
         ),
         Encoder(
@@ -217,6 +221,9 @@ def plan_encoding(
     if encoder_preset is not None:
         if not encoder.preset:
             raise UsageError(f"--encoder-preset does not apply to {name}, which has no presets")
+        if encoder.presets and encoder_preset not in encoder.presets:
+            known = ", ".join(encoder.presets)
+            raise UsageError(f"--encoder-preset {encoder_preset}: {name} has no such preset; use {known}")
         options[encoder.preset] = encoder_preset
     if name == "prores_ks":
         options.setdefault("profile", "4" if layout.subsampling == "444" else "3")

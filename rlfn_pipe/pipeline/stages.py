@@ -132,10 +132,18 @@ class Pipeline(Generic[In, Out]):
 
     def _run_compute(self) -> None:
         results = iter(self._compute(self._arrivals()))
+        count = 0
         while True:
             waited = self.clock.waited_in
             begin = time.perf_counter()
-            result: Out | _End = next(results, _END)
+            try:
+                result: Out | _End = next(results, _END)
+            except Cancelled:
+                raise
+            except BaseException as error:
+                error.add_note(f"while computing frame {count}")
+                raise
+            count += 1
             elapsed = time.perf_counter() - begin
             self.clock.busy["compute"] += elapsed - (self.clock.waited_in - waited)
             begin = time.perf_counter()
