@@ -350,7 +350,10 @@ with pytest.MonkeyPatch.context() as patch:
         upscale(Path(sys.argv[1]), Path(sys.argv[2]), **{options!r})
     except RlfnPipeError as error:
         print(type(error).__name__, error)
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = Path("/proc/self/status")  # ru_maxrss would begin with the parent's
+lines = status.read_text().splitlines() if status.exists() else []
+peak = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+print("peak", *peak or [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
 """
 
 
@@ -364,11 +367,10 @@ def child(source: Path, output: Path, limit: int = 0, **options: Any) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_disk_full(tmp_path: Path, suffix: str) -> None:
+def test_disk_full(tmp_path: Path) -> None:
     source = make(tmp_path / "in.mkv", frames=30, codec="ffv1", picture=lambda i: noise(i))
-    told = child(source, tmp_path / f"out{suffix}", limit=20_000)
-    assert told.startswith("OutputError") and "writing failed" in told and f"out{suffix}" in told
+    told = child(source, tmp_path / "out.mp4", limit=20_000)
+    assert told.startswith("OutputError") and "writing failed" in told and "out.mp4" in told
     assert not left_behind(tmp_path, "in.mkv")
 
 
@@ -387,13 +389,13 @@ def test_disk_full_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     peaks = []
-    for count in (60, 900):
+    for count in (60, 600):
         source = make(tmp_path / f"{count}.mkv", frames=count, size=(160, 120), codec="ffv1",
                       picture=lambda i: noise(i % 8, size=(160, 120)), sounds=[Sound("pcm_s16le", seconds=count / 25)])  # fmt: skip
         told = child(source, tmp_path / f"out{count}.mkv")
         peaks.append(int(told.split("peak ")[1]))
-    # A frame of the longer clip is 115 KiB at the output: 840 of them would be 94 MiB.
-    assert peaks[1] - peaks[0] < 25 * 1024, peaks
+    # A frame of the longer clip is 115 KiB at the output: 540 of them would be 60 MiB.
+    assert peaks[1] - peaks[0] < 20 * 1024, peaks
 
 
 def test_limits_are_as_they_were() -> None:

@@ -42,7 +42,7 @@ MUXERS = {
 }
 
 #: Containers that hold colour tags of their own, whatever the codec can say.
-_TAGGING_MUXERS = frozenset({"mp4", "mov", "matroska", "webm", "nut"})
+_TAGGING_MUXERS = frozenset({"mp4", "mov", "matroska", "webm"})
 
 #: Containers that hold a display matrix that players honour.
 ROTATING_MUXERS = frozenset({"mp4", "mov", "matroska"})
@@ -58,7 +58,7 @@ class Encoder:
     option and `presets` its values; `options`: what is set unless asked otherwise; `refuses`: pixel formats that it claims
     and does not take; `parameters`: its option that holds parameters of its own, which the
     person's are added to; `tags_colour`, `tags_range`: whether its bitstream
-    can say matrix and range.
+    can say matrix and range; `limited`: its decoders take every picture for limited range.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Encoder:
     parameters: str = ""
     tags_colour: bool = True
     tags_range: bool = True
+    limited: bool = False
 
 
 def _in(*muxers: str) -> frozenset[str]:
@@ -113,14 +114,16 @@ ENCODERS: dict[str, Encoder] = {
             "ffv1", _in("matroska", "nut", "avi", "mp4"), even=False, minimum=1,
             options={"level": "3", "g": "1", "slicecrc": "1"}, tags_colour=False, tags_range=False,
         ),
-        Encoder("prores_ks", _in("mov", "matroska"), even=False, minimum=1, tags_range=False),
+        Encoder(
+            "prores_ks", _in("mov", "matroska"), even=False, minimum=1, tags_range=False, limited=True,
+        ),
         Encoder(
             "mpeg4", _in(*_MAIN, "avi", "mpegts"), "qscale", 3, 1, 31, even=False, minimum=1,
             tags_colour=False, tags_range=False,
         ),
         Encoder(
             "mpeg2video", _in("mpegts", "matroska", "mp4", "mov", "nut"), "qscale", 2, 1, 31, even=False, minimum=1,
-            tags_range=False, options={"g": "15"},
+            tags_range=False, limited=True, options={"g": "15"},
         ),
         Encoder("h264_nvenc", _in(*_MAIN, "mpegts", "avi"), "cq", 19, 0, 51, minimum=146, preset="preset"),
         Encoder("hevc_nvenc", _in(*_MAIN, "mpegts"), "cq", 21, 0, 51, minimum=130, preset="preset"),
@@ -359,8 +362,9 @@ def _output_colour(
     }
     tags, resolved = replace(tags, **shape), replace(resolved, **shape)  # type: ignore[arg-type]
     container_tags = muxer in _TAGGING_MUXERS
-    if resolved.range == RANGE_FULL and not target_is_rgb and not (encoder.tags_range or container_tags):
-        notes.append(f"full range became limited range, which is all that {encoder.name} in this container can say")
+    says_range = not encoder.limited and (encoder.tags_range or container_tags)
+    if resolved.range == RANGE_FULL and not target_is_rgb and not says_range:
+        notes.append(f"full range became limited range, which is all that {encoder.name} can say here")
         tags, resolved = replace(tags, range=RANGE_LIMITED), replace(resolved, range=RANGE_LIMITED)
     if not target_is_rgb and not (encoder.tags_colour or container_tags):
         # Nothing can say the matrix: use the one that players assume for this height.

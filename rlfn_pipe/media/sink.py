@@ -110,7 +110,10 @@ class VideoSink:
         options = self._output.container_options
         if self._plan.muxer in ("mp4", "mov"):
             clock = self._times.clock
-            flags = "+faststart+write_colr"
+            tags = self._plan.tags
+            tagged = (tags.matrix, tags.transfer, tags.primaries, tags.range) != (2, 2, 2, 0)
+            # An empty colour box would be read as limited range.
+            flags = "+faststart" + ("+write_colr" if tagged else "-write_colr")
             if self._carrier is not None and self._carrier.needs_metadata_keys(self._plan.muxer):
                 flags += "+use_metadata_tags"
             options["movflags"] = flags
