@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {"models", "engine"},
     "training": {"models", "evaluate"},
     "api": {"media", "models", "engine", "pipeline", "jobs"},
-    "cli": {"media", "models", "engine", "pipeline", "jobs", "evaluate", "training", "api"},
+    "bench": {"models", "engine"},
+    "cli": {"bench", "media", "models", "engine", "pipeline", "jobs", "evaluate", "training", "api"},
     "__init__": {"api"},
     "__main__": {"cli"},
 }

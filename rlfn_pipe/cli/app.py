@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "upscale": ("upscale", "upscale", "Make a video, an image or a folder of images larger."),
     "probe": ("probe", "probe", "Say what is in a file, and what upscale would do with it."),
     "evaluate": ("evaluate", "evaluate", "Measure PSNR and SSIM on benchmark sets."),
+    "bench": ("bench", "bench", "Measure this machine, as ratios."),
     "train": ("train", "train", "Train a network by a recipe; resumable."),
     "weights": ("weights", "app", "List, show, verify, import and fetch weights."),
     "presets": ("presets", "app", "List and show presets."),
