@@ -405,3 +405,17 @@ def test_deep_sources_ask_for_float32_edges() -> None:
     frame = Frame(tuple(np.full((16, 16), 700, np.uint16) for _ in range(3)), deep)
     list(engine.run([(frame, Target(32, 32, deep)), *work(pictures([(16, 16)]), 2)]))
     assert asked == [(torch.bfloat16, True), (torch.bfloat16, False)]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("depth", [8, 10])
+def test_short_formats_in_tiles_stay_near_fp32(precision: str, depth: int) -> None:
+    spec, factory, _ = small_rlfn()
+    deep = ColourInfo(0, range=2, subsampling="rgb", bit_depth=depth)
+    (source,) = pictures([(84, 100)])
+    target = Target(200, 168, deep)
+    settings = {"device": "cpu", "threads": 1, "tile": 66, "overlap": 36, "batch": 2}
+    (expected,) = Engine(factory, spec, precision="fp32", **settings).run([(source, target)])  # type: ignore[arg-type]
+    (result,) = Engine(factory, spec, precision=precision, **settings).run([(source, target)])  # type: ignore[arg-type]
+    for plane, reference in zip(result.planes, expected.planes, strict=True):
+        assert np.abs(plane.astype(int) - reference.astype(int)).max() <= 2 << (depth - 8)

@@ -87,27 +87,36 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        try:
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-                if line.startswith("model name"):
-                    return f"{line.partition(':')[2].strip()} ({os.cpu_count()} cores)"
-        except OSError:
-            return platform.processor() or platform.machine()
+        for line in _lines("/proc/cpuinfo"):
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({os.cpu_count()} cores)"
         return platform.processor() or platform.machine()
     return f"{device.type} on {platform.machine()}"
 
 
 def available_memory(device: torch.device) -> int:
-    """Free bytes on the device; for the CPU (and unified memory) what the system calls available."""
+    """Free bytes on the device; for the CPU (and unified memory) what the system calls available.
+
+    A container's limit counts where it is lower; 4 GiB where the system does not say.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    free = 4 << 30
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].isdigit():
+        free = min(free, max(0, int(limit[0]) - int(used[0])))
+    return free
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of the system, none where it does not exist."""
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 4 << 30
-    return 4 << 30
+        return []
 
 
 def keep_freed_memory() -> bool:

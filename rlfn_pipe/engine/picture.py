@@ -16,7 +16,7 @@ class Picture:
     reflection and the result is cropped.
 
     The network sees the image clamped to 0..255, the range it was trained on: outside it may go astray
-    altogether (the 52-channel reference weights answer a flat -15 with -400). What was cut off, the
+    altogether (the 52-channel reference weights answer a flat -15 with about -430). What was cut off, the
     super-whites and footroom of real video, is enlarged bilinearly and added to the result, unless it is
     below a quarter of a code value at `bit_depth`.
     """
