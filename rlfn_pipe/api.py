@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from rlfn_pipe.errors import UsageError
-from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.room import EngineRoom
+from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.presets import resolve
@@ -146,9 +146,10 @@ class Upscaler:
                     width, height = round(frame.width * self.scale), round(frame.height * self.scale)
                     yield frame, Target(max(1, width), max(1, height), frame.colour)
 
-        results = self._engine.run(work())
+        results: Iterator[Frame] = self._engine.run(work())
+        first: Frame
         for first in results:
-            kind = kinds.popleft()
+            kind: _Kind = kinds.popleft()
             group = [first, *(next(results) for _ in range((kind.batch or 1) - 1))]
             yield _put_together(kind, group)
 
@@ -174,9 +175,14 @@ def _colour(channels: int, depth: int) -> ColourInfo:
 
 def _from_array(image: np.ndarray) -> tuple[_Kind, list[Frame]]:
     channels = image.shape[2] if image.ndim == 3 else None
-    if image.ndim not in (2, 3) or channels not in (None, 1, 3, 4) or image.dtype not in (np.uint8, np.uint16):
+    if (
+        image.ndim not in (2, 3)
+        or channels not in (None, 1, 3, 4)
+        or image.dtype not in (np.uint8, np.uint16)
+    ):
         raise UsageError(
-            f"an array must be H x W or H x W x 1, 3 or 4 in uint8 or uint16, not {image.shape} in {image.dtype}"
+            "an array must be H x W or H x W x 1, 3 or 4 in uint8 or uint16, "
+            f"not {image.shape} in {image.dtype}"
         )
     if not image.size:
         raise UsageError(f"an array of {image.shape} holds no pixels")

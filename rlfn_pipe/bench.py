@@ -66,7 +66,13 @@ def engine_speed(
     """
     spec, module = load(model, scale)
     engine = Engine(
-        InferenceFactory(spec, module), spec, device=device, precision=precision, threads=threads, tile=0, batch=1
+        InferenceFactory(spec, module),
+        spec,
+        device=device,
+        precision=precision,
+        threads=threads,
+        tile=0,
+        batch=1,
     )
     torch.set_num_threads(engine.threads)
     width, height = size
@@ -78,7 +84,8 @@ def engine_speed(
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[engine.precision]
     picture = torch.rand(1, 3, height, width, device=engine.device) * spec.input_range
     plain = module.to(engine.device)
-    short = load(model, scale)[1].to(engine.device, dtype=dtype, memory_format=torch.channels_last)
+    short = load(model, scale)[1].to(engine.device, dtype)
+    short.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     short_picture = picture.to(dtype, memory_format=torch.channels_last)
     roads: dict[str, Callable[[], object]] = {
         "engine": lambda: list(engine.run([(Frame(planes, colour), target)])),

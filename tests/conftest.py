@@ -47,4 +47,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     count = sum(SKIPPED_REASON in str(report.longrepr) for report in skipped)
     where = "present" if SHARED.is_dir() else "absent"
-    terminalreporter.write_line(f"real media in ../shared/data: {where}; {count} tests skipped for want of it")
+    terminalreporter.write_line(
+        f"real media in ../shared/data: {where}; {count} tests skipped for want of it"
+    )

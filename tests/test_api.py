@@ -28,7 +28,9 @@ def image() -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_array_comes_back_as_it_came(up: Upscaler, image: np.ndarray, channels: int | None, dtype: type) -> None:
+def test_an_array_comes_back_as_it_came(
+    up: Upscaler, image: np.ndarray, channels: int | None, dtype: type
+) -> None:
     picture = image[:, :, 0] if channels is None else np.dstack([image, image[:, :, :1]])[:, :, :channels]
     picture = picture.astype(dtype) * (257 if dtype is np.uint16 else 1)
     large = up(picture)
@@ -67,7 +69,13 @@ def test_frames_keep_their_order_and_are_read_lazily(up: Upscaler, image: np.nda
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), np.float32), torch.zeros(3, 4, 4, dtype=torch.uint8), [1]]
+    "bad",
+    [
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4, 4), np.float32),
+        torch.zeros(3, 4, 4, dtype=torch.uint8),
+        [1],
+    ],
 )
 def test_other_shapes_and_types_are_refused(up: Upscaler, bad: object) -> None:
     with pytest.raises(UsageError, match="must be"):

@@ -20,7 +20,10 @@ def test_engine_speed_measures_every_road() -> None:
 def test_bench_prints_one_json_object_a_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--size", "32x24", "--size", "24x32", "--rounds", "1", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(row["event"], row["width"], row["height"]) for row in rows] == [("engine", 32, 24), ("engine", 24, 32)]
+    assert [(row["event"], row["width"], row["height"]) for row in rows] == [
+        ("engine", 32, 24),
+        ("engine", 24, 32),
+    ]
     assert all(row["ratio_fp32"] > 0 for row in rows)
 
 

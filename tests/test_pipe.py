@@ -69,7 +69,9 @@ def test_pipe_into_a_file(raw: bytes, tmp_path: Path) -> None:
     assert again.returncode == 1 and b"-y" in again.stderr
 
 
-@pytest.mark.parametrize("feed", [b"", b"no video at all\n" * 50, b"YUV4MPEG2 W64 H64 F25:1 Ip C420\nFRAME\n"])
+@pytest.mark.parametrize(
+    "feed", [b"", b"no video at all\n" * 50, b"YUV4MPEG2 W64 H64 F25:1 Ip C420\nFRAME\n"]
+)
 def test_a_bad_stream_is_one_sentence(feed: bytes, tmp_path: Path) -> None:
     done = command("-", str(tmp_path / "out.mp4"), feed=feed)
     assert done.returncode == 1

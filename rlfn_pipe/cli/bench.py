@@ -9,32 +9,50 @@ import typer
 
 def bench(
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME|FILE", help="Network to measure. [rlfn-s]", show_default=False)
+        str,
+        typer.Option(
+            "--model", "-m", metavar="NAME|FILE", help="Network to measure. [rlfn-s]", show_default=False
+        ),
     ] = "rlfn-s",
     scale: Annotated[
-        float, typer.Option("--scale", "-s", metavar="N", help="Its scale: 2, 3 or 4. [4]", show_default=False)
+        float,
+        typer.Option("--scale", "-s", metavar="N", help="Its scale: 2, 3 or 4. [4]", show_default=False),
     ] = 4,
     size: Annotated[
         list[str] | None,
         typer.Option(
-            "--size", metavar="WxH", help="Size of the frame; may be given many times. [320x180]", show_default=False
+            "--size",
+            metavar="WxH",
+            help="Size of the frame; may be given many times. [320x180]",
+            show_default=False,
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps. [auto]", show_default=False)
+        str,
+        typer.Option(
+            "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps. [auto]", show_default=False
+        ),
     ] = "auto",
     precision: Annotated[
-        str, typer.Option("--precision", metavar="FORMAT", help="auto, fp32, bf16 or fp16. [auto]", show_default=False)
+        str,
+        typer.Option(
+            "--precision", metavar="FORMAT", help="auto, fp32, bf16 or fp16. [auto]", show_default=False
+        ),
     ] = "auto",
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, metavar="N", help="Measurements of each road. [7]", show_default=False)
+        int,
+        typer.Option(
+            "--rounds", min=1, metavar="N", help="Measurements of each road. [7]", show_default=False
+        ),
     ] = 7,
     training: Annotated[
         bool, typer.Option("--training", help="Measure training instead: the naive loop against ours.")
     ] = False,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", min=1, metavar="N", help="Seconds of each training loop. [10]", show_default=False),
+        typer.Option(
+            "--seconds", min=1, metavar="N", help="Seconds of each training loop. [10]", show_default=False
+        ),
     ] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
@@ -58,8 +76,8 @@ def _training(model: str, scale: float, device: str, seconds: float, json: bool)
         typer.echo(json_line({"event": "training", **result}))
         return
     typer.echo(
-        f"training {result['network']} x{result['scale']}, batch {result['batch']} of {result['patch']} HR pixels, "
-        f"{result['device']}, {result['threads']} threads"
+        f"training {result['network']} x{result['scale']}, "
+        f"batch {result['batch']} of {result['patch']} HR pixels, {result['device']}, {result['threads']} threads"
     )
     typer.echo(f"  ours against the naive loop (fp32, eager)  {result['ratio']:.2f}x")
     typer.echo(f"  ours {result['ours']:.1f} patches/s, naive {result['naive']:.1f} patches/s")
@@ -82,12 +100,12 @@ def _engine(
             typer.echo(json_line({"event": "engine", **ratios, **asdict(speed)}))
             continue
         typer.echo(
-            f"engine {speed.model} x{speed.scale}, {speed.width}x{speed.height}, {speed.device} in {speed.precision}, "
-            f"{speed.threads} threads, median of {speed.rounds}"
+            f"engine {speed.model} x{speed.scale}, {speed.width}x{speed.height}, "
+            f"{speed.device} in {speed.precision}, {speed.threads} threads, median of {speed.rounds}"
         )
         typer.echo(f"  against the plain network in fp32              {speed.ratio_fp32:.2f}x")
         typer.echo(f"  against it in {speed.precision} and channels_last            {speed.ratio_short:.2f}x")
         typer.echo(
-            f"  {speed.engine_ms:.1f} ms a frame ({1e3 / speed.engine_ms:.1f} frames/s) with colour conversion; "
-            f"plain {speed.plain_fp32_ms:.1f} and {speed.plain_short_ms:.1f} ms without"
+            f"  {speed.engine_ms:.1f} ms a frame ({1e3 / speed.engine_ms:.1f} frames/s) "
+            f"with colour conversion; plain {speed.plain_fp32_ms:.1f} and {speed.plain_short_ms:.1f} ms without"
         )

@@ -25,7 +25,13 @@ class Geometry:
 
 
 def output_geometry(
-    options: UpscaleOptions, width: int, height: int, *, swapped: bool = False, even: bool = False, name: str = ""
+    options: UpscaleOptions,
+    width: int,
+    height: int,
+    *,
+    swapped: bool = False,
+    even: bool = False,
+    name: str = "",
 ) -> Geometry:
     """Apply `--scale`, `--height`, `--width` or `--size` to a stored picture of `width` x `height`.
 
@@ -38,7 +44,9 @@ def output_geometry(
             what can be encoded.
     """
     if options.factor is not None:
-        out = Geometry(max(1, round(width * options.factor)), max(1, round(height * options.factor)), options.factor)
+        out = Geometry(
+            max(1, round(width * options.factor)), max(1, round(height * options.factor)), options.factor
+        )
     else:
         out = _asked(options, width, height, swapped, even)
     if out.factor < 1 or out.factor > MAXIMUM_SCALE:
@@ -48,8 +56,8 @@ def output_geometry(
         )
     if out.width * out.height > MAXIMUM_PIXELS:
         raise UsageError(
-            f"{name}: {out.width}x{out.height} is more than the {MAXIMUM_PIXELS / 1e6:.0f} megapixels that can be "
-            "written; use a smaller --scale"
+            f"{name}: {out.width}x{out.height} is more than "
+            f"the {MAXIMUM_PIXELS / 1e6:.0f} megapixels that can be written; use a smaller --scale"
         )
     return out
 

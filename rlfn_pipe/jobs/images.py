@@ -96,17 +96,19 @@ class ImageRun:
                 first = index + 1
 
     def _pipeline(self, first: int) -> None:
-        with Parallel(n_jobs=self._workers, backend="threading") as pool:
-            # Reading and writing have a pool of their own: joblib's pools serve one caller at a time.
-            with Parallel(n_jobs=self._workers, backend="threading") as writers:
-                Pipeline(
-                    self._read(pool, first),
-                    self._compute,
-                    lambda frames: self._write(writers, frames),
-                    stop=self._stop,
-                    depth=max(4, self._workers),
-                    together=self._workers,
-                ).run()
+        # Reading and writing have a pool of their own each: joblib's pools serve one caller at a time.
+        with (
+            Parallel(n_jobs=self._workers, backend="threading") as readers,
+            Parallel(n_jobs=self._workers, backend="threading") as writers,
+        ):
+            Pipeline(
+                self._read(readers, first),
+                self._compute,
+                lambda frames: self._write(writers, frames),
+                stop=self._stop,
+                depth=max(4, self._workers),
+                together=self._workers,
+            ).run()
 
     # ------------------------------------------------------------------ stages
 
@@ -148,7 +150,8 @@ class ImageRun:
                     str(item.source),
                     str(item.output),
                     1,
-                    f"{picture.frame.width}x{picture.frame.height} to {target.width}x{target.height}, {picture.format}",
+                    f"{picture.frame.width}x{picture.frame.height} to "
+                    f"{target.width}x{target.height}, {picture.format}",
                 )
             )
             for note in picture.notes:
@@ -157,7 +160,9 @@ class ImageRun:
 
     def _write(self, pool: Parallel, frames: list[Frame]) -> None:
         pictures = [self._waiting[frame.index] for frame in frames]
-        results = pool(delayed(self._write_one)(picture, frame) for picture, frame in zip(pictures, frames, strict=True))
+        results = pool(
+            delayed(self._write_one)(picture, frame) for picture, frame in zip(pictures, frames, strict=True)
+        )
         for picture, result in zip(pictures, results, strict=True):
             del self._waiting[picture.index]
             if isinstance(result, RlfnPipeError):
@@ -169,7 +174,9 @@ class ImageRun:
         output = picture.item.output
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            return write_image(output, frame, picture.meta, format=picture.format, quality=self._options.quality)
+            return write_image(
+                output, frame, picture.meta, format=picture.format, quality=self._options.quality
+            )
         except RlfnPipeError as error:
             return error
         except OSError as error:

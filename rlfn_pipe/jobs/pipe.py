@@ -52,13 +52,17 @@ def upscale_pipe(
     if output == PIPE and options.json:
         raise UsageError("--json and OUTPUT - both want standard output; give one of them")
     if output == PIPE and sys.stdout.isatty():
-        raise UsageError("OUTPUT - writes raw video, which is no use on a terminal; send it to a pipe or a file")
+        raise UsageError(
+            "OUTPUT - writes raw video, which is no use on a terminal; send it to a pipe or a file"
+        )
     begin = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(_source(input, options))
         form, timeline = source.format, source.timeline
         if output == PIPE and not timeline.constant:
-            raise OutputError(f"{input}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file")
+            raise OutputError(
+                f"{input}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file"
+            )
         geometry = output_geometry(options, form.width, form.height, even=True, name=input)
         size = (geometry.width, geometry.height)
         work: _PipeOut | _FileOut
@@ -87,7 +91,9 @@ def upscale_pipe(
             if now - last >= _PROGRESS_SECONDS:
                 last = now
                 on_event(
-                    Progress(input, work.frames, source.frames or None, work.frames / (now - begin), None, 0, None)
+                    Progress(
+                        input, work.frames, source.frames or None, work.frames / (now - begin), None, 0, None
+                    )
                 )
 
         target = Target(geometry.width, geometry.height, work.colour)
@@ -118,7 +124,10 @@ def _source(input: str, options: UpscaleOptions) -> VideoSource:
     selection = Selection(options.start, options.end, options.frames, options.sample)
     if input == PIPE:
         return PipeSource(
-            sys.stdin.buffer, selection=selection, deinterlace=options.deinterlace, threads=options.threads or 0
+            sys.stdin.buffer,
+            selection=selection,
+            deinterlace=options.deinterlace,
+            threads=options.threads or 0,
         )
     return VideoSource(
         Path(input),
@@ -142,7 +151,11 @@ class _PipeOut:
         pix_fmt = _raw_format(options.pix_fmt, form.colour)
         layout = LAYOUTS[pix_fmt]
         self.colour = replace(
-            form.colour, bit_depth=layout.bit_depth, subsampling=layout.subsampling, alpha=False, chroma_location="left"
+            form.colour,
+            bit_depth=layout.bit_depth,
+            subsampling=layout.subsampling,
+            alpha=False,
+            chroma_location="left",
         )
         self._sink = PipeSink(
             sys.stdout.buffer,
@@ -187,7 +200,12 @@ class _FileOut:
     size = 0
 
     def __init__(
-        self, path: Path, options: UpscaleOptions, source: VideoSource, size: tuple[int, int], stack: ExitStack
+        self,
+        path: Path,
+        options: UpscaleOptions,
+        source: VideoSource,
+        size: tuple[int, int],
+        stack: ExitStack,
     ) -> None:
         if path.exists() and not options.overwrite:
             raise OutputError(f"{path} exists; -y overwrites")
@@ -220,7 +238,9 @@ class _FileOut:
         self._sink.close()
         expected, tick = self._sink.expected_ticks()
         shifted = self._muxer in ("mpegts", "avi")
-        verify_video(self._temporary, str(self._path), self._sink.stream_index, expected, tick, shifted=shifted)
+        verify_video(
+            self._temporary, str(self._path), self._sink.stream_index, expected, tick, shifted=shifted
+        )
         self.size = self._temporary.stat().st_size
 
     def abort(self) -> None:

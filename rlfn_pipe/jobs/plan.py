@@ -12,7 +12,13 @@ from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.run import plan_items
 from rlfn_pipe.jobs.video import open_source, plan_video
-from rlfn_pipe.media.images import check_output_size, conversion_notes, output_format, read_image, target_colour
+from rlfn_pipe.media.images import (
+    check_output_size,
+    conversion_notes,
+    output_format,
+    read_image,
+    target_colour,
+)
 from rlfn_pipe.media.probe import probe, source_warnings
 
 if TYPE_CHECKING:
@@ -36,12 +42,11 @@ def describe(input: str, output: str | None, options: UpscaleOptions) -> summary
     warnings: list[str] = list(plan.warnings)
     if plan.skipped:
         warnings.append(f"{len(plan.skipped)} inputs would be passed over: their outputs exist")
-    if not plan.items:
-        item = plan.skipped[0]
-    else:
-        item = plan.items[0]
+    item = (plan.items or plan.skipped)[0]
     room = EngineRoom(options, warnings.append)
-    one = _describe_video(item, options, room) if item.kind == "video" else _describe_image(item, options, room)
+    one = (
+        _describe_video(item, options, room) if item.kind == "video" else _describe_image(item, options, room)
+    )
     return replace(
         one,
         input=input,
@@ -124,7 +129,9 @@ def _describe_image(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
     device, precision = _engine_facts(options)
     colour = target_colour(frame, format)
     size = (geometry.width, geometry.height)
-    layout = f"{'grey' if colour.subsampling == 'grey' else 'rgb'}{'a' if colour.alpha else ''}{colour.bit_depth}"
+    layout = (
+        f"{'grey' if colour.subsampling == 'grey' else 'rgb'}{'a' if colour.alpha else ''}{colour.bit_depth}"
+    )
     return summary.PlanSummary(
         input=str(item.source),
         output=str(item.output),

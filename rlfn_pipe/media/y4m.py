@@ -43,7 +43,12 @@ class PipeSource(VideoSource):
     """
 
     def __init__(
-        self, file: IO[bytes], *, selection: Selection | None = None, deinterlace: str = "auto", threads: int = 0
+        self,
+        file: IO[bytes],
+        *,
+        selection: Selection | None = None,
+        deinterlace: str = "auto",
+        threads: int = 0,
     ) -> None:
         super().__init__(STANDARD_INPUT, deinterlace=deinterlace, threads=threads)
         self._file = file
@@ -64,7 +69,9 @@ class PipeSource(VideoSource):
         rate = Fraction(self.stream.average_rate or self.stream.base_rate or 25)
         time_base = Fraction(self.stream.time_base or 1 / rate)
         nothing = np.array([], dtype=np.int64)
-        self.timeline = Timeline(nothing, time_base, max(1, round(1 / (rate * time_base))), rate, True, False, 0)
+        self.timeline = Timeline(
+            nothing, time_base, max(1, round(1 / (rate * time_base))), rate, True, False, 0
+        )
         self.first = self.last = 0
         self._decoded = self._decode_from(0)
         self._head = self._first_frame()
@@ -77,7 +84,9 @@ class PipeSource(VideoSource):
             seconds = frame.pts * self.timeline.time_base
             if part.start is not None and seconds < part.start:
                 continue
-            if (part.end is not None and seconds >= part.end) or (part.frames is not None and index >= part.frames):
+            if (part.end is not None and seconds >= part.end) or (
+                part.frames is not None and index >= part.frames
+            ):
                 return
             yield replace(frame, index=index)
             index += 1
