@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from rlfn_pipe.engine import colour as conversions
+from rlfn_pipe.engine.colour import fill_under_alpha
 from rlfn_pipe.engine.reference import nearest_factory, nearest_spec
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.errors import EngineError
+from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import ColourInfo, Frame, Target
 
 CPU = torch.device("cpu")
@@ -205,3 +208,27 @@ def test_flat_fields_with_real_weights_come_back_within_two(
     for result, values in zip(results, levels, strict=True):
         for plane, value in zip(result.planes, values, strict=True):
             assert np.abs(plane[inner, inner].astype(int) - value).max() <= 2, values
+
+
+def test_what_lies_under_transparency_does_not_seep_into_the_edge() -> None:
+    """A white disc on transparent black stays white to its edge, with the real network."""
+    rows, columns = np.mgrid[:40, :40]
+    disc = (rows - 20) ** 2 + (columns - 20) ** 2 < 150
+    plane = np.where(disc, 255, 0).astype(np.uint8)
+    given = Frame((plane, plane, plane, plane), ColourInfo(0, range=2, subsampling="rgb", alpha=True))
+    spec, module = load("rlfn-s", 4)
+    engine = Engine(InferenceFactory(spec, module), spec, device="cpu", precision="fp32", threads=1)
+    [result] = engine.run([(given, Target(160, 160, given.colour))])
+    visible = result.planes[3] > 16
+    inner = np.s_[16:-16, 16:-16]
+    assert all(int(p[inner][visible[inner]].min()) > 245 for p in result.planes[:3])
+
+
+def test_colour_is_carried_under_transparency_and_visible_pixels_stay() -> None:
+    rgb = torch.rand(3, 9, 40) * 255
+    alpha = torch.zeros(3, 9, 40)
+    alpha[:, :, 10:14] = 3.0
+    filled = fill_under_alpha(rgb, alpha)
+    assert torch.equal(filled[:, :, 10:14], rgb[:, :, 10:14])
+    assert torch.allclose(filled[:, 1:-1, 9], torch.nn.functional.avg_pool1d(rgb[:, :, 10], 3, 1), atol=1e-3)
+    assert torch.equal(filled[:, :, 30:], rgb[:, :, 30:])

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import (
@@ -139,6 +140,27 @@ def alpha_to_grey(frame: Frame, device: torch.device) -> torch.Tensor:
     """The alpha plane as (3, h, w) float32, 0..255 (alpha is always full range)."""
     plane = upload(frame.planes[-1], device)
     return plane.mul_(WHITE / ((1 << frame.colour.bit_depth) - 1)).expand(3, -1, -1)
+
+
+#: How far, in low-resolution pixels, colour is carried under transparent ones: beyond what sharpens an edge.
+_UNDER_ALPHA = 12
+
+
+def fill_under_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Give wholly transparent pixels the colour of the visible ones next to them.
+
+    `rgb` and `alpha` (3, h, w) float32. What lies under full transparency is never seen, but it is
+    often black, and enlarging would draw it into the edges of what is seen as a dark seam.
+    """
+    known = (alpha[:1] > 0).to(rgb.dtype)[None]
+    filled = rgb[None] * known
+    for _ in range(_UNDER_ALPHA):
+        weight = functional.avg_pool2d(known, 3, 1, 1)
+        mean = functional.avg_pool2d(filled, 3, 1, 1) / weight.clamp(min=1e-6)
+        reached = (known == 0) & (weight > 0)
+        filled = torch.where(reached, mean, filled)
+        known = torch.where(reached, torch.ones_like(known), known)
+    return torch.where(known > 0, filled, rgb[None])[0]
 
 
 def _check_planes(frame: Frame) -> None:

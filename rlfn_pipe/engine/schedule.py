@@ -111,6 +111,7 @@ class Run:
         def picture(rgb: torch.Tensor) -> Picture:
             return Picture(rgb, engine.scale, minimum, depth)
 
+        rgb = colour.to_rgb(frame, engine.device)
         alpha: Picture | float | None = None
         if target.colour.alpha:
             alpha = 1.0
@@ -120,8 +121,10 @@ class Run:
                 if lowest == highest:
                     alpha = lowest / ((1 << frame.colour.bit_depth) - 1)
                 else:
-                    alpha = picture(colour.alpha_to_grey(frame, engine.device))
-        return _Job(frame, target, picture(colour.to_rgb(frame, engine.device)), alpha)
+                    grey = colour.alpha_to_grey(frame, engine.device)
+                    rgb = colour.fill_under_alpha(rgb, grey)
+                    alpha = picture(grey)
+        return _Job(frame, target, picture(rgb), alpha)
 
     @torch.inference_mode()
     def _close(self, job: _Job) -> Frame:
