@@ -86,6 +86,8 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         matrix = form.matrix.scaled(geometry.width / form.width, geometry.height / form.height)
     elif source.baked and options.rotate == "keep":
         notes.append(f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright")
+    if sample_aspect(source) not in (None, 1) and encoding.codec == "mpeg2video" and encoding.muxer == "mpegts":
+        notes.append("mpeg2video in .ts knows few picture aspects: the nearest one is written")
     with open_media(item.source) as container:
         streams = plan_streams(
             container, source.stream_index, encoding.muxer, audio=options.audio, subtitles=options.subtitles

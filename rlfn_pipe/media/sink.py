@@ -27,6 +27,7 @@ from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.media.avi import write_starts
 from rlfn_pipe.media.colour import frame_from_planes
 from rlfn_pipe.media.encoders import EncodePlan
+from rlfn_pipe.media.matroska import set_display_size
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.streams import Carrier, StreamPlan
 from rlfn_pipe.media.timing import Clock
@@ -34,6 +35,7 @@ from rlfn_pipe.types import Frame
 
 # SVT-AV1 writes its settings to standard error unless told otherwise before it is loaded.
 os.environ.setdefault("SVT_LOG", "1")
+
 
 @dataclass(frozen=True, slots=True)
 class SinkTimes:
@@ -76,6 +78,7 @@ class VideoSink:
         disposition: Disposition | None = None,
         threads: int = 0,
     ) -> None:
+        self._sample_aspect_ratio = sample_aspect_ratio
         self._plan, self._times, self._name = plan, times, name
         self._carrier = carrier
         self.notes: list[str] = []
@@ -91,7 +94,10 @@ class VideoSink:
                 carrier.copy_globals(self._output)
             self._set_container_options()
             self._add_streams(
-                stream_plans, lambda: self._add_video(threads, sample_aspect_ratio, display_matrix, tags or {}, disposition)
+                stream_plans,
+                lambda: self._add_video(
+                    threads, sample_aspect_ratio, display_matrix, tags or {}, disposition
+                ),
             )
             self._write_header()
         except BaseException:
@@ -147,7 +153,9 @@ class VideoSink:
         try:
             stream: VideoStream = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))  # type: ignore[call-overload]
         except (av.error.FFmpegError, ValueError) as error:
-            raise UsageError(f"{self._name}: {plan.codec} cannot be used here ({describe_av_error(error)})") from None
+            raise UsageError(
+                f"{self._name}: {plan.codec} cannot be used here ({describe_av_error(error)})"
+            ) from None
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = plan.width, plan.height, plan.pix_fmt
         context.time_base = 1 / rate
@@ -213,7 +221,13 @@ class VideoSink:
         if self._carrier is not None:
             for packet in self._carrier.packets_until(None):
                 self._guarded(lambda p=packet: self._mux_other(p))  # type: ignore[misc]
+        # Attachments have no entry in Matroska's track list.
+        before = list(self._output.streams)[: self.stream_index]
+        track = sum(stream.type != "attachment" for stream in before)
         self._guarded(self._output.close)
+        if self._plan.muxer in ("matroska", "webm") and self._sample_aspect_ratio not in (None, 1):
+            width = round(self._plan.width * self._sample_aspect_ratio)
+            self._guarded(lambda: set_display_size(self._path, self._name, track, width, self._plan.height))
         if self._plan.muxer == "avi":
             self._guarded(lambda: write_starts(self._path, self._starts))
 
@@ -230,7 +244,9 @@ class VideoSink:
         tick = round(self._seconds(len(self._pts) - 1) / self._packet_tick)
         if self._ticks and tick <= self._ticks[-1]:
             tick = self._ticks[-1] + 1
-            self._say("some frames lie closer together than the output's ticks; they were moved on by the least step")
+            self._say(
+                "some frames lie closer together than the output's ticks; they were moved on by the least step"
+            )
         self._ticks.append(tick)
 
     def _say(self, note: str) -> None:

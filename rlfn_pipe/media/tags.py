@@ -20,6 +20,15 @@ _STATISTICS = re.compile(r"(BPS|NUMBER_OF_FRAMES|NUMBER_OF_BYTES|_STATISTICS_\w+
 _DURATION = re.compile(r"DURATION(-\w+)?", re.IGNORECASE)
 _LANGUAGE_SUFFIX = re.compile(r"(.+)-[a-z]{3}")
 
+#: QuickTime's list of languages has codes of its own choice; other codes of the same language are unknown to it.
+_QUICKTIME_LANGUAGES = dict(
+    pair.split(":")
+    for pair in (
+        "sqi:alb hye:arm eus:baq mya:bur zho:chi cze:ces nld:dut fre:fra kat:geo deu:ger ell:gre isl:ice "
+        "mkd:mac msa:may fas:per rum:ron slo:slk bod:tib cym:wel swe:sve"
+    ).split()
+)
+
 _COMMON_TAGS = frozenset({"title", "artist", "album", "comment", "copyright", "date", "genre", "track"})
 _MOV_TAGS = (
     _COMMON_TAGS
@@ -61,6 +70,8 @@ def stream_tags(tags: Mapping[str, str], muxer: str, *, copied: bool, whole: boo
             continue
         if key.lower() == "vendor_id" and muxer not in MOV_FAMILY:
             continue
+        if key.lower() == "language" and muxer == "mov":
+            value = _QUICKTIME_LANGUAGES.get(value, value)
         # mov and mp4 write a track's title and report it as its name.
         kept["title" if key == "name" and "title" not in tags else key] = value
     return kept

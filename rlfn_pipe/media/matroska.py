@@ -1,0 +1,170 @@
+"""The display size in a finished Matroska or WebM header.
+
+libavformat writes it from a field of the stream that PyAV does not let one set, so anamorphic
+video would lose its aspect in all codecs whose bitstream cannot say it. The muxer leaves an empty
+(Void) element behind its SeekHead; the few bytes come from there, and nothing behind the track
+list moves. Element ids and CRC rule: RFC 8794 (EBML), RFC 9559 (Matroska).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlfn_pipe.errors import OutputError
+
+_SEGMENT, _SEEK_HEAD, _INFO, _TRACKS = 0x18538067, 0x114D9B74, 0x1549A966, 0x1654AE6B
+_VOID, _CRC32, _SEEK, _SEEK_ID, _SEEK_POSITION = 0xEC, 0xBF, 0x4DBB, 0x53AB, 0x53AC
+_TRACK_ENTRY, _VIDEO, _TRACK_NUMBER = 0xAE, 0xE0, 0xD7
+_DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT = 0x54B0, 0x54BA, 0x54B2
+
+#: The header lies in here, attachments excepted, which come behind the tracks.
+_HEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    """One EBML element: its id, where it starts, where its data lie, and the data."""
+
+    id: int
+    start: int
+    data_start: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        return self.data_start + len(self.data)
+
+
+def set_display_size(path: Path, name: str, track: int, width: int, height: int) -> None:
+    """Write the display size (pixels) of the `track`-th track, counted from 0, in place.
+
+    `name` is how messages call the file.
+
+    Raises:
+        OutputError: the header is not laid out as libavformat lays it out.
+    """
+    with path.open("r+b") as file:
+        head = file.read(_HEAD_BYTES)
+        try:
+            start, changed = _rewritten(head, track, width, height)
+        except (ValueError, IndexError) as error:
+            raise OutputError(
+                f"{name}: the pixel aspect cannot be written into its header ({error})"
+            ) from None
+        file.seek(start)
+        file.write(changed)
+
+
+def _rewritten(head: bytes, track: int, width: int, height: int) -> tuple[int, bytes]:
+    """Offset and new bytes of the stretch from SeekHead to the end of the track list."""
+    segment = next(e for e in _elements(head, 0, len(head), clipped=True) if e.id == _SEGMENT)
+    found: dict[int, _Element] = {}
+    order = []
+    for element in _elements(head, segment.data_start, len(head), clipped=True):
+        found.setdefault(element.id, element)
+        order.append(element.id)
+        if element.id == _TRACKS:
+            break
+    if order[:4] != [_SEEK_HEAD, _VOID, _INFO, _TRACKS]:
+        raise ValueError("its parts stand in another order")
+    seek_head, void, info, tracks = (found[key] for key in order[:4])
+    new_tracks = _top_level(tracks, _changed_tracks(tracks.data, track, width, height))
+    growth = len(new_tracks) - (tracks.end - tracks.start)
+    room = void.end - void.start - growth
+    if room < 9:
+        raise ValueError("no room is left in it")
+    moved = {_INFO: -growth, _TRACKS: -growth}
+    new_seek_head = _top_level(seek_head, _moved_entries(seek_head.data, moved))
+    if len(new_seek_head) != seek_head.end - seek_head.start:
+        raise ValueError("its index changed its length")
+    filler = b"\xec" + _size(room - 9, 8) + bytes(room - 9)
+    return seek_head.start, new_seek_head + filler + head[info.start : info.end] + new_tracks
+
+
+def _changed_tracks(data: bytes, track: int, width: int, height: int) -> bytes:
+    parts, number = [], 0
+    for element in _elements(data, 0, len(data)):
+        if element.id == _CRC32:
+            continue
+        raw = data[element.start : element.end]
+        if element.id == _TRACK_ENTRY:
+            parts.append(_changed_entry(element.data, width, height) if number == track else raw)
+            number += 1
+        else:
+            parts.append(raw)
+    if track >= number:
+        raise ValueError(f"it has {number} tracks")
+    return b"".join(parts)
+
+
+def _changed_entry(data: bytes, width: int, height: int) -> bytes:
+    parts = []
+    for element in _elements(data, 0, len(data)):
+        if element.id != _VIDEO:
+            parts.append(data[element.start : element.end])
+            continue
+        kept = [
+            element.data[e.start : e.end]
+            for e in _elements(element.data, 0, len(element.data))
+            if e.id not in (_DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT)
+        ]
+        sizes = [_element(_DISPLAY_WIDTH, _uint(width)), _element(_DISPLAY_HEIGHT, _uint(height))]
+        parts.append(_element(_VIDEO, b"".join([*kept, *sizes])))
+    return _element(_TRACK_ENTRY, b"".join(parts))
+
+
+def _moved_entries(data: bytes, moved: dict[int, int]) -> bytes:
+    """The SeekHead's entries with positions corrected; position fields keep their length."""
+    parts = []
+    for element in _elements(data, 0, len(data)):
+        if element.id == _CRC32:
+            continue
+        fields = {e.id: e.data for e in _elements(element.data, 0, len(element.data))}
+        target = int.from_bytes(fields[_SEEK_ID], "big")
+        position = int.from_bytes(fields[_SEEK_POSITION], "big") + moved.get(target, 0)
+        where = position.to_bytes(len(fields[_SEEK_POSITION]), "big")
+        parts.append(_element(_SEEK, _element(_SEEK_ID, fields[_SEEK_ID]) + _element(_SEEK_POSITION, where)))
+    return b"".join(parts)
+
+
+# ------------------------------------------------------------------------- EBML
+
+
+def _elements(data: bytes, start: int, end: int, *, clipped: bool = False) -> Iterator[_Element]:
+    """Elements one after another. `clipped`: the last one may reach beyond `data`."""
+    at = start
+    while at < end:
+        id_length = 9 - data[at].bit_length()
+        size_at = at + id_length
+        size_length = 9 - data[size_at].bit_length()
+        size = int.from_bytes(data[size_at : size_at + size_length], "big") & ((1 << 7 * size_length) - 1)
+        data_at = size_at + size_length
+        if data_at + size > end and not clipped:
+            raise ValueError("an element reaches beyond its parent")
+        identity = int.from_bytes(data[at:size_at], "big")
+        yield _Element(identity, at, data_at, data[data_at : data_at + size])
+        at = data_at + size
+
+
+def _size(value: int, length: int = 0) -> bytes:
+    """A size as EBML writes it, in the least number of bytes or in `length`."""
+    length = length or max(1, -(-(value + 2).bit_length() // 7))
+    return (value | 1 << 7 * length).to_bytes(length, "big")
+
+
+def _element(identity: int, data: bytes) -> bytes:
+    return _uint(identity) + _size(len(data)) + data
+
+
+def _uint(value: int) -> bytes:
+    return value.to_bytes(max(1, (value.bit_length() + 7) // 8), "big")
+
+
+def _top_level(old: _Element, data: bytes) -> bytes:
+    """The element with new children; its first child is their CRC-32 where the old one had it (not in WebM)."""
+    if next(iter(_elements(old.data, 0, len(old.data)))).id == _CRC32:
+        data = _element(_CRC32, zlib.crc32(data).to_bytes(4, "little")) + data
+    return _element(old.id, data)

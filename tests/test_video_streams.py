@@ -1,0 +1,366 @@
+"""What the user gets beside the pictures: sound byte by byte, subtitles, chapters, tags, rotation, aspect."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+from media_maker import (
+    Clip,
+    Sound,
+    decoded,
+    make,
+    noise,
+    packets_of,
+    payloads,
+    read_planes,
+    shown,
+    turned,
+    upscale,
+)
+
+from rlfn_pipe.types import Warned
+
+pytestmark = pytest.mark.usefixtures("nearest_engine")
+
+TWO_LANGUAGES = (
+    Sound("aac", tags={"language": "eng"}, disposition=int(Disposition.default)),
+    Sound(
+        "aac",
+        layout="stereo",
+        tags={"language": "deu", "title": "Kommentar"},
+        disposition=int(Disposition.comment),
+    ),
+)
+
+
+def languages(path: Path, kind: str) -> list[str]:
+    with av.open(str(path)) as container:
+        return [s.metadata.get("language", "und") for s in container.streams if s.type == kind]
+
+
+def chapters_of(path: Path) -> list[tuple[Fraction, Fraction, str]]:
+    with av.open(str(path)) as container:
+        return [
+            (
+                c["start"] * Fraction(c["time_base"]),
+                c["end"] * Fraction(c["time_base"]),
+                c["metadata"].get("title", ""),
+            )
+            for c in container.chapters()
+        ]
+
+
+# ------------------------------------------------------------------------------ sound
+
+
+@pytest.mark.parametrize("source", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize("target", [".mp4", ".mkv", ".mov"])
+def test_sound_is_copied_byte_by_byte(tmp_path: Path, source: str, target: str) -> None:
+    clip = make(
+        tmp_path / f"in{source}",
+        frames=25,
+        sounds=TWO_LANGUAGES,
+        muxer_options={"movie_timescale": "48000"} if source != ".mkv" else {},
+    )
+    output = upscale(clip, tmp_path / f"out{target}").path
+    tick = Fraction(1, 48000) if ".mkv" not in (source, target) else Fraction(1, 1000)
+    for index in (0, 1):
+        assert payloads(output, index) == payloads(clip, index)
+        before, after = packets_of(clip, "audio", index), packets_of(output, "audio", index)
+        shift = packets_of(output, "video")[0][0] - packets_of(clip, "video")[0][0]
+        for (a, _, _), (b, _, _) in zip(before, after, strict=True):
+            assert abs(b - a - shift) <= tick
+    # QuickTime's own list of languages has another code of German; a .mov made here cannot hold "deu".
+    second_language = {".mov": "ger"}.get(target, "deu") if source != ".mov" else "und"
+    assert languages(output, "audio") == ["eng", second_language]
+    with av.open(str(output)) as container:
+        first, second = container.streams.audio
+        assert Disposition.default in first.disposition and Disposition.default not in second.disposition
+        if ".mkv" in (source, target) and source == target:
+            assert Disposition.comment in second.disposition
+        assert second.codec_context.layout.name == "stereo"
+        assert first.codec_context.extradata
+
+
+@pytest.mark.parametrize(("codec", "source", "target"), [
+    ("mp2", "in.ts", "out.mkv"), ("ac3", "in.mkv", "out.ts"), ("mp2", "in.mkv", "out.avi"), ("pcm_s16le", "in.mov", "out.mkv"),
+    ("flac", "in.mkv", "out.mp4"), ("libopus", "in.mkv", "out.webm"), ("ac3", "in.mp4", "out.mov"), ("libmp3lame", "in.avi", "out.mkv"),
+])  # fmt: skip
+def test_other_sound_is_copied_where_the_container_can(
+    tmp_path: Path, codec: str, source: str, target: str
+) -> None:
+    clip = make(tmp_path / source, frames=25, sounds=[Sound(codec)])
+    more = (
+        {"codec": "libvpx-vp9", "encoder_preset": "realtime", "encoder_option": ("cpu-used=8",)}
+        if target.endswith("webm")
+        else {}
+    )
+    done = upscale(clip, tmp_path / target, **more)
+    assert b"".join(payloads(done.path)) == b"".join(payloads(clip))
+    assert "converted" not in done.said
+
+
+def test_converted_sound_is_said(tmp_path: Path) -> None:
+    clip = make(tmp_path / "in.mp4", frames=25, sounds=[Sound("aac")])
+    done = upscale(clip, tmp_path / "out.webm", encoder_preset="realtime", encoder_option=("cpu-used=8",))
+    with av.open(str(done.path)) as container:
+        assert container.streams.audio[0].codec_context.codec.canonical_name == "opus"
+    assert "converted to opus" in done.said
+    warned = [e.message for e in done.events if isinstance(e, Warned)]
+    assert sum("converted to opus" in message for message in warned) == 1  # said once
+
+
+def test_sound_left_out_as_asked(tmp_path: Path) -> None:
+    clip = make(tmp_path / "in.mp4", frames=5, sounds=TWO_LANGUAGES)
+    done = upscale(clip, tmp_path / "out.mp4", audio="none")
+    with av.open(str(done.path)) as container:
+        assert not container.streams.audio
+
+
+def test_sound_longer_than_the_picture(tmp_path: Path) -> None:
+    clip = make(tmp_path / "in.mp4", frames=5, sounds=[Sound("aac", seconds=2.0)])
+    output = upscale(clip, tmp_path / "out.mkv").path
+    assert payloads(output) == payloads(clip)
+
+
+# ---------------------------------------------------------------- all the rest of a film
+
+
+@pytest.fixture(scope="module")
+def rich_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(
+        tmp_path_factory.mktemp("film") / "film.mkv",
+        frames=50, sounds=TWO_LANGUAGES, tags={"title": "The Film", "ARTIST": "Someone", "comment": "äöü ✓"},
+        video_tags={"language": "fra", "title": "main picture"},
+        subtitles=[("subrip", 0.2, 0.9, "first"), ("ass", 1.0, 1.5, "0,0,Default,,0,0,0,,{\\b1}bold")],
+        chapters=[(0.0, 1.0, "One"), (1.0, 2.0, "Zwei")], attachment=("font.ttf", "font/ttf", b"not really a font" * 10),
+    )  # fmt: skip
+
+
+def test_everything_from_mkv_to_mkv(tmp_path: Path, rich_film: Path) -> None:
+    output = upscale(rich_film, tmp_path / "out.mkv").path
+    with av.open(str(rich_film)) as a, av.open(str(output)) as b:
+        assert [s.type for s in b.streams] == [s.type for s in a.streams]
+        for one, two in zip(a.streams, b.streams, strict=True):
+            assert two.disposition == one.disposition
+            for key in ("language", "title", "filename", "mimetype"):
+                assert two.metadata.get(key) == one.metadata.get(key)
+        assert {k: v for k, v in b.metadata.items() if k != "ENCODER"} == {
+            k: v for k, v in a.metadata.items() if k != "ENCODER"
+        }
+        fonts = [s for s in b.streams if s.type == "attachment"]
+        assert fonts[0].data == b"not really a font" * 10
+    for index in (0, 1):
+        assert payloads(output, index) == payloads(rich_film, index)
+        assert packets_of(output, "subtitle", index) == packets_of(rich_film, "subtitle", index)
+    assert chapters_of(output) == chapters_of(rich_film) == [(0, 1, "One"), (1, 2, "Zwei")]
+
+
+def test_everything_from_mkv_to_mp4(tmp_path: Path, rich_film: Path) -> None:
+    done = upscale(rich_film, tmp_path / "out.mp4")
+    assert [payloads(done.path, i) for i in (0, 1)] == [payloads(rich_film, i) for i in (0, 1)]
+    assert languages(done.path, "audio") == ["eng", "deu"]
+    assert languages(done.path, "video") == ["fra"]
+    assert chapters_of(done.path) == [(0, 1, "One"), (1, 2, "Zwei")]
+    with av.open(str(done.path)) as container:
+        assert container.metadata["title"] == "The Film" and container.metadata["comment"] == "äöü ✓"
+        assert [s.codec_context.name for s in container.streams.subtitles] == ["mov_text", "mov_text"]
+    cues = [(t, d, text[2:].decode()) for t, d, text in packets_of(done.path, "subtitle") if text[2:]]
+    assert cues == [(Fraction(1, 5), Fraction(7, 10), "first")]
+    for words in ("mov_text", "font.ttf"):
+        assert words in done.said
+
+
+def test_what_avi_cannot_carry_is_named(tmp_path: Path, rich_film: Path) -> None:
+    done = upscale(rich_film, tmp_path / "out.avi")
+    for words in ("subtitle stream", "chapters left out", "font.ttf"):
+        assert words in done.said
+    assert len(decoded(done.path)) == 50
+
+
+def test_window_takes_the_rest_along(tmp_path: Path, rich_film: Path) -> None:
+    done = upscale(rich_film, tmp_path / "out.mkv", start="0.4", end="1.2")
+    assert chapters_of(done.path) == [(0, Fraction(3, 5), "One"), (Fraction(3, 5), Fraction(4, 5), "Zwei")]
+    cues = packets_of(done.path, "subtitle")
+    assert [(t, d) for t, d, _ in cues] == [(0, Fraction(1, 2))]
+    whole = payloads(rich_film)
+    part = payloads(done.path)
+    at = whole.index(part[0])
+    assert part == whole[at : at + len(part)]
+
+
+def test_second_video_and_cover_come_along(tmp_path: Path, shared_data: Path) -> None:
+    source = shared_data / "clips" / "torchcodec" / "nasa_13013.mp4"
+    done = upscale(source, tmp_path / "out.mkv", frames=5)
+    with av.open(str(source)) as a, av.open(str(done.path)) as b:
+        assert sorted(s.type for s in b.streams) == sorted(s.type for s in a.streams if s.type != "data")
+
+
+# -------------------------------------------------------------------------- rotation
+
+ALL_TURNS = [(angle, mirrored) for angle in (0, 90, 180, 270) for mirrored in (False, True)]
+
+
+def matrix_of(path: Path) -> tuple[int, ...] | None:
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        for item in frame.side_data:
+            if item.type.name == "DISPLAYMATRIX":
+                return tuple(np.frombuffer(bytes(item)[:36], np.int32).tolist())
+    return None
+
+
+@pytest.mark.parametrize(("angle", "mirrored"), ALL_TURNS)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_rotation_is_kept(tmp_path: Path, suffix: str, angle: int, mirrored: bool) -> None:
+    given = turned(angle, 64, 48, mirrored=mirrored)
+    source = make(tmp_path / "in.mp4", frames=2, matrix=given)
+    done = upscale(source, tmp_path / f"out{suffix}")
+    before, after = matrix_of(source), matrix_of(done.path)
+    if (angle, mirrored) == (0, False):
+        assert after is None
+        return
+    assert before is not None and after is not None
+    assert [after[i] for i in (0, 1, 3, 4)] == [before[i] for i in (0, 1, 3, 4)]
+    if suffix != ".mkv":
+        assert after[6:8] == (2 * before[6], 2 * before[7])
+    assert decoded(done.path)[0].planes[0].shape == (96, 128)  # stored as it was
+
+
+@pytest.mark.parametrize(("angle", "mirrored"), ALL_TURNS)
+@pytest.mark.parametrize(
+    ("suffix", "how"), [(".mkv", {"rotate": "bake", "codec": "ffv1"}), (".avi", {"codec": "ffv1"})]
+)
+def test_rotation_is_baked(
+    tmp_path: Path, suffix: str, how: dict[str, Any], angle: int, mirrored: bool
+) -> None:
+    size = (64, 40)
+    matrix = turned(angle, *size, mirrored=mirrored)
+    source = make(
+        tmp_path / "in.mp4", frames=2, size=size, matrix=matrix, picture=lambda i: noise(i, size=size)
+    )
+    done = upscale(source, tmp_path / f"out{suffix}", **how)
+    assert matrix_of(done.path) is None
+    for a, b in zip(decoded(done.path), decoded(source), strict=True):
+        wanted = shown(b.planes[0], matrix).repeat(2, 0).repeat(2, 1)
+        assert a.planes[0].shape == wanted.shape
+        assert np.abs(a.planes[0].astype(int) - wanted.astype(int)).max() <= 1
+        for plane, other in zip(a.planes[1:], b.planes[1:], strict=True):
+            turned_chroma = shown(other, matrix)
+            assert abs(float(plane.mean()) - float(turned_chroma.mean())) < 1
+    if suffix == ".avi" and (angle, mirrored) != (0, False):
+        assert "turned upright" in done.said
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv422p", "yuv444p", "yuv420p10le"])
+def test_baking_by_a_quarter_turn_in_other_subsamplings(tmp_path: Path, pix_fmt: str) -> None:
+    size = (64, 40)
+    matrix = turned(90, *size)
+    source = make(
+        tmp_path / "in.mov",
+        frames=2,
+        codec="libx264",
+        pix_fmt=pix_fmt,
+        size=size,
+        matrix=matrix,
+        picture=lambda i: noise(i, pix_fmt, size),
+    )
+    done = upscale(source, tmp_path / "out.mkv", rotate="bake", codec="ffv1")
+    found, before = decoded(done.path), decoded(source)
+    wanted = shown(before[1].planes[0], matrix).repeat(2, 0).repeat(2, 1)
+    assert np.abs(found[1].planes[0].astype(int) - wanted.astype(int)).max() <= 2
+
+
+def test_asked_height_is_that_of_the_display(tmp_path: Path) -> None:
+    source = make(tmp_path / "in.mp4", frames=2, matrix=turned(90, 64, 48))
+    done = upscale(source, tmp_path / "out.mp4", scale=None, height=128)  # shown 48 wide, 64 high
+    assert (done.finished.width, done.finished.height) == (128, 96)
+
+
+# ---------------------------------------------------------------- sample aspect ratio
+
+
+def ratio_of(path: Path) -> Fraction | None:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        next(container.decode(stream))
+        ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+        return Fraction(ratio) if ratio else None
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [
+        ("libx264", ".mp4"), ("libx264", ".mov"), ("libx264", ".mkv"), ("libx264", ".ts"), ("libx264", ".nut"), ("libx265", ".mp4"),
+        ("libx265", ".ts"), ("libvpx-vp9", ".webm"), ("libvpx-vp9", ".mp4"), ("libsvtav1", ".mp4"), ("libsvtav1", ".webm"), ("ffv1", ".mkv"), ("mpeg4", ".avi"),
+        ("libx264", ".avi"), ("mpeg4", ".ts"), ("prores_ks", ".mov"), ("mpeg2video", ".mkv"), ("ffv1", ".mp4"),
+    ],
+)  # fmt: skip
+def test_sample_aspect_ratio_is_kept(tmp_path: Path, codec: str, suffix: str) -> None:
+    source = make(tmp_path / "in.mkv", frames=14, ratio=Fraction(16, 11))
+    assert ratio_of(source) == Fraction(16, 11)
+    fast = {"libvpx-vp9": {"encoder_preset": "realtime"}, "libsvtav1": {"encoder_preset": "12"}}.get(
+        codec, {}
+    )
+    done = upscale(source, tmp_path / f"out{suffix}", codec=codec, **fast)
+    found = ratio_of(done.path)
+    assert found is not None and abs(found / Fraction(16, 11) - 1) < Fraction(1, 500)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi"])
+def test_sample_aspect_ratio_turns_with_baked_pixels(tmp_path: Path, suffix: str) -> None:
+    source = make(tmp_path / "in.mp4", frames=3, ratio=Fraction(16, 11), matrix=turned(90, 64, 48))
+    done = upscale(source, tmp_path / f"out{suffix}", rotate="bake")
+    assert ratio_of(done.path) == Fraction(11, 16)
+
+
+@pytest.mark.parametrize("ratio", [None, Fraction(1)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_square_pixels_stay_square(tmp_path: Path, suffix: str, ratio: Fraction | None) -> None:
+    source = make(tmp_path / "in.mp4", frames=12, ratio=ratio)
+    assert ratio_of(upscale(source, tmp_path / f"out{suffix}").path) in (None, Fraction(1))
+
+
+# ------------------------------------------------------------------------- interlace
+
+
+def test_interlaced_video_is_woven_a_frame_for_a_frame(tmp_path: Path) -> None:
+    """Moving bars whose fields come from two instants: the comb disappears, times and count stay."""
+
+    def combed(i: int) -> tuple[np.ndarray, ...]:
+        luma = np.full((64, 64), 40, np.uint8)
+        luma[0::2, 8 + 4 * i : 24 + 4 * i] = 220
+        luma[1::2, 10 + 4 * i : 26 + 4 * i] = 220
+        return luma, np.full((32, 32), 128, np.uint8), np.full((32, 32), 128, np.uint8)
+
+    source = make(
+        tmp_path / "in.mkv",
+        Clip(frames=8, codec="mpeg2video", size=(64, 64), interlaced=True, picture=combed),
+    )
+    done = upscale(source, tmp_path / "out.mkv", codec="ffv1")
+    kept = upscale(source, tmp_path / "kept.mkv", codec="ffv1", deinterlace="off")
+    found, plain = decoded(done.path), decoded(kept.path)
+    assert [f.time for f in found] == [f.time for f in plain]
+    assert len(found) == 8
+
+    def comb(planes: tuple[np.ndarray, ...]) -> float:
+        luma = planes[0][::2, ::2].astype(int)
+        return float(np.abs(luma[1:-1] * 2 - luma[:-2] - luma[2:]).mean())
+
+    assert comb(found[4].planes) < 0.6 * comb(plain[4].planes)
+    assert "deinterlaced" in done.said and "deinterlaced" not in kept.said
+
+
+def test_helpers_agree_with_libav(tmp_path: Path) -> None:
+    """The reference rotation of these tests is that of libav's own tag."""
+    source = make(tmp_path / "in.mp4", frames=1, matrix=turned(90, 64, 48))
+    with av.open(str(source)) as container:
+        frame = next(container.decode(video=0))
+        assert frame.rotation == -90  # libav counts counter-clockwise
+        assert read_planes(frame)[0].shape == (48, 64)
