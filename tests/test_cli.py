@@ -472,8 +472,9 @@ from rlfn_pipe.cli.app import main
 sys.exit(main({arguments!r}))
 """
 OBEYS = "stop.wait(60); print('cleaned', file=sys.stderr, flush=True); raise Interrupted"
-DEAF = """stop.wait(60); print('asked', file=sys.stderr, flush=True)
+DEAF = """stop.wait(60)
     try:
+        print('asked', file=sys.stderr, flush=True)
         time.sleep(60)
     finally:
         print('cleaned', file=sys.stderr, flush=True)"""
