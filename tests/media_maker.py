@@ -77,7 +77,14 @@ _DEFAULTS: dict[str, dict[str, str]] = {
     "mpeg2video": {"qmin": "1", "qmax": "2", "bf": "0"},
 }
 #: x264 options that give B-frames (lossless x264 has none).
-B_FRAMES = {"preset": "ultrafast", "qp": "4", "bf": "3", "b_strategy": "0", "b-pyramid": "normal", "refs": "4"}
+B_FRAMES = {
+    "preset": "ultrafast",
+    "qp": "4",
+    "bf": "3",
+    "b_strategy": "0",
+    "b-pyramid": "normal",
+    "refs": "4",
+}
 
 
 def bars(index: int, pix_fmt: str = "yuv420p", size: tuple[int, int] = (WIDTH, HEIGHT)) -> Planes:
@@ -257,7 +264,9 @@ def _sound_packets(stream: Any, sound: Sound) -> list[Packet]:
     count = round(sound.seconds * sound.rate)
     t = np.arange(count) / sound.rate
     channels = stream.layout.nb_channels
-    wave = np.stack([0.2 * np.sin(2 * np.pi * (440 + 37 * c) * t) for c in range(channels)]).astype(np.float32)
+    wave = np.stack([0.2 * np.sin(2 * np.pi * (440 + 37 * c) * t) for c in range(channels)]).astype(
+        np.float32
+    )
     resampler = av.AudioResampler(format=stream.format, layout=stream.layout, rate=sound.rate)
     packets: list[Packet] = []
     for at in range(0, count, 1024):
@@ -274,9 +283,7 @@ def _sound_packets(stream: Any, sound: Sound) -> list[Packet]:
 
 def _add_text(output: Any, codec: str) -> Any:
     stream = output.add_stream(codec)
-    stream.codec_context.subtitle_header = (
-        b"[Script Info]\r\n\r\n[V4+ Styles]\r\nFormat: Name\r\nStyle: Default\r\n\r\n[Events]\r\nFormat: Text\r\n"
-    )
+    stream.codec_context.subtitle_header = b"[Script Info]\r\n\r\n[V4+ Styles]\r\nFormat: Name\r\nStyle: Default\r\n\r\n[Events]\r\nFormat: Text\r\n"
     stream.time_base = Fraction(1, 1000)
     return stream
 
@@ -296,9 +303,7 @@ class Shown:
 def read_planes(frame: av.VideoFrame) -> Planes:
     """A frame's planes in libav's order, copied."""
     dtype = np.uint8 if frame.format.components[0].bits == 8 else np.uint16
-    return tuple(
-        np.frombuffer(p, dtype).reshape(p.height, -1)[:, : p.width].copy() for p in frame.planes
-    )
+    return tuple(np.frombuffer(p, dtype).reshape(p.height, -1)[:, : p.width].copy() for p in frame.planes)
 
 
 def read_number(luma: np.ndarray, depth: int = 8) -> int:
@@ -317,7 +322,13 @@ def decoded(path: Path, stream: int = 0) -> list[Shown]:
         for frame in container.decode(video):
             planes = read_planes(frame)
             assert frame.pts is not None
-            found.append(Shown(frame.pts * frame.time_base, read_number(planes[0], frame.format.components[0].bits), planes))
+            found.append(
+                Shown(
+                    frame.pts * frame.time_base,
+                    read_number(planes[0], frame.format.components[0].bits),
+                    planes,
+                )
+            )
     return found
 
 
@@ -356,7 +367,9 @@ class Done:
     @property
     def said(self) -> str:
         """All warnings and notes as one text."""
-        return "\n".join([e.message for e in self.events if isinstance(e, Warned)] + list(self.finished.notes))
+        return "\n".join(
+            [e.message for e in self.events if isinstance(e, Warned)] + list(self.finished.notes)
+        )
 
 
 def upscale(source: Path, output: Path, **options: Any) -> Done:

@@ -73,8 +73,7 @@ class Boom(Exception):
 
 
 def failing_source(at: int) -> Iterator[int]:
-    for i in range(at):
-        yield i
+    yield from range(at)
     raise Boom("source")
 
 
@@ -227,7 +226,9 @@ def test_the_slowest_stage_is_named(slow: str) -> None:
             time.sleep(0.01 if slow == "compute" else 0)
             yield item
 
-    pipeline = Pipeline(source(), compute, lambda items: time.sleep(0.01 * len(items) if slow == "encode" else 0))
+    pipeline = Pipeline(
+        source(), compute, lambda items: time.sleep(0.01 * len(items) if slow == "encode" else 0)
+    )
     pipeline.run()
     assert pipeline.clock.limit == slow
     assert max(pipeline.clock.busy, key=pipeline.clock.busy.__getitem__) == slow

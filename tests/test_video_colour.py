@@ -28,7 +28,9 @@ LOSSLESS: dict[str, dict[str, Any]] = {
 }
 
 
-def code_values(rgb: tuple[float, float, float], matrix: int, colour_range: int, depth: int) -> tuple[int, int, int]:
+def code_values(
+    rgb: tuple[float, float, float], matrix: int, colour_range: int, depth: int
+) -> tuple[int, int, int]:
     """Y, Cb, Cr of an R'G'B' triple 0..1 (H.273 equations)."""
     kr, kb = KR_KB[matrix]
     r, g, b = rgb
@@ -57,13 +59,22 @@ def bitstream_tags(path: Path) -> tuple[int, int, int, int]:
         data = b""
         if name in ("h264", "hevc"):
             bsf = BitStreamFilterContext(f"{name}_mp4toannexb", stream)
-            data = b"".join(bytes(p) for packet in container.demux(stream) if packet.size for p in bsf.filter(packet))
+            data = b"".join(
+                bytes(p) for packet in container.demux(stream) if packet.size for p in bsf.filter(packet)
+            )
     with av.open(io.BytesIO(data), format=kind) as bare:
         frame = next(bare.decode(video=0))
         return int(frame.colorspace), int(frame.color_trc), int(frame.color_primaries), int(frame.color_range)
 
 
-_FIELDS = [(0.5, 0.5, 0.5), (0.75, 0.1, 0.1), (0.1, 0.6, 0.2), (0.2, 0.2, 0.8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)]
+_FIELDS = [
+    (0.5, 0.5, 0.5),
+    (0.75, 0.1, 0.1),
+    (0.1, 0.6, 0.2),
+    (0.2, 0.2, 0.8),
+    (1.0, 1.0, 1.0),
+    (0.0, 0.0, 0.0),
+]
 _CASES = [
     (codec, matrix, colour_range, depth, chroma)
     for codec in LOSSLESS
@@ -124,7 +135,11 @@ def test_a_player_sees_the_same_colour(
     """
     values = code_values((0.7, 0.25, 0.15), 6 if matrix == UNTAGGED else matrix[0], colour_range, 8)
     source = make(
-        tmp_path / "in.mkv", frames=14, codec="ffv1", colour=(*matrix, colour_range), picture=lambda i: flat(values, "yuv420p")
+        tmp_path / "in.mkv",
+        frames=14,
+        codec="ffv1",
+        colour=(*matrix, colour_range),
+        picture=lambda i: flat(values, "yuv420p"),
     )
     done = upscale(source, tmp_path / f"out{suffix}", codec=codec, **_FAST.get(codec, {}))
     for a, b in zip(played(source), played(done.path), strict=True):
@@ -154,7 +169,11 @@ def played(path: Path) -> tuple[float, float, float]:
         top = (1 << depth) - 1
         y, cb, cr = y / top, (cb - 128 * unit) / top, (cr - 128 * unit) / top
     else:
-        y, cb, cr = (y - 16 * unit) / (219 * unit), (cb - 128 * unit) / (224 * unit), (cr - 128 * unit) / (224 * unit)
+        y, cb, cr = (
+            (y - 16 * unit) / (219 * unit),
+            (cb - 128 * unit) / (224 * unit),
+            (cr - 128 * unit) / (224 * unit),
+        )
     r, b = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
     return r, (y - kr * r - kb * b) / (1 - kr - kb), b
 
@@ -163,7 +182,13 @@ def played(path: Path) -> tuple[float, float, float]:
 def test_untagged_picture_that_grows_past_720_lines(tmp_path: Path, suffix: str) -> None:
     """Players guess BT.601 for the source and would guess BT.709 for the output: it is tagged, or converted."""
     values = code_values((0.7, 0.25, 0.15), 6, LIMITED, 8)
-    source = make(tmp_path / "in.mkv", frames=12, codec="ffv1", size=(16, 400), picture=lambda i: flat(values, "yuv420p", (16, 400)))
+    source = make(
+        tmp_path / "in.mkv",
+        frames=12,
+        codec="ffv1",
+        size=(16, 400),
+        picture=lambda i: flat(values, "yuv420p", (16, 400)),
+    )
     done = upscale(source, tmp_path / f"out{suffix}")
     for a, b in zip(played(source), played(done.path), strict=True):
         assert abs(a - b) < 0.025
@@ -179,8 +204,17 @@ def test_untagged_picture_that_stays_low_stays_untagged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".webm"])
 def test_j_formats_are_full_range(tmp_path: Path, source: tuple[str, str, str], suffix: str) -> None:
     codec, pix_fmt, name = source
-    clip = make(tmp_path / name, frames=5, codec=codec, pix_fmt=pix_fmt, colour=(2, 2, 2, 2), picture=lambda i: flat((255, 128, 128), pix_fmt))
-    done = upscale(clip, tmp_path / f"out{suffix}", **_FAST.get("libvpx-vp9" if suffix == ".webm" else "", {}))
+    clip = make(
+        tmp_path / name,
+        frames=5,
+        codec=codec,
+        pix_fmt=pix_fmt,
+        colour=(2, 2, 2, 2),
+        picture=lambda i: flat((255, 128, 128), pix_fmt),
+    )
+    done = upscale(
+        clip, tmp_path / f"out{suffix}", **_FAST.get("libvpx-vp9" if suffix == ".webm" else "", {})
+    )
     assert played(done.path)[0] == pytest.approx(1.0, abs=0.01)
     assert tags_of(done.path)[3] == (FULL if suffix != ".avi" else tags_of(done.path)[3])
 
@@ -190,13 +224,20 @@ def test_j_formats_are_full_range(tmp_path: Path, source: tuple[str, str, str], 
 
 @pytest.mark.parametrize(
     ("codec", "pix_fmt", "name"),
-    [("png", "rgb24", "in.mov"), ("gif", "bgr8", "in.gif"), ("ffv1", "bgr0", "in.mkv"), ("qtrle", "rgb24", "in.mov")],
+    [
+        ("png", "rgb24", "in.mov"),
+        ("gif", "bgr8", "in.gif"),
+        ("ffv1", "bgr0", "in.mkv"),
+        ("qtrle", "rgb24", "in.mov"),
+    ],
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
 def test_rgb_sources(tmp_path: Path, codec: str, pix_fmt: str, name: str, suffix: str) -> None:
     source = tmp_path / name
     write_rgb(source, codec, pix_fmt)
-    done = upscale(source, tmp_path / f"out{suffix}", **_FAST.get("libvpx-vp9" if suffix == ".webm" else "", {}))
+    done = upscale(
+        source, tmp_path / f"out{suffix}", **_FAST.get("libvpx-vp9" if suffix == ".webm" else "", {})
+    )
     found = tags_of(done.path)
     assert found[0] == 1 and found[3] in (0, LIMITED)
     r, g, b = played(done.path)
@@ -230,7 +271,13 @@ def write_rgb(path: Path, codec: str, pix_fmt: str) -> None:
 def test_grey_sources(tmp_path: Path, codec: str, pix_fmt: str) -> None:
     depth = av.VideoFormat(pix_fmt).components[0].bits
     value = 180 << (depth - 8)
-    source = make(tmp_path / "in.mkv", frames=2, codec="ffv1", pix_fmt=pix_fmt, picture=lambda i: flat((value,), pix_fmt))
+    source = make(
+        tmp_path / "in.mkv",
+        frames=2,
+        codec="ffv1",
+        pix_fmt=pix_fmt,
+        picture=lambda i: flat((value,), pix_fmt),
+    )
     found = decoded(upscale(source, tmp_path / "out.mkv", codec=codec, **LOSSLESS[codec]).path)
     out_depth = depth if codec == "ffv1" else min(depth, 10)
     assert np.abs(found[0].planes[0].astype(int) - (180 << (out_depth - 8))).max() <= 1
@@ -246,7 +293,9 @@ def test_formats_that_are_not_planar(tmp_path: Path, pix_fmt: str) -> None:
         stream = output.add_stream("rawvideo", rate=25)
         stream.width, stream.height, stream.pix_fmt = 32, 32, pix_fmt
         for i in range(3):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 132, np.uint8), format="rgb24").reformat(format=pix_fmt)
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 132, np.uint8), format="rgb24").reformat(
+                format=pix_fmt
+            )
             frame.pts = i
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -259,9 +308,21 @@ _MASTERING = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,
 
 
 @pytest.mark.parametrize("transfer", [PQ, HLG])
-@pytest.mark.parametrize(("codec", "suffix"), [("auto", ".mp4"), ("auto", ".mkv"), ("libsvtav1", ".mp4"), ("auto", ".webm"), ("auto", ".ts")])
-def test_hdr_keeps_depth_and_tags(tmp_path: Path, transfer: tuple[int, int, int], codec: str, suffix: str) -> None:
-    source = make(tmp_path / "in.mkv", frames=12, codec="ffv1", pix_fmt="yuv420p10le", size=(64, 64), colour=(*transfer, LIMITED))
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("auto", ".mp4"), ("auto", ".mkv"), ("libsvtav1", ".mp4"), ("auto", ".webm"), ("auto", ".ts")],
+)
+def test_hdr_keeps_depth_and_tags(
+    tmp_path: Path, transfer: tuple[int, int, int], codec: str, suffix: str
+) -> None:
+    source = make(
+        tmp_path / "in.mkv",
+        frames=12,
+        codec="ffv1",
+        pix_fmt="yuv420p10le",
+        size=(64, 64),
+        colour=(*transfer, LIMITED),
+    )
     preset = {"encoder_preset": "12"} if codec == "libsvtav1" or suffix == ".webm" else {}
     done = upscale(source, tmp_path / f"out{suffix}", codec=codec, **preset)
     assert tags_of(done.path) == (*transfer, LIMITED)
@@ -272,7 +333,10 @@ def test_hdr_keeps_depth_and_tags(tmp_path: Path, transfer: tuple[int, int, int]
             assert context.profile == "Main 10"
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("libx265", ".mp4"), ("libx265", ".mkv"), ("libsvtav1", ".mp4"), ("libsvtav1", ".webm")])
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("libx265", ".mp4"), ("libx265", ".mkv"), ("libsvtav1", ".mp4"), ("libsvtav1", ".webm")],
+)
 def test_hdr10_metadata_comes_along(tmp_path: Path, codec: str, suffix: str) -> None:
     params = f"lossless=1:log-level=none:pools=1:hdr10=1:repeat-headers=1:master-display={_MASTERING}:max-cll=1000,400"
     source = make(
@@ -293,4 +357,6 @@ def light(path: Path) -> tuple[list[float], tuple[int, ...]]:
         frame = next(container.decode(video=0))
         data = {item.type.name: bytes(item) for item in frame.side_data}
     numbers = struct.unpack_from("<20i", data["MASTERING_DISPLAY_METADATA"])
-    return [numbers[i] / numbers[i + 1] for i in range(0, 20, 2)], struct.unpack_from("<2I", data["CONTENT_LIGHT_LEVEL"])
+    return [numbers[i] / numbers[i + 1] for i in range(0, 20, 2)], struct.unpack_from(
+        "<2I", data["CONTENT_LIGHT_LEVEL"]
+    )

@@ -68,7 +68,11 @@ def damaged(path: Path, target: Path, numbers: set[int], *, keep: int = 0) -> Pa
 @pytest.mark.parametrize("codec", ["ffv1", "libx264"])
 def test_packets_that_do_not_decode_are_concealed(tmp_path: Path, suffix: str, codec: str) -> None:
     clean = make(
-        tmp_path / "clean.mkv", frames=20, codec=codec, options={"g": "1"}, sounds=[Sound("pcm_s16le", seconds=0.8)]
+        tmp_path / "clean.mkv",
+        frames=20,
+        codec=codec,
+        options={"g": "1"},
+        sounds=[Sound("pcm_s16le", seconds=0.8)],
     )
     broken = damaged(clean, tmp_path / "in.mkv", {6, 7, 13})
     done = upscale(broken, tmp_path / f"out{suffix}")
@@ -81,7 +85,15 @@ def test_packets_that_do_not_decode_are_concealed(tmp_path: Path, suffix: str, c
 
 
 def test_damage_in_the_middle_of_inter_frames_shifts_nothing(tmp_path: Path) -> None:
-    clean = make(tmp_path / "clean.mp4", Clip(frames=40, options={**B_FRAMES, "g": "10"}, size=(96, 96), picture=lambda i: noise(i, size=(96, 96))))
+    clean = make(
+        tmp_path / "clean.mp4",
+        Clip(
+            frames=40,
+            options={**B_FRAMES, "g": "10"},
+            size=(96, 96),
+            picture=lambda i: noise(i, size=(96, 96)),
+        ),
+    )
     broken = damaged(clean, tmp_path / "in.mp4", {11, 12, 25}, keep=16)
     done = upscale(broken, tmp_path / "out.mkv", codec="ffv1")
     found, before = decoded(done.path), decoded(clean)
@@ -312,7 +324,13 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
             stop.set()
 
     with pytest.raises(Interrupted):
-        run(str(source), str(tmp_path / "out.mp4"), UpscaleOptions(scale=2, threads=1), on_event=on_event, stop=stop)
+        run(
+            str(source),
+            str(tmp_path / "out.mp4"),
+            UpscaleOptions(scale=2, threads=1),
+            on_event=on_event,
+            stop=stop,
+        )
     assert not left_behind(tmp_path, "in.mp4")
 
 
@@ -361,7 +379,11 @@ def child(source: Path, output: Path, limit: int = 0, **options: Any) -> str:
     code = _CHILD.format(tests=str(TESTS), limit=limit, options=options)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(source), str(output)], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", code, str(source), str(output)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -94,13 +94,25 @@ def test_sources_of_every_codec(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p"])
 def test_odd_sizes(tmp_path: Path, codec: str, size: tuple[int, int], pix_fmt: str) -> None:
     """Every encoder takes odd sizes, or gets the least larger even one with the edge repeated, said."""
-    source = make(tmp_path / "in.mkv", frames=3, codec="ffv1", size=size, pix_fmt=pix_fmt, picture=lambda i: bars(i, pix_fmt, size))
+    source = make(
+        tmp_path / "in.mkv",
+        frames=3,
+        codec="ffv1",
+        size=size,
+        pix_fmt=pix_fmt,
+        picture=lambda i: bars(i, pix_fmt, size),
+    )
     suffix = ".mov" if codec == "prores_ks" else ".mkv"
     done = upscale(source, tmp_path / f"out{suffix}", codec=codec, scale=1, **FAST.get(codec, {}))
     found = decoded(done.path)
     assert len(found) == 3
     height, width = found[0].planes[0].shape
-    assert (width - size[0], height - size[1]) in {(0, 0), (size[0] % 2, 0), (0, size[1] % 2), (size[0] % 2, size[1] % 2)}
+    assert (width - size[0], height - size[1]) in {
+        (0, 0),
+        (size[0] % 2, 0),
+        (0, size[1] % 2),
+        (size[0] % 2, size[1] % 2),
+    }
     assert ("needs even sides" in done.said) == ((width, height) != size)
     if not ENCODERS[codec].even:
         assert (width, height) == size
@@ -111,7 +123,14 @@ def test_odd_sizes(tmp_path: Path, codec: str, size: tuple[int, int], pix_fmt: s
 @pytest.mark.parametrize("codec", SOFTWARE)
 @pytest.mark.parametrize("side", [1, 2, 3, 7, 16, 33])
 def test_tiny_sizes_work_or_are_refused_before_the_start(tmp_path: Path, codec: str, side: int) -> None:
-    source = make(tmp_path / "in.mkv", frames=2, codec="ffv1", options={"level": "1"}, size=(side, side), pix_fmt="yuv444p")
+    source = make(
+        tmp_path / "in.mkv",
+        frames=2,
+        codec="ffv1",
+        options={"level": "1"},
+        size=(side, side),
+        pix_fmt="yuv444p",
+    )
     output = tmp_path / ("out.mov" if codec == "prores_ks" else "out.mkv")
     wanted = side + side % 2 if ENCODERS[codec].even else side
     if wanted < ENCODERS[codec].minimum:
@@ -124,7 +143,9 @@ def test_tiny_sizes_work_or_are_refused_before_the_start(tmp_path: Path, codec: 
 
 
 def test_one_pixel_in_every_container(tmp_path: Path) -> None:
-    source = make(tmp_path / "in.mkv", frames=20, codec="ffv1", options={"level": "1"}, size=(1, 1), pix_fmt="yuv444p")
+    source = make(
+        tmp_path / "in.mkv", frames=20, codec="ffv1", options={"level": "1"}, size=(1, 1), pix_fmt="yuv444p"
+    )
     for suffix in (".mp4", ".mkv", ".webm", ".avi", ".ts"):
         assert len(decoded(upscale(source, tmp_path / f"out{suffix}", scale=4).path)) == 20
 
@@ -159,14 +180,19 @@ def test_asked_height_keeps_the_aspect_in_even_numbers(tmp_path: Path, small_cli
         ("mpeg4", "yuv422p", "yuv420p"), ("mpeg2video", "yuv422p", "yuv422p"),
     ],
 )  # fmt: skip
-def test_pixel_format_stays_where_the_encoder_can(tmp_path: Path, codec: str, source: str, expected: str) -> None:
+def test_pixel_format_stays_where_the_encoder_can(
+    tmp_path: Path, codec: str, source: str, expected: str
+) -> None:
     clip = make(tmp_path / "in.mkv", frames=2, codec="ffv1", pix_fmt=source)
     output = tmp_path / ("out.mov" if codec == "prores_ks" else "out.mkv")
     done = upscale(clip, output, codec=codec, **FAST.get(codec, {}))
     with av.open(str(output)) as container:
         context = container.streams.video[0].codec_context
         found = context.pix_fmt
-        assert found in (expected, expected.replace("yuva420p", "yuv420p"))  # libav's own VP9 decoder shows no alpha
+        assert found in (
+            expected,
+            expected.replace("yuva420p", "yuv420p"),
+        )  # libav's own VP9 decoder shows no alpha
         if codec == "prores_ks":
             assert context.profile == ("4444" if "444" in expected else "HQ")
     assert len(decoded(output)) == 2
@@ -213,12 +239,16 @@ def test_crf_rules_the_size(tmp_path: Path, codec: str) -> None:
     source = make(tmp_path / "in.mkv", frames=3, codec="ffv1", picture=lambda i: noise(i), size=(96, 96))
     encoder, sizes = ENCODERS[codec], []
     for crf in (encoder.best + 2, encoder.worst * 0.7):
-        done = upscale(source, tmp_path / "out.mkv", codec=codec, crf=round(crf), overwrite=True, **FAST.get(codec, {}))
+        done = upscale(
+            source, tmp_path / "out.mkv", codec=codec, crf=round(crf), overwrite=True, **FAST.get(codec, {})
+        )
         sizes.append(done.finished.bytes_written)
     assert sizes[0] > 1.2 * sizes[1]
     if encoder.worst == 63:
         return
-    with pytest.raises(UsageError, match=f"out of range for {codec}; use {encoder.best:g} to {encoder.worst:g}"):
+    with pytest.raises(
+        UsageError, match=f"out of range for {codec}; use {encoder.best:g} to {encoder.worst:g}"
+    ):
         upscale(source, tmp_path / "no.mkv", codec=codec, crf=encoder.worst + 1)
 
 
@@ -227,8 +257,12 @@ def test_crf_without_such_a_setting(tmp_path: Path, small_clip: Path) -> None:
         upscale(small_clip, tmp_path / "out.mkv", codec="ffv1", crf=3)
 
 
-def test_x265_parameters_are_merged_with_ours(tmp_path: Path, small_clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    done = upscale(small_clip, tmp_path / "out.mkv", codec="libx265", encoder_option=("x265-params=lossless=1:keyint=2",))
+def test_x265_parameters_are_merged_with_ours(
+    tmp_path: Path, small_clip: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = upscale(
+        small_clip, tmp_path / "out.mkv", codec="libx265", encoder_option=("x265-params=lossless=1:keyint=2",)
+    )
     with av.open(str(done.path)) as container:
         keys = [p.is_keyframe for p in container.demux(video=0) if p.size]
     assert sum(keys) == 3
@@ -240,13 +274,20 @@ def test_x265_parameters_are_merged_with_ours(tmp_path: Path, small_clip: Path, 
 def test_encoders_say_nothing_on_the_terminal(
     tmp_path: Path, small_clip: Path, codec: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    upscale(small_clip, tmp_path / ("out.mov" if codec == "prores_ks" else "out.mkv"), codec=codec, **FAST.get(codec, {}))
+    upscale(
+        small_clip,
+        tmp_path / ("out.mov" if codec == "prores_ks" else "out.mkv"),
+        codec=codec,
+        **FAST.get(codec, {}),
+    )
     told = capfd.readouterr()
     assert told.out == "" and told.err == ""
 
 
 def test_encoder_options_reach_the_encoder(tmp_path: Path, small_clip: Path) -> None:
-    output = upscale(small_clip, tmp_path / "out.mp4", encoder_option=("g=1", "profile=main", "coder=ac")).path
+    output = upscale(
+        small_clip, tmp_path / "out.mp4", encoder_option=("g=1", "profile=main", "coder=ac")
+    ).path
     with av.open(str(output)) as container:
         assert all(p.is_keyframe for p in container.demux(video=0) if p.size)
         assert container.streams.video[0].codec_context.profile == "Main"

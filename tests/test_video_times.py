@@ -17,7 +17,14 @@ from rlfn_pipe.errors import OutputError
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
 
-TICK = {".mp4": 0, ".mov": 0, ".nut": 0, ".mkv": Fraction(1, 1000), ".webm": Fraction(1, 1000), ".ts": Fraction(1, 90000)}
+TICK = {
+    ".mp4": 0,
+    ".mov": 0,
+    ".nut": 0,
+    ".mkv": Fraction(1, 1000),
+    ".webm": Fraction(1, 1000),
+    ".ts": Fraction(1, 90000),
+}
 #: What makes an encode of a test fast, by output name.
 FAST: dict[str, dict[str, Any]] = {".webm": {"codec": "libvpx-vp9", "encoder_option": ("cpu-used=8",)}}
 
@@ -103,7 +110,8 @@ def test_long_clip_does_not_drift_in_matroska(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".ts", ".nut"])
 @pytest.mark.parametrize(
-    ("video_first", "audio_first"), [(Fraction(1, 5), Fraction(0)), (Fraction(0), Fraction(1, 5)), (Fraction(0), Fraction(0))]
+    ("video_first", "audio_first"),
+    [(Fraction(1, 5), Fraction(0)), (Fraction(0), Fraction(1, 5)), (Fraction(0), Fraction(0))],
 )
 def test_offset_between_sound_and_picture_is_kept(
     tmp_path: Path, suffix: str, video_first: Fraction, audio_first: Fraction
@@ -164,7 +172,10 @@ def test_edit_list_that_hides_leading_frames(tmp_path: Path, suffix: str) -> Non
 
 def cut_by_edit_list(source: Path, target: Path, frames: int) -> Path:
     """The same packets with times that put `frames` of them before zero, which mp4 turns into an edit."""
-    with av.open(str(source)) as a, av.open(str(target), "w", options={"movflags": "+negative_cts_offsets"}) as b:
+    with (
+        av.open(str(source)) as a,
+        av.open(str(target), "w", options={"movflags": "+negative_cts_offsets"}) as b,
+    ):
         video = a.streams.video[0]
         out = b.add_stream_from_template(video)
         shift = round(Fraction(frames, 25) / video.time_base)
@@ -193,7 +204,9 @@ def test_one_frame(tmp_path: Path, suffix: str) -> None:
 def test_last_frame_that_stays_long(tmp_path: Path, suffix: str, kind: str) -> None:
     # libav does not tell how long the last frame of an mp4 with B-frames stays.
     options = B_FRAMES if kind == "in.mkv" else {}
-    source = make(tmp_path / kind, times=[0, 40, 80, 120], time_base=Fraction(1, 1000), last=1500, options=options)
+    source = make(
+        tmp_path / kind, times=[0, 40, 80, 120], time_base=Fraction(1, 1000), last=1500, options=options
+    )
     output = upscale(source, tmp_path / f"out{suffix}", encoder_preset="veryfast").path
     with av.open(str(output)) as container:
         assert abs(container.duration - 1_620_000) <= 1000
@@ -208,7 +221,9 @@ def test_avi_refuses_a_varying_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
 def test_frames_that_share_a_time_are_moved_apart(tmp_path: Path, suffix: str) -> None:
-    source = make(tmp_path / "in.mkv", codec="ffv1", times=[0, 40, 40, 80, 80, 80, 120], time_base=Fraction(1, 1000))
+    source = make(
+        tmp_path / "in.mkv", codec="ffv1", times=[0, 40, 40, 80, 80, 80, 120], time_base=Fraction(1, 1000)
+    )
     done = upscale(source, tmp_path / f"out{suffix}")
     found = decoded(done.path)
     assert [f.number for f in found] == list(range(7))
@@ -265,7 +280,13 @@ def test_seeking_gives_the_frames_of_a_full_decode(tmp_path: Path, kind: str) ->
     for first in (13, 16, 31):
         start = plain[first].time - plain[0].time
         done = upscale(
-            source, tmp_path / "out.mkv", codec="ffv1", start=f"{float(start):.6f}", frames=5, scale=1, overwrite=True
+            source,
+            tmp_path / "out.mkv",
+            codec="ffv1",
+            start=f"{float(start):.6f}",
+            frames=5,
+            scale=1,
+            overwrite=True,
         )
         found = decoded(done.path)
         assert len(found) == 5

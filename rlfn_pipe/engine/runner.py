@@ -51,6 +51,7 @@ SMALLEST_TILE = 48
 #: On the CPU larger pieces than this run slower, not faster (docs/performance.md).
 CPU_TILE_PIXELS = 540_000
 
+
 class Network(Protocol):
     """What the engine runs: RGB (N, 3, h, w) float32, 0..255, to (N, 3, s h, s w), 0..255.
 

@@ -65,11 +65,11 @@ def upscale_pipe(
             )
         geometry = output_geometry(options, form.width, form.height, even=True, name=input)
         size = (geometry.width, geometry.height)
-        work: _PipeOut | _FileOut
-        if output == PIPE:
-            work = _PipeOut(options, source, size)
-        else:
-            work = _FileOut(Path(output), options, source, size, stack)
+        work = (
+            _PipeOut(options, source, size)
+            if output == PIPE
+            else _FileOut(Path(output), options, source, size, stack)
+        )
         engine = room.engine_for(geometry.factor)
         on_event(
             Started(

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry
@@ -85,18 +85,25 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     if form.matrix is not None:
         matrix = form.matrix.scaled(geometry.width / form.width, geometry.height / form.height)
     elif source.baked and options.rotate == "keep":
-        notes.append(f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright")
-    if sample_aspect(source) not in (None, 1) and encoding.codec == "mpeg2video" and encoding.muxer == "mpegts":
+        notes.append(
+            f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright"
+        )
+    if (
+        sample_aspect(source) not in (None, 1)
+        and encoding.codec == "mpeg2video"
+        and encoding.muxer == "mpegts"
+    ):
         notes.append("mpeg2video in .ts knows few picture aspects: the nearest one is written")
     with open_media(item.source) as container:
         streams = plan_streams(
-            container, source.stream_index, encoding.muxer, audio=options.audio, subtitles=options.subtitles
+            container,
+            source.stream_index,
+            encoding.muxer,
+            audio=cast("Literal['copy', 'none']", options.audio),
+            subtitles=cast("Literal['copy', 'none']", options.subtitles),
         )
-        rates = [
-            container.streams[plan.index].codec_context.sample_rate
-            for plan in streams
-            if plan.kind == "audio" and plan.action != "drop" and container.streams[plan.index].codec_context
-        ]
+        kept = {plan.index for plan in streams if plan.action != "drop"}
+        rates = [stream.rate for stream in container.streams.audio if stream.index in kept and stream.rate]
     timeline = source.timeline
     if encoding.muxer == "avi" and not timeline.constant:
         raise OutputError(
@@ -106,7 +113,9 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     clock = clock_for(encoding.muxer, timeline, timeline.rate, rates)
     if not clock.exact and not _on_ticks(timeline, clock):
         per_second = 1 / clock.tick
-        notes.append(f"{item.output.suffix} counts time in 1/{float(per_second):g} s: times are the nearest of those")
+        notes.append(
+            f"{item.output.suffix} counts time in 1/{float(per_second):g} s: times are the nearest of those"
+        )
     times = SinkTimes(
         time_base=timeline.time_base,
         rate=timeline.rate,
@@ -117,7 +126,9 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     return VideoPlan(geometry, encoding, streams, times, matrix, window, tuple(notes))
 
 
-def encoding_for(path: Path, options: UpscaleOptions, form: SourceFormat, picture: tuple[int, int]) -> EncodePlan:
+def encoding_for(
+    path: Path, options: UpscaleOptions, form: SourceFormat, picture: tuple[int, int]
+) -> EncodePlan:
     """The encoder settings for an output whose picture has this width and height."""
     return plan_encoding(
         path,

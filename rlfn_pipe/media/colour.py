@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 
 from rlfn_pipe.types import (
     MATRIX_RGB,
@@ -143,11 +144,17 @@ def planes_of(frame: VideoFrame) -> tuple[np.ndarray, ...]:
     dtype = np.uint8 if layout.bit_depth == 8 else np.uint16
     views = []
     for plane in frame.planes:
-        rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)[:, : plane.width]
+        rows = _rows(plane, dtype)
         views.append(rows[::-1] if plane.line_size < 0 else rows)
     if layout.subsampling == "rgb":
         views[:3] = [views[2], views[0], views[1]]
     return tuple(views)
+
+
+def _rows(plane: VideoPlane, dtype: type[np.uint8] | type[np.uint16]) -> np.ndarray:
+    """The samples of one plane (H, W), without the padding at the ends of its lines."""
+    samples: np.ndarray = np.frombuffer(plane, dtype)  # type: ignore[call-overload]  # a buffer, untyped
+    return samples.reshape(plane.height, -1)[:, : plane.width]
 
 
 def frame_from_planes(planes: tuple[np.ndarray, ...], pix_fmt: str, width: int, height: int) -> VideoFrame:
@@ -163,7 +170,7 @@ def frame_from_planes(planes: tuple[np.ndarray, ...], pix_fmt: str, width: int, 
         ordered[:3] = [planes[1], planes[2], planes[0]]
     dtype = np.uint8 if layout.bit_depth == 8 else np.uint16
     for plane, samples in zip(frame.planes, ordered, strict=True):
-        rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)[:, : plane.width]
+        rows = _rows(plane, dtype)
         h, w = min(samples.shape[0], plane.height), min(samples.shape[1], plane.width)
         rows[:h, :w] = samples[:h, :w]
         if w < plane.width:
@@ -183,4 +190,6 @@ def tags_for_output(tags: ColourInfo, resolved: ColourInfo, out_height: int) -> 
     matrix = tags.matrix
     if resolved.subsampling not in ("rgb", "grey") and tags.resolved(out_height).matrix != resolved.matrix:
         matrix = resolved.matrix
-    return replace(resolved, matrix=matrix, transfer=tags.transfer, primaries=tags.primaries, range=tags.range)
+    return replace(
+        resolved, matrix=matrix, transfer=tags.transfer, primaries=tags.primaries, range=tags.range
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 import av.error
 from av.filter import Graph
@@ -40,7 +41,9 @@ class Deinterlacer:
             yield from self._watched(frames)
             return
         if not self._force:
-            self._notes.append("interlaced video was deinterlaced (bwdif); --deinterlace off keeps the fields")
+            self._notes.append(
+                "interlaced video was deinterlaced (bwdif); --deinterlace off keeps the fields"
+            )
         yield from self._deinterlaced(first, frames)
 
     def _watched(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
@@ -48,11 +51,13 @@ class Deinterlacer:
         for frame in frames:
             if frame.interlaced_frame and not warned:
                 warned = True
-                self._notes.append("some frames are interlaced and were kept so; use --deinterlace on for them")
+                self._notes.append(
+                    "some frames are interlaced and were kept so; use --deinterlace on for them"
+                )
             yield frame
 
     def _deinterlaced(self, first: VideoFrame, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-        time_base = self._stream.time_base
+        time_base = self._stream.time_base or Fraction(1, 90000)
         graph = Graph()
         source = graph.add_buffer(
             width=first.width, height=first.height, format=first.format, time_base=time_base, name="in"

@@ -86,7 +86,18 @@ def _in(*muxers: str) -> frozenset[str]:
 _MAIN = ("mp4", "mov", "matroska", "nut")
 _OPEN = ("mp4", "matroska", "nut", "webm")  # QuickTime knows no VP9 and no AV1
 
-_X26X = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+_X26X = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+)
 
 #: The encoders that `--codec` accepts, by name. Hardware ones exist where the driver does.
 ENCODERS: dict[str, Encoder] = {
@@ -244,9 +255,7 @@ def plan_encoding(
         theirs = [given.pop(encoder.parameters)] if encoder.parameters in given else []
         options[encoder.parameters] = ":".join([*ours, *theirs])
     options.update(given)
-    return EncodePlan(
-        muxer, name, chosen, width, height, picture, colour, out_tags, options, tuple(notes)
-    )
+    return EncodePlan(muxer, name, chosen, width, height, picture, colour, out_tags, options, tuple(notes))
 
 
 def _encoder(name: str, muxer: str, path: Path) -> Encoder:
@@ -263,7 +272,9 @@ def _encoder(name: str, muxer: str, path: Path) -> Encoder:
     try:
         av.codec.Codec(name, "w")
     except av.codec.codec.UnknownCodecError:
-        raise UsageError(f"--codec {name}: this build of PyAV lacks that encoder; see `rlfn-pipe doctor`") from None
+        raise UsageError(
+            f"--codec {name}: this build of PyAV lacks that encoder; see `rlfn-pipe doctor`"
+        ) from None
     return encoder
 
 
@@ -278,14 +289,20 @@ def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, notes: list[s
         try:
             plain = planar_format(wanted) if not wanted.startswith("yuvj") else wanted.replace("yuvj", "yuv")
         except ValueError:
-            raise UsageError(f"--pix-fmt {wanted}: no such pixel format; {encoder.name} takes {', '.join(formats)}") from None
+            raise UsageError(
+                f"--pix-fmt {wanted}: no such pixel format; {encoder.name} takes {', '.join(formats)}"
+            ) from None
         if plain not in formats:
-            raise UsageError(f"--pix-fmt {wanted} is not one that {encoder.name} takes; use {', '.join(formats)}")
+            raise UsageError(
+                f"--pix-fmt {wanted} is not one that {encoder.name} takes; use {', '.join(formats)}"
+            )
         return plain
     best = min(formats, key=lambda name: (_loss(LAYOUTS[name], tags, encoder.name), formats.index(name)))
     layout = LAYOUTS[best]
     if layout.bit_depth < tags.bit_depth:
-        notes.append(f"{encoder.name} holds {layout.bit_depth} bits a sample; the source's {tags.bit_depth} were rounded")
+        notes.append(
+            f"{encoder.name} holds {layout.bit_depth} bits a sample; the source's {tags.bit_depth} were rounded"
+        )
     if tags.alpha and not layout.alpha:
         notes.append(f"transparency was dropped; {encoder.name} does not hold it")
     return best
@@ -377,11 +394,15 @@ def _output_colour(
 def _set_quality(encoder: Encoder, crf: float | None, options: dict[str, str]) -> None:
     if not encoder.quality:
         if crf is not None:
-            raise UsageError(f"--crf does not apply to {encoder.name}, which has no such setting; leave it out")
+            raise UsageError(
+                f"--crf does not apply to {encoder.name}, which has no such setting; leave it out"
+            )
         return
     value = encoder.crf if crf is None else crf
     if not encoder.best <= value <= encoder.worst:
-        raise UsageError(f"--crf {value:g} is out of range for {encoder.name}; use {encoder.best:g} to {encoder.worst:g}")
+        raise UsageError(
+            f"--crf {value:g} is out of range for {encoder.name}; use {encoder.best:g} to {encoder.worst:g}"
+        )
     if encoder.quality == "qscale":
         # A fixed quantiser: the flag of that name would want a quality on every frame.
         options["qmin"] = options["qmax"] = str(round(value))

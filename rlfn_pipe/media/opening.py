@@ -71,7 +71,7 @@ def open_media(path: Path, demuxer: str | None = None) -> Iterator[InputContaine
 
 def _open_file(path: Path) -> IO[bytes]:
     try:
-        file = open(path, "rb", buffering=0)
+        file = path.open("rb", buffering=0)  # closed by open_media
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the name and the folder") from None
     except IsADirectoryError:

@@ -26,7 +26,9 @@ def probe(path: Path) -> MediaInfo:
         try:
             main: VideoStream | None = main_video(container, path)
         except InputError:
-            if any(s.type == "video" and not s.disposition & Disposition.attached_pic for s in container.streams):
+            if any(
+                s.type == "video" and not s.disposition & Disposition.attached_pic for s in container.streams
+            ):
                 raise
             main = None
         streams = tuple(_stream_info(s) for s in container.streams if main is None or s.index != main.index)
@@ -85,7 +87,9 @@ def source_warnings(source: VideoSource) -> tuple[str, ...]:
     if not timeline.constant:
         warnings.append("the frame rate varies: write mp4, mov or mkv, which keep the times (avi does not)")
     if not timeline.trusted:
-        warnings.append("some packets have no time of their own or share one: lost frames cannot all be noticed")
+        warnings.append(
+            "some packets have no time of their own or share one: lost frames cannot all be noticed"
+        )
     if source.interlaced:
         warnings.append("the video is interlaced: it is deinterlaced unless --deinterlace off is given")
     return tuple(warnings)
@@ -93,10 +97,14 @@ def source_warnings(source: VideoSource) -> tuple[str, ...]:
 
 def _stream_info(stream: Stream) -> StreamInfo:
     context = stream.codec_context
-    codec = context.codec.canonical_name if context is not None else str(getattr(stream, "name", "") or "unknown")
+    codec = (
+        context.codec.canonical_name if context is not None else str(getattr(stream, "name", "") or "unknown")
+    )
     return StreamInfo(
         index=stream.index,
-        kind="cover" if stream.type == "video" and stream.disposition & Disposition.attached_pic else stream.type,
+        kind="cover"
+        if stream.type == "video" and stream.disposition & Disposition.attached_pic
+        else stream.type,
         codec=codec,
         language=stream.metadata.get("language"),
         title=stream.metadata.get("title"),

@@ -151,16 +151,18 @@ class VideoSink:
     ) -> None:
         plan, rate = self._plan, _encoder_rate(self._plan.codec, self._times.rate)
         try:
-            stream: VideoStream = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))  # type: ignore[call-overload]
+            added = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))
         except (av.error.FFmpegError, ValueError) as error:
             raise UsageError(
                 f"{self._name}: {plan.codec} cannot be used here ({describe_av_error(error)})"
             ) from None
+        assert isinstance(added, VideoStream)
+        stream = added
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = plan.width, plan.height, plan.pix_fmt
         context.time_base = 1 / rate
         context.thread_count = threads
-        context.thread_type = "AUTO"  # type: ignore[assignment]
+        context.thread_type = "AUTO"
         context.colorspace = plan.tags.matrix
         context.color_trc = plan.tags.transfer
         context.color_primaries = plan.tags.primaries
@@ -220,7 +222,7 @@ class VideoSink:
         self._guarded(lambda: self._mux_ready(final=True))
         if self._carrier is not None:
             for packet in self._carrier.packets_until(None):
-                self._guarded(lambda p=packet: self._mux_other(p))  # type: ignore[misc]
+                self._guarded(lambda p=packet: self._mux_other(p))
         # Attachments have no entry in Matroska's track list.
         before = list(self._output.streams)[: self.stream_index]
         track = sum(stream.type != "attachment" for stream in before)
@@ -266,6 +268,7 @@ class VideoSink:
         rate_base = self._stream.codec_context.time_base
         while self._pending:
             packet = self._pending[0]
+            assert packet.pts is not None
             index = round(packet.pts * packet.time_base / rate_base)
             if index + 1 >= len(self._pts) and not final:
                 return
@@ -348,6 +351,7 @@ def _encoder_rate(codec: str, rate: Fraction) -> Fraction:
     if codec == "mpeg4" and (rate.numerator > 65535 or rate.denominator > 65535):
         return rate.limit_denominator(max(1, 65535 // max(1, round(rate))))
     if codec == "mpeg2video":
-        known = (Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60)
-        return Fraction(min(known, key=lambda k: abs(k - rate)))
+        whole = [Fraction(n) for n in (24, 25, 30, 50, 60)]
+        known = [*whole, Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)]
+        return min(known, key=lambda k: abs(k - rate))
     return rate

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import av.error
 import numpy as np
@@ -28,10 +29,16 @@ from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.opening import describe_av_error, open_media
 from rlfn_pipe.media.orientation import DisplayMatrix, display_matrix
 from rlfn_pipe.media.timing import Timeline, scan, select
-from rlfn_pipe.types import ColourInfo, Frame
+from rlfn_pipe.types import ColourInfo, Frame, Subsampling
+
+if TYPE_CHECKING:
+    from av.sidedata.sidedata import SideDataContainer
 
 #: A gap this many frames after a decoding error is still put down to it (frame threads, reordering).
 _ERROR_REACH = 48
+
+#: Subsampling of a picture turned by 90 degrees, where it changes.
+_TURNED: dict[Subsampling, Subsampling] = {"422": "440", "440": "422"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,9 @@ def main_video(container: InputContainer, path: Path) -> VideoStream:
     preferred = [s for s in films if s.disposition & Disposition.default] or films
     stream = best if best in preferred else preferred[0]
     if stream.codec_context is None:
-        raise InputError(f"{path}: its video is encrypted or of a codec that is not known here; convert it first")
+        raise InputError(
+            f"{path}: its video is encrypted or of a codec that is not known here; convert it first"
+        )
     return stream
 
 
@@ -149,7 +158,7 @@ class VideoSource:
         check_picture_size(self.path, self.stream.width or 1, self.stream.height or 1)
         self.first, self.last = self._selected_range()
         self.stream.codec_context.thread_count = self._threads
-        self.stream.thread_type = "AUTO"  # type: ignore[assignment]
+        self.stream.thread_type = "AUTO"
         self._decoded = self._decode_from(self.first)
         self._head = self._first_frame()
         self.format = self._read_format(self._head)
@@ -174,7 +183,9 @@ class VideoSource:
     def _first_frame(self) -> VideoFrame:
         frame = next(self._decoded, None)
         if frame is None:
-            raise InputError(f"{self.path}: not one frame could be decoded; the video is damaged or encrypted")
+            raise InputError(
+                f"{self.path}: not one frame could be decoded; the video is damaged or encrypted"
+            )
         return frame
 
     def _read_format(self, frame: VideoFrame) -> SourceFormat:
@@ -196,7 +207,7 @@ class VideoSource:
         if self._orientation is not None:
             if self._orientation.swaps_axes:
                 width, height = height, width
-                tags = replace(tags, subsampling={"422": "440", "440": "422"}.get(tags.subsampling, tags.subsampling))  # type: ignore[arg-type]
+                tags = replace(tags, subsampling=_TURNED.get(tags.subsampling, tags.subsampling))
             matrix = None
         self._colour = tags.resolved(frame.height)
         return SourceFormat(width, height, pix_fmt, tags, self._colour, matrix, mastering, light)
@@ -253,7 +264,7 @@ class VideoSource:
                     self.damaged += 1
                 yield frame
 
-    def _packets(self) -> Iterator[Packet | None]:
+    def _packets(self) -> Iterator[Packet[VideoStream] | None]:
         try:
             for packet in self._container.demux(self.stream):
                 if packet.size:
@@ -262,7 +273,7 @@ class VideoSource:
             self._decoding_failed(error, None)
         yield None
 
-    def _decoding_failed(self, error: av.error.FFmpegError, packet: Packet | None) -> None:
+    def _decoding_failed(self, error: av.error.FFmpegError, packet: Packet[VideoStream] | None) -> None:
         self._errors += 1
         if self._on_error == "fail":
             at = ""
@@ -281,11 +292,10 @@ class VideoSource:
     # ---------------------------------------------------------------- iteration
 
     def __iter__(self) -> Iterator[Frame]:
-        index = 0
-        for pts, frame, concealed in self._shown():
+        time_base = self.timeline.time_base
+        for index, (pts, frame, concealed) in enumerate(self._shown()):
             self.concealed += concealed
-            yield replace(frame, index=index, pts=pts, time_base=self.timeline.time_base, concealed=concealed)
-            index += 1
+            yield replace(frame, index=index, pts=pts, time_base=time_base, concealed=concealed)
         if self.damaged:
             self.notes.append(f"{self.damaged} frames were decoded with damage")
 
@@ -301,7 +311,11 @@ class VideoSource:
         for decoded in self._with_head():
             if self._errors > errors_seen:
                 errors_seen, error_at = self._errors, expected
-            pts = decoded.pts if decoded.pts is not None else (last_pts + step if last_pts is not None else begin or 0)
+            pts = (
+                decoded.pts
+                if decoded.pts is not None
+                else (last_pts + step if last_pts is not None else begin or 0)
+            )
             if begin is not None and pts < begin:
                 continue
             if trusted and expected < stop and pts > int(table[stop - 1]):
@@ -339,7 +353,11 @@ class VideoSource:
         """
         if leading or since_error < _ERROR_REACH:
             return True
-        return not decoded.interlaced_frame and self.stream.codec_context.name in ("h264", "hevc", "mpeg2video")
+        return not decoded.interlaced_frame and self.stream.codec_context.name in (
+            "h264",
+            "hevc",
+            "mpeg2video",
+        )
 
     def _note_time_once(self) -> None:
         note = "some frames repeat or go back in time; they were moved on by the least step"
@@ -347,7 +365,9 @@ class VideoSource:
             self.notes.append(note)
 
     def _frame(self, decoded: VideoFrame) -> Frame:
-        if (decoded.width, decoded.height) != self._size or planar_format(decoded.format.name) != self._pix_fmt:
+        if (decoded.width, decoded.height) != self._size or planar_format(
+            decoded.format.name
+        ) != self._pix_fmt:
             note = "the picture changes size or format within the stream; all frames were brought to the first one's"
             if note not in self.notes:
                 self.notes.append(note)
@@ -369,7 +389,8 @@ def _reformatted(frame: VideoFrame, pix_fmt: str, width: int, height: int) -> Vi
 
 def _side_data(frame: VideoFrame) -> tuple[DisplayMatrix | None, bytes | None, bytes | None]:
     try:
-        data = {item.type.name: bytes(item) for item in frame.side_data}
+        items = cast("SideDataContainer", frame.side_data)
+        data = {item.type.name: bytes(item) for item in items}
     except ValueError:
         # PyAV knows no name for a newer kind of side data and then shows none of it; the
         # rotation is read by another road.

@@ -21,13 +21,11 @@ _DURATION = re.compile(r"DURATION(-\w+)?", re.IGNORECASE)
 _LANGUAGE_SUFFIX = re.compile(r"(.+)-[a-z]{3}")
 
 #: QuickTime's list of languages has codes of its own choice; other codes of the same language are unknown to it.
-_QUICKTIME_LANGUAGES = dict(
-    pair.split(":")
-    for pair in (
-        "sqi:alb hye:arm eus:baq mya:bur zho:chi cze:ces nld:dut fre:fra kat:geo deu:ger ell:gre isl:ice "
-        "mkd:mac msa:may fas:per rum:ron slo:slk bod:tib cym:wel swe:sve"
-    ).split()
-)
+_QUICKTIME_LANGUAGES = {
+    "sqi": "alb", "hye": "arm", "eus": "baq", "mya": "bur", "zho": "chi", "cze": "ces", "nld": "dut",
+    "fre": "fra", "kat": "geo", "deu": "ger", "ell": "gre", "isl": "ice", "mkd": "mac", "msa": "may",
+    "fas": "per", "rum": "ron", "slo": "slk", "bod": "tib", "cym": "wel", "swe": "sve",
+}  # fmt: skip
 
 _COMMON_TAGS = frozenset({"title", "artist", "album", "comment", "copyright", "date", "genre", "track"})
 _MOV_TAGS = (

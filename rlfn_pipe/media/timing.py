@@ -90,7 +90,12 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
     trusted = trusted and len(table) == len(pts)
     time_base = stream.time_base or Fraction(1, 90000)
     rate, constant = _nominal_rate(table, time_base, stream)
-    if len(table) and "mov" in container.format.name.split(",") and stream.duration and packets == stream.frames:
+    if (
+        len(table)
+        and "mov" in container.format.name.split(",")
+        and stream.duration
+        and packets == stream.frames
+    ):
         # mp4 stores steps between decoding times; with B-frames only the stream's length tells the last one.
         rest = stream.duration - int(table[-1] - table[0])
         last_duration = rest if rest > 0 else last_duration

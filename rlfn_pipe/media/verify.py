@@ -39,7 +39,9 @@ def verify_video(
     except InputError as error:
         raise OutputError(f"{name}: the finished file cannot be read back ({error})") from None
     if timeline.frames != len(expected):
-        raise OutputError(f"{name}: {len(expected)} frames were written and {timeline.frames} are in the file")
+        raise OutputError(
+            f"{name}: {len(expected)} frames were written and {timeline.frames} are in the file"
+        )
     found = timeline.pts
     factor = timeline.time_base / tick
     ticks = found * factor.numerator
