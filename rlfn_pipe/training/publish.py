@@ -67,7 +67,7 @@ def publish(run: Path, tests: list[Path], folder: Path, data: str, note: str = "
         "patches_seen": state.images,
         "device": state.device,
         "device_hours": round(state.seconds / 3600, 2),
-        "validation_psnr": round(state.best_psnr, 3),
+        "validation_psnr": round(state.psnr, 3),
         "note": note,
         "psnr": psnr,
         "ssim": ssim,
