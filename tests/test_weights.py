@@ -61,6 +61,12 @@ def test_saved_weights_come_back_with_their_spec(name: str, suffix: str, tmp_pat
         assert torch.equal(loaded.state_dict()[key], value)
 
 
+def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
+    notes = {f"note {number}": "ä" for number in range(8)}
+    digests = {weights.save(tmp_path / f"{n}.safetensors", make(), make().spec, notes) for n in range(3)}
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("wrapper", ["params_ema", "state_dict"])
 def test_wrapped_and_prefixed_state_dicts_load(wrapper: str, tmp_path: Path) -> None:
     state = {f"module.{key}": value for key, value in make().state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -133,7 +134,7 @@ def save(
         handle, made = tempfile.mkstemp(prefix=f".{path.name}", suffix=".part", dir=path.parent)
         partial = Path(made)
         with os.fdopen(handle, "wb") as out:
-            out.write(safetensors.torch.save(state, notes))
+            out.write(_ordered(safetensors.torch.save(state, notes)))
         partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:
@@ -144,6 +145,14 @@ def save(
         if partial is not None:
             partial.unlink(missing_ok=True)
     return registry.file_sha256(path)
+
+
+def _ordered(data: bytes) -> bytes:
+    """A safetensors file with the keys of its header sorted, so that equal weights make equal files."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode("ascii")
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def import_file(source: Path, target: Path, overwrite: bool = False) -> ModelSpec:

@@ -17,6 +17,9 @@ from rlfn_pipe.training.device import choose_compute, to_channels_last, to_tenso
 from rlfn_pipe.training.optimisers import Optimisers
 from rlfn_pipe.training.recipe import Stage
 
+#: Seconds of one slice of a measurement.
+_SLICE = 0.5
+
 
 def training_speed(
     network: str = "rlfn-s",
@@ -30,7 +33,7 @@ def training_speed(
 ) -> dict[str, Any]:
     """Patches a second of the naive loop (fp32, eager, patches cut between the steps) and of ours.
 
-    Both do the same work on the same made-up images, `seconds` each after a warm-up, L1 loss and
+    Both do the same work on the same made-up images, `seconds` each in turns after a warm-up, L1 loss and
     `optimiser`. `compile`: torch.compile for ours (default: on CUDA). Returns `naive` and `ours`
     (patches/s), their `ratio`, and the settings.
     """
@@ -57,7 +60,7 @@ def training_speed(
         optimisers.step()
 
     try:
-        slow, fast = (_rate(step, seconds, batch, compute.device) for step in (naive, ours))
+        slow, fast = _rates([naive, ours], seconds, batch, compute.device)
     finally:
         batches.close()
     return {
@@ -94,17 +97,26 @@ def _naive(network: str, scale: int, sampler: Sampler, device: torch.device) -> 
     return step
 
 
-def _rate(step: Callable[[], None], seconds: float, batch: int, device: torch.device) -> float:
-    """Patches a second over `seconds` after three steps of warm-up."""
-    for _ in range(3):
-        step()
-    _wait(device)
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        step()
-        count += 1
-    _wait(device)
-    return count * batch / (time.perf_counter() - began)
+def _rates(steps: list[Callable[[], None]], seconds: float, batch: int, device: torch.device) -> list[float]:
+    """Patches a second of each of `steps`: the median over short slices, after a warm-up.
+
+    The slices take turns, so that whatever else the machine does falls on all of them alike.
+    """
+    slices: list[list[float]] = [[] for _ in steps]
+    for step in steps:
+        for _ in range(3):
+            step()
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds * len(steps) or not slices[-1]:
+        for step, found in zip(steps, slices, strict=True):
+            _wait(device)
+            start, count = time.perf_counter(), 0
+            while count == 0 or time.perf_counter() - start < _SLICE:
+                step()
+                count += 1
+            _wait(device)
+            found.append(count * batch / (time.perf_counter() - start))
+    return [float(np.median(found)) for found in slices]
 
 
 def _wait(device: torch.device) -> None:
