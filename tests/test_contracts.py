@@ -115,14 +115,22 @@ def pictures() -> list[Frame]:
     noise = np.random.default_rng(0)
     sizes = [(48, 64), (24, 32), (24, 32)]
     return [
-        Frame(tuple(noise.integers(40, 200, s, dtype=np.uint8) for s in sizes), LAYOUT, i, i * 40, Fraction(1, 1000))
+        Frame(
+            tuple(noise.integers(40, 200, s, dtype=np.uint8) for s in sizes),
+            LAYOUT,
+            i,
+            i * 40,
+            Fraction(1, 1000),
+        )
         for i in range(FRAMES)
     ]
 
 
 def to_file(path: Path, frames: list[Frame]) -> None:
     plan = plan_encoding(path, tags=LAYOUT, resolved=LAYOUT, picture=(64, 48), codec="ffv1")
-    times = SinkTimes(Fraction(1, 1000), Fraction(25), 40, Fraction(0), Clock(Fraction(1, 1000), True, 1000, 1000))
+    times = SinkTimes(
+        Fraction(1, 1000), Fraction(25), 40, Fraction(0), Clock(Fraction(1, 1000), True, 1000, 1000)
+    )
     sink = VideoSink(path, plan, times, name=path.name, threads=1)
     for frame in frames:
         sink.write(frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,6 +18,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from rlfn_pipe.media.clock import Clock
+from rlfn_pipe.media.matroska import TrackChange, amend_tracks
 from rlfn_pipe.media.streams import Carrier, StreamPlan, earliest, plan_streams
 
 RATE = 48_000
@@ -197,7 +199,8 @@ def carry(
             if window and not (window[0] <= now and (window[1] is None or now < window[1])):
                 continue
             for ready in carrier.packets_until(now - base):
-                assert ready.dts * ready.time_base <= now - base + 2 * ready.time_base
+                late = max(carrier.codec_delays().values(), default=0)
+                assert ready.dts * ready.time_base <= now - base + late + 2 * ready.time_base
                 output.mux(ready)
             if out_main is not None:
                 shift = round(base / packet.time_base)
@@ -207,9 +210,18 @@ def carry(
                 output.mux(packet)
         for ready in carrier.packets_until(None):
             output.mux(ready)
+    order = [stream.index for stream in output.streams if stream.type != "attachment"]
+    delays = {order.index(i): TrackChange(codec_delay=d) for i, d in carrier.codec_delays().items()}
     output.close()
     carrier.close()
-    return Carried(buffer.getvalue(), plans, carrier.notes, base)
+    data = buffer.getvalue()
+    if delays:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "out.mkv"
+            file.write_bytes(data)
+            amend_tracks(file, "out", delays)
+            data = file.read_bytes()
+    return Carried(data, plans, carrier.notes, base)
 
 
 @dataclass
@@ -312,13 +324,16 @@ def test_mp4_keeps_every_time_stamp(mp4_clip: Path) -> None:
     assert got == wanted
 
 
-def test_matroska_moves_all_streams_alike(mp4_clip: Path) -> None:
+def test_matroska_states_priming_as_codec_delay(mp4_clip: Path) -> None:
+    """Nothing is moved: the picture begins at zero, and what is heard of the sound does too."""
     out = carry(mp4_clip, "matroska")
-    assert out.base == Fraction(-1024, RATE)
+    assert out.base == 0
     with out.open() as result:
         sound, picture = (packets_of_fresh(out, index_of(result, kind)) for kind in ("audio", "video"))
-    assert sound[0].time == 0
-    assert abs(picture[0].time - Fraction(1024, RATE)) <= Fraction(1, 1000)
+        assert {stream.start_time for stream in result.streams.audio} == {0}
+        first = next(result.decode(audio=0))
+    assert abs(sound[0].time + Fraction(1024, RATE)) <= Fraction(1, 1000)
+    assert picture[0].time == 0 and first.pts == 0
 
 
 def packets_of_fresh(out: Carried, index: int) -> list[Read]:

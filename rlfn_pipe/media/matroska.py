@@ -1,23 +1,25 @@
-"""The display size in a finished Matroska or WebM header.
+"""Display size and codec delay in a finished Matroska or WebM header.
 
-libavformat writes it from a field of the stream that PyAV does not let one set, so anamorphic
-video would lose its aspect in all codecs whose bitstream cannot say it. The muxer leaves an empty
-(Void) element behind its SeekHead; the few bytes come from there, and nothing behind the track
-list moves. Element ids and CRC rule: RFC 8794 (EBML), RFC 9559 (Matroska).
+libavformat writes them from fields of the stream that PyAV does not let one set, so anamorphic
+video would lose its aspect in all codecs whose bitstream cannot say it, and sound that an mp4
+trims by an edit list would begin early. The muxer leaves an empty (Void) element behind its
+SeekHead; the few bytes come from there, and nothing behind the track list moves. Element ids and
+CRC rule: RFC 8794 (EBML), RFC 9559 (Matroska).
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from rlfn_pipe.errors import OutputError
 
 _SEGMENT, _SEEK_HEAD, _INFO, _TRACKS = 0x18538067, 0x114D9B74, 0x1549A966, 0x1654AE6B
 _VOID, _CRC32, _SEEK, _SEEK_ID, _SEEK_POSITION = 0xEC, 0xBF, 0x4DBB, 0x53AB, 0x53AC
-_TRACK_ENTRY, _VIDEO, _TRACK_NUMBER = 0xAE, 0xE0, 0xD7
+_TRACK_ENTRY, _VIDEO, _CODEC_DELAY = 0xAE, 0xE0, 0x56AA
 _DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT = 0x54B0, 0x54BA, 0x54B2
 
 #: The header lies in here, attachments excepted, which come behind the tracks.
@@ -38,10 +40,16 @@ class _Element:
         return self.data_start + len(self.data)
 
 
-def set_display_size(path: Path, name: str, track: int, width: int, height: int) -> None:
-    """Write the display size (pixels) of the `track`-th track, counted from 0, in place.
+@dataclass(frozen=True, slots=True)
+class TrackChange:
+    """What to write into a track's entry: display size in pixels, codec delay in seconds."""
 
-    `name` is how messages call the file.
+    display_size: tuple[int, int] | None = None
+    codec_delay: Fraction | None = None
+
+
+def amend_tracks(path: Path, name: str, changes: Mapping[int, TrackChange]) -> None:
+    """Change the entries of tracks, counted from 0, in place. `name` is how messages call the file.
 
     Raises:
         OutputError: the header is not laid out as libavformat lays it out.
@@ -49,16 +57,14 @@ def set_display_size(path: Path, name: str, track: int, width: int, height: int)
     with path.open("r+b") as file:
         head = file.read(_HEAD_BYTES)
         try:
-            start, changed = _rewritten(head, track, width, height)
+            start, changed = _rewritten(head, changes)
         except (ValueError, IndexError) as error:
-            raise OutputError(
-                f"{name}: the pixel aspect cannot be written into its header ({error})"
-            ) from None
+            raise OutputError(f"{name}: its track header cannot be amended ({error})") from None
         file.seek(start)
         file.write(changed)
 
 
-def _rewritten(head: bytes, track: int, width: int, height: int) -> tuple[int, bytes]:
+def _rewritten(head: bytes, changes: Mapping[int, TrackChange]) -> tuple[int, bytes]:
     """Offset and new bytes of the stretch from SeekHead to the end of the track list."""
     segment = next(e for e in _elements(head, 0, len(head), clipped=True) if e.id == _SEGMENT)
     found: dict[int, _Element] = {}
@@ -71,7 +77,7 @@ def _rewritten(head: bytes, track: int, width: int, height: int) -> tuple[int, b
     if order[:4] != [_SEEK_HEAD, _VOID, _INFO, _TRACKS]:
         raise ValueError("its parts stand in another order")
     seek_head, void, info, tracks = (found[key] for key in order[:4])
-    new_tracks = _top_level(tracks, _changed_tracks(tracks.data, track, width, height))
+    new_tracks = _top_level(tracks, _changed_tracks(tracks.data, changes))
     growth = len(new_tracks) - (tracks.end - tracks.start)
     room = void.end - void.start - growth
     if room < 9:
@@ -84,36 +90,42 @@ def _rewritten(head: bytes, track: int, width: int, height: int) -> tuple[int, b
     return seek_head.start, new_seek_head + filler + head[info.start : info.end] + new_tracks
 
 
-def _changed_tracks(data: bytes, track: int, width: int, height: int) -> bytes:
+def _changed_tracks(data: bytes, changes: Mapping[int, TrackChange]) -> bytes:
     parts, number = [], 0
     for element in _elements(data, 0, len(data)):
         if element.id == _CRC32:
             continue
         raw = data[element.start : element.end]
         if element.id == _TRACK_ENTRY:
-            parts.append(_changed_entry(element.data, width, height) if number == track else raw)
+            parts.append(_changed_entry(element.data, changes[number]) if number in changes else raw)
             number += 1
         else:
             parts.append(raw)
-    if track >= number:
+    if max(changes, default=0) >= number:
         raise ValueError(f"it has {number} tracks")
     return b"".join(parts)
 
 
-def _changed_entry(data: bytes, width: int, height: int) -> bytes:
+def _changed_entry(data: bytes, change: TrackChange) -> bytes:
     parts = []
     for element in _elements(data, 0, len(data)):
-        if element.id != _VIDEO:
+        if element.id == _VIDEO and change.display_size is not None:
+            parts.append(_changed_video(element.data, *change.display_size))
+        elif element.id != _CODEC_DELAY or change.codec_delay is None:
             parts.append(data[element.start : element.end])
-            continue
-        kept = [
-            element.data[e.start : e.end]
-            for e in _elements(element.data, 0, len(element.data))
-            if e.id not in (_DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT)
-        ]
-        sizes = [_element(_DISPLAY_WIDTH, _uint(width)), _element(_DISPLAY_HEIGHT, _uint(height))]
-        parts.append(_element(_VIDEO, b"".join([*kept, *sizes])))
+    if change.codec_delay is not None:
+        parts.append(_element(_CODEC_DELAY, _uint(round(change.codec_delay * 1_000_000_000))))
     return _element(_TRACK_ENTRY, b"".join(parts))
+
+
+def _changed_video(data: bytes, width: int, height: int) -> bytes:
+    kept = [
+        data[element.start : element.end]
+        for element in _elements(data, 0, len(data))
+        if element.id not in (_DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT)
+    ]
+    sizes = [_element(_DISPLAY_WIDTH, _uint(width)), _element(_DISPLAY_HEIGHT, _uint(height))]
+    return _element(_VIDEO, b"".join([*kept, *sizes]))
 
 
 def _moved_entries(data: bytes, moved: dict[int, int]) -> bytes:

@@ -27,7 +27,7 @@ from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.media.avi import write_starts
 from rlfn_pipe.media.colour import frame_from_planes
 from rlfn_pipe.media.encoders import EncodePlan
-from rlfn_pipe.media.matroska import set_display_size
+from rlfn_pipe.media.matroska import TrackChange, amend_tracks
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.streams import Carrier, StreamPlan
 from rlfn_pipe.media.timing import Clock
@@ -223,15 +223,25 @@ class VideoSink:
         if self._carrier is not None:
             for packet in self._carrier.packets_until(None):
                 self._guarded(lambda p=packet: self._mux_other(p))
-        # Attachments have no entry in Matroska's track list.
-        before = list(self._output.streams)[: self.stream_index]
-        track = sum(stream.type != "attachment" for stream in before)
+        changes = self._matroska_changes()
         self._guarded(self._output.close)
-        if self._plan.muxer in ("matroska", "webm") and self._sample_aspect_ratio not in (None, 1):
-            width = round(self._plan.width * self._sample_aspect_ratio)
-            self._guarded(lambda: set_display_size(self._path, self._name, track, width, self._plan.height))
+        if changes:
+            self._guarded(lambda: amend_tracks(self._path, self._name, changes))
         if self._plan.muxer == "avi":
             self._guarded(lambda: write_starts(self._path, self._starts))
+
+    def _matroska_changes(self) -> dict[int, TrackChange]:
+        """What a Matroska header needs beyond its muxer, by the place in its track list."""
+        if self._plan.muxer not in ("matroska", "webm"):
+            return {}
+        # Attachments have no entry in the list.
+        order = [stream.index for stream in self._output.streams if stream.type != "attachment"]
+        delays = self._carrier.codec_delays() if self._carrier is not None else {}
+        changes = {order.index(i): TrackChange(codec_delay=delay) for i, delay in delays.items()}
+        if self._sample_aspect_ratio not in (None, 1):
+            size = (round(self._plan.width * self._sample_aspect_ratio), self._plan.height)
+            changes[order.index(self.stream_index)] = TrackChange(display_size=size)
+        return changes
 
     def abort(self) -> None:
         """Give up; the file is left as it is for the caller to remove."""

@@ -111,7 +111,7 @@ def earliest(
             if plan.action == "convert" and plan.kind == "audio":
                 lead = Fraction(PRIMING.get(plan.codec, 0), int(getattr(stream, "rate", 0)) or 48_000)
                 packets.append(times.pts + skipped - (0 if muxer in MATROSKA_FAMILY else lead))
-            elif muxer in MATROSKA_FAMILY and "matroska" in container.format.name:
+            elif muxer in MATROSKA_FAMILY:
                 # The delay is exact and the time rounded: they meet within a tick.
                 start = (stream.start_time or 0) * clock.time_base
                 heard = times.dts + skipped
@@ -247,6 +247,11 @@ class Carrier:
             if not self._heap or (t is not None and self._heap[0][0] > t):
                 return
             yield heapq.heappop(self._heap)[2].stamped(self._base)
+
+    def codec_delays(self) -> dict[int, Fraction]:
+        """Output stream index -> seconds of priming that a Matroska header must state; known after the packets."""
+        tracks = (track for track in self._tracks.values() if isinstance(track, CopyTrack))
+        return {track.out.index: track.codec_delay for track in tracks if track.codec_delay}
 
     def close(self) -> None:
         """Close the input."""

@@ -15,7 +15,7 @@ from av.stream import Stream
 
 from rlfn_pipe.media import subtitles
 from rlfn_pipe.media.audio import PRIMING, AudioConverter, add_encoder, audio_target, silent_packet
-from rlfn_pipe.media.clock import Clock, SampleClock, Times, is_end_mark
+from rlfn_pipe.media.clock import Clock, SampleClock, Times, is_end_mark, priming_seconds
 from rlfn_pipe.media.gate import Gate
 from rlfn_pipe.media.stream_plan import add_copy, codec_name, cover_file
 from rlfn_pipe.media.tags import MATROSKA_FAMILY, MOV_FAMILY
@@ -110,6 +110,14 @@ class CopyTrack(Track):
         self._started = False
         self._too_early = 0
         self._gate = Gate(source, output.format.name)
+        # Matroska says priming as a codec delay. Its muxer does so where the demuxer knew the delay
+        # (Opus, Matroska sources); for an mp4's edit list it is done here.
+        context = source.codec_context
+        self._delays = (
+            output.format.name in MATROSKA_FAMILY and context is not None and not int(context.delay)
+        )
+        #: Seconds of priming that the header must state; packets are stamped later by as much.
+        self.codec_delay = Fraction(0)
 
     def push(self, packet: Packet[Any], times: Times) -> Iterator[Ready]:
         if self._cuttable:
@@ -128,11 +136,18 @@ class CopyTrack(Track):
             return
         if not self._gate.admits(packet):
             return
+        if self._delays:
+            self._delays = False
+            self.codec_delay = priming_seconds(packet, self.source)
         if not packet.is_discard:
             self._started = True
         if self.source.type == "audio":
             times = self._evenly(packet, times)
         yield Ready(packet, times, self)
+
+    def stamp(self, packet: Packet[Any], times: Times, base: Fraction) -> Packet[Any]:
+        """As `Track.stamp`, behind the codec delay."""
+        return super().stamp(packet, times, base - self.codec_delay)
 
     def notes(self) -> list[str]:
         found = super().notes()
