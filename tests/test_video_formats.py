@@ -293,6 +293,40 @@ def test_encoder_options_reach_the_encoder(tmp_path: Path, small_clip: Path) -> 
         assert container.streams.video[0].codec_context.profile == "Main"
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", ("qp=0",)),
+        ("libx265", ("x265-params=lossless=1",)),
+        ("libvpx-vp9", ("lossless=1", "cpu-used=8")),
+    ],
+)
+def test_wanted_rate_control_is_not_overruled_by_our_quality(
+    tmp_path: Path, codec: str, options: tuple[str, ...]
+) -> None:
+    source = make(tmp_path / "in.mkv", frames=3, codec="ffv1", picture=lambda i: noise(i))
+    exact = decoded(upscale(source, tmp_path / "exact.mkv", codec="ffv1").path)
+    preset = {} if codec != "libvpx-vp9" else {"encoder_preset": "realtime"}
+    found = decoded(upscale(source, tmp_path / "out.mkv", codec=codec, encoder_option=options, **preset).path)
+    for a, b in zip(found, exact, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a.planes, b.planes, strict=True))
+
+
+def test_wanted_bit_rate_is_used(tmp_path: Path) -> None:
+    source = make(
+        tmp_path / "in.mkv",
+        frames=25,
+        codec="ffv1",
+        size=(128, 96),
+        picture=lambda i: noise(i, size=(128, 96)),
+    )
+    sizes = [
+        upscale(source, tmp_path / f"{rate}.mp4", encoder_option=(f"b={rate}",)).finished.bytes_written
+        for rate in ("200k", "2M")
+    ]
+    assert sizes[1] > 2 * sizes[0]
+
+
 # ------------------------------------------------------------------------- containers
 
 

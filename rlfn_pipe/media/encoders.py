@@ -143,6 +143,9 @@ ENCODERS: dict[str, Encoder] = {
 }  # fmt: skip
 
 
+#: With one of these among the encoder options our default quality would be in the way.
+_RATE_OPTIONS = frozenset({"crf", "qp", "cqp", "cq", "b", "qmin", "qmax", "lossless"})
+
 #: Below this side FFV1's slices are refused; its older form has none.
 _FFV1_SLICED = 16
 
@@ -231,7 +234,9 @@ def plan_encoding(
     width, height = _coded_size(encoder, layout, picture, notes)
     out_tags, colour = _output_colour(encoder, muxer, layout, tags, resolved, height, notes)
     options = dict(encoder.options)
-    _set_quality(encoder, crf, options)
+    given = dict(encoder_options or {})
+    if crf is not None or not _RATE_OPTIONS & given.keys():
+        _set_quality(encoder, crf, options)
     if encoder_preset is not None:
         if not encoder.preset:
             raise UsageError(f"--encoder-preset does not apply to {name}, which has no presets")
@@ -250,7 +255,6 @@ def plan_encoding(
         ours = ["log-level=error", *_x265_hdr(mastering, light_level)]
     elif name == "libsvtav1":
         ours = _svt_hdr(mastering, light_level)
-    given = dict(encoder_options or {})
     if encoder.parameters and (ours or encoder.parameters in given):
         theirs = [given.pop(encoder.parameters)] if encoder.parameters in given else []
         options[encoder.parameters] = ":".join([*ours, *theirs])
