@@ -107,3 +107,12 @@ def test_ctrl_c_saves_and_leaves_with_130(arguments: list[str], tmp_path: Path) 
     process.stderr.close()
     assert "--resume" in rest and "Traceback" not in rest
     assert (tmp_path / "run" / "checkpoint.pt").is_file()
+
+
+def test_a_folder_does_not_stand_before_a_recipe_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smoke").mkdir()
+    assert main(["train", "smoke", "--data", "nowhere"]) == 1
+    assert "nowhere" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def _recipe_path(recipe: str) -> Path:
     from rlfn_pipe.resources import data_path
 
     path = Path(recipe)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         return path
     folder = data_path("presets") / "training"
     shipped = sorted(each.stem for each in folder.glob("*.toml"))
