@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media_maker import Clip, bars, decoded, make, noise, upscale
+from media_maker import Clip, bars, decoded, flat, make, noise, upscale
 
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.media.encoders import ENCODERS, MUXERS
@@ -200,6 +200,29 @@ def test_pixel_format_stays_where_the_encoder_can(
         assert "12 were rounded" in done.said
     if "yuva" in source and "yuva" not in expected:
         assert "transparency was dropped" in done.said
+
+
+def test_transparency_of_webm_is_seen_and_kept(tmp_path: Path) -> None:
+    """Most decoders of VP9 pass over the alpha that WebM keeps beside each picture."""
+    plain = make(
+        tmp_path / "in.mkv",
+        frames=6,
+        codec="ffv1",
+        pix_fmt="yuva420p",
+        picture=lambda i: flat((120, 128, 128, 40 + 30 * i), "yuva420p"),
+    )
+    fast = {"encoder_preset": "realtime", "encoder_option": ("cpu-used=8",)}
+    webm = upscale(plain, tmp_path / "first.webm", **fast).path
+    again = upscale(webm, tmp_path / "second.webm", start="0.08", **fast).path
+    exact = decoded(upscale(webm, tmp_path / "exact.mkv", codec="ffv1").path)
+    assert [round(float(f.planes[3].mean()) / 30 - 4 / 3) for f in exact] == list(range(6))
+    with av.open(str(again)) as container:
+        assert container.streams.video[0].metadata["alpha_mode"] == "1"  # in lower case: not a mere tag
+        decoder = av.CodecContext.create("libvpx-vp9", "r")
+        frames = [f for p in container.demux(video=0) if p.size for f in decoder.decode(p)]
+    assert [f.format.name for f in frames] == ["yuva420p"] * 4
+    assert abs(int(np.frombuffer(frames[0].planes[3], np.uint8)[5]) - 100) <= 3
+    assert "transparency was dropped" in upscale(webm, tmp_path / "out.mp4").said
 
 
 def test_wanted_pixel_format(tmp_path: Path, small_clip: Path) -> None:

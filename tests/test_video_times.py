@@ -199,6 +199,20 @@ def test_one_frame(tmp_path: Path, suffix: str) -> None:
             assert abs(container.duration - 500_000) <= 1000
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_very_few_frames(tmp_path: Path, suffix: str, codec: str, count: int) -> None:
+    """libx265 leaves the decoding times of one or two frames unset."""
+    source = make(tmp_path / "in.mp4", frames=count)
+    output = upscale(source, tmp_path / f"out{suffix}", codec=codec).path
+    assert_same_times(source, output)
+    with av.open(str(output)) as container:
+        stamps = [p.dts * p.time_base for p in container.demux(video=0) if p.size and p.dts is not None]
+        assert container.duration == count * 40_000
+    assert all(-Fraction(1, 4) <= stamp < Fraction(1, 4) for stamp in stamps)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("kind", ["in.mp4", "in.mkv"])
 def test_last_frame_that_stays_long(tmp_path: Path, suffix: str, kind: str) -> None:

@@ -36,6 +36,9 @@ from rlfn_pipe.types import Frame
 # SVT-AV1 writes its settings to standard error unless told otherwise before it is loaded.
 os.environ.setdefault("SVT_LOG", "1")
 
+#: More frames than any encoder here holds back to put them in order.
+_DEEPEST_REORDERING = 250
+
 
 @dataclass(frozen=True, slots=True)
 class SinkTimes:
@@ -174,7 +177,8 @@ class VideoSink:
         if display_matrix is not None:
             stream.set_display_matrix(display_matrix)
         stream.time_base = self._times.clock.tick
-        stream.metadata.update(tags)
+        # Matroska's muxer says by itself whether there is alpha.
+        stream.metadata.update({key: value for key, value in tags.items() if key.lower() != "alpha_mode"})
         if disposition is not None:
             stream.disposition = disposition
         self._stream = stream
@@ -284,6 +288,8 @@ class VideoSink:
                 return
             self._pending.popleft()
             order = index if packet.dts is None else round(packet.dts * packet.time_base / rate_base)
+            if not index - _DEEPEST_REORDERING <= order <= index:
+                order = index  # libx265 leaves it unset where there is but a frame or two
             start, end = self._tick(index), self._tick(index + 1)
             packet.pts, packet.dts = start, min(self._tick(order), start)
             packet.time_base = self._packet_tick

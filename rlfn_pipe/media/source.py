@@ -14,11 +14,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import av.codec.codec
 import av.error
 import numpy as np
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -33,6 +36,9 @@ from rlfn_pipe.types import ColourInfo, Frame, Subsampling
 
 if TYPE_CHECKING:
     from av.sidedata.sidedata import SideDataContainer
+
+#: Of the decoders for these codecs only libvpx's reads the alpha that WebM keeps beside the picture.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 #: A gap this many frames after a decoding error is still put down to it (frame threads, reordering).
 _ERROR_REACH = 48
@@ -249,11 +255,27 @@ class VideoSource:
             self._container.seek(int(self.timeline.pts[0]), stream=self.stream)
         yield from self._filtered(self._decoded_frames())
 
+    def _decoder(self) -> VideoCodecContext:
+        """The stream's own decoder, or for WebM with transparency the one that sees it."""
+        context = self.stream.codec_context
+        name = _ALPHA_DECODERS.get(context.codec.canonical_name)
+        tags = {key.lower(): value for key, value in self.stream.metadata.items()}
+        if name is None or tags.get("alpha_mode") != "1":
+            return context
+        try:
+            decoder = CodecContext.create(name, "r")
+        except av.codec.codec.UnknownCodecError:
+            return context
+        assert isinstance(decoder, VideoCodecContext)
+        decoder.thread_count = self._threads
+        return decoder
+
     def _decoded_frames(self) -> Iterator[VideoFrame]:
         self._errors = 0
+        decoder = self._decoder()
         for packet in self._packets():
             try:
-                frames = packet.decode() if packet is not None else self.stream.codec_context.decode(None)
+                frames = decoder.decode(packet)
             except av.error.EOFError:
                 continue
             except av.error.FFmpegError as error:
