@@ -357,10 +357,6 @@ class VideoSink:
         """Presentation time of every frame in ticks, and the tick in seconds."""
         return np.array(self._ticks, dtype=np.int64), self._packet_tick
 
-    def end_seconds(self) -> Fraction:
-        """When the last frame ends on the output's clock."""
-        return self._seconds(len(self._pts))
-
 
 def _encoder_rate(codec: str, rate: Fraction) -> Fraction:
     """The rate as the encoder can hold it (MPEG-4 part 2 counts in 16 bits, MPEG-2 knows a few)."""

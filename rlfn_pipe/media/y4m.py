@@ -113,7 +113,7 @@ class PipeSink:
     ) -> None:
         if pix_fmt not in Y4M_FORMATS:
             raise UsageError(f"--pix-fmt {pix_fmt}: YUV4MPEG2 holds {', '.join(sorted(Y4M_FORMATS))}")
-        self._size, self._pix_fmt, self._tags = (width, height), pix_fmt, tags
+        self._size, self._pix_fmt = (width, height), pix_fmt
         self.frames = 0
         self._output = av.open(file, "w", format=_FORMAT, container_options={"strict": "-1"})
         stream = self._output.add_stream("rawvideo", rate=rate)

@@ -6,7 +6,6 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +188,3 @@ def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def drop_cache(cache: ImageCache) -> None:
-    """Delete the cache's folder."""
-    shutil.rmtree(cache.folder)
