@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,12 +12,16 @@ import pytest
 import torch
 
 from rlfn_pipe.engine.device import is_out_of_memory, resolve_device, resolve_precision
+from rlfn_pipe.engine.limits import PATIENCE, Limits
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.resize import lanczos_matrix, resize
 from rlfn_pipe.engine.runner import Engine, Grid
+from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.errors import EngineError, UsageError
+from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.models.fuse import InferenceFactory
 from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
 
 RGB = ColourInfo(0, range=2, subsampling="rgb")
@@ -165,7 +170,76 @@ def test_precision_has_a_reason() -> None:
     assert told["tile"] == 60 and told["precision"] == "fp32" and told["device"] == "cpu"
 
 
+def test_resolved_settings_pin_what_free_memory_would_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlfn_pipe.engine import settings as module
+
+    options = UpscaleOptions(scale=2, device="cpu", precision="fp32", threads=1)
+    monkeypatch.setattr(module, "available_memory", lambda device: 400 << 20)
+    room = EngineRoom(options, lambda text: None)
+    told = room.resolved(2)
+    assert json.loads(json.dumps(told)) == told
+    assert told["budget"] == 100 << 20
+    monkeypatch.setattr(module, "available_memory", lambda device: 40 << 30)
+    assert room.resolved(4) == told, "memory is looked at once"
+    assert EngineRoom(options, lambda text: None).resolved(2) != told
+    again = EngineRoom(UpscaleOptions(scale=2), lambda text: None, resolved=told)
+    assert again.resolved(2) == told
+    engine = again.engine_for(2)
+    assert engine.resolved() == told and not engine.shrunk
+    small = room.engine_for(2).tile_for(2000, 2000)
+    assert 0 < small == engine.tile_for(2000, 2000)
+    with pytest.raises(UsageError, match="lack"):
+        EngineRoom(options, lambda text: None, resolved={"device": "cpu"}).resolved(2)
+
+
+def test_settings_are_found_once_and_given_back() -> None:
+    found = Settings.resolve(device="cpu", threads=3, tile=96, budget=5)
+    assert (found.threads, found.tile, found.budget) == (3, 96, 5)
+    assert found.precision in ("bf16", "fp32") and found.compile in ("on", "off")
+    assert Settings.pinned(found.to_dict()) == found
+    with pytest.raises(UsageError, match="compile"):
+        Settings.resolve(device="cpu", compile="perhaps")
+
+
 # ---------------------------------------------------------------- memory
+
+
+def test_limits_grow_again_after_many_good_batches() -> None:
+    limits = Limits()
+    assert (limits.tile_of(0), limits.batch_of(9), limits.shrunk) == (0, 9, False)
+    assert limits.halve_batch(8) == 4
+    assert limits.halve_batch(4) == 2
+    for _ in range(2 * PATIENCE - 1):
+        limits.went_well(1)  # not to the full: says nothing
+        limits.went_well(2)
+    assert limits.batch == 2
+    limits.went_well(2)
+    assert limits.batch == 4
+    limits.halve_batch(4)
+    for _ in range(4 * PATIENCE - 1):
+        limits.went_well(2)
+    assert limits.batch == 2, "a limit that failed again is tried less often"
+    limits.went_well(2)
+    for _ in range(4 * PATIENCE):
+        limits.went_well(4)
+    assert limits.batch is None and limits.shrunk
+    assert limits.halve_tile(100, 48) == 50
+    assert (limits.tile_of(0), limits.tile_of(40), limits.tile_of(99)) == (50, 40, 50)
+    for _ in range(8 * PATIENCE):
+        limits.went_well(1)
+    assert limits.tile is None
+
+
+def test_tiles_grow_again_when_memory_is_back() -> None:
+    network = Failing(2, 90 * 90, 0.0, MemoryError)
+    engine = Engine(lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", threads=1)
+    first = pictures([(100, 97)])
+    check_identity(first, list(engine.run(work(first, 2))), 2)
+    assert engine.shrunk and engine.tile_for(100, 97) == 50
+    network.fits = 1 << 30
+    for _ in range(PATIENCE // 4 + 1):
+        check_identity(first, list(engine.run(work(first, 2))), 2)
+    assert engine.tile_for(100, 97) == 0 and engine.shrunk
 
 
 def cpu_allocator_error() -> RuntimeError:

@@ -8,7 +8,6 @@ order is kept. When memory runs out the batch is halved, then the tile, and what
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -17,15 +16,16 @@ import torch
 
 from rlfn_pipe.engine.device import (
     DTYPES,
-    available_memory,
     device_name,
     keep_freed_memory,
     resolve_device,
     resolve_precision,
 )
+from rlfn_pipe.engine.limits import Limits
 from rlfn_pipe.engine.schedule import Run
+from rlfn_pipe.engine.settings import JSON, Settings
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
-from rlfn_pipe.errors import EngineError, UsageError
+from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import Frame, ModelSpec, Target
 
 __all__ = [
@@ -87,7 +87,8 @@ class Engine:
     `device` and `precision` as in `resolve_device` and `resolve_precision`; `tile` is the side in
     low-resolution pixels (None: by memory, 0: whole frames); `overlap` the pixels that neighbours
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
-    (None: all cores); `tta` averages the eight flips and rotations. `on_warning` gets one sentence for
+    (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
+    may take (None: by what is free); `compile` is auto, on or off. `on_warning` gets one sentence for
     each step that memory forced and for each tile redone in fp32. Raises UsageError for impossible settings.
     """
 
@@ -103,27 +104,31 @@ class Engine:
         batch: int | None = None,
         threads: int | None = None,
         tta: bool = False,
+        budget: int | None = None,
+        compile: str = "auto",
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self.spec, self.scale = spec, spec.scale
         self._factory = network_factory
         self.device, self.device_reason = resolve_device(device)
         self.precision, self.precision_reason = resolve_precision(precision, self.device)
+        self._settings = Settings.resolve(
+            device=str(self.device),
+            precision=self.precision,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            threads=threads,
+            tta=tta,
+            budget=budget,
+            compile=compile,
+        )
         self._dtype = DTYPES[self.precision]
-        if overlap is not None and overlap < 0:
-            raise UsageError(f"--overlap {overlap} is negative; use 0 or more")
-        least = (overlap or 0) + 12
-        if tile is not None and tile != 0 and tile < least:
-            raise UsageError(f"--tile {tile} is too small for the overlap; use 0 or at least {least}")
-        if batch is not None and batch < 1:
-            raise UsageError(f"--batch {batch} is too small; use 1 or more")
         self._tile, self._overlap, self._batch, self.tta = tile, overlap, batch, tta
-        self.threads = threads or os.cpu_count() or 1
+        self.threads, self._budget = self._settings.threads, self._settings.budget
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
-        self._tile_cap: int | None = None
-        self._batch_cap: int | None = None
-        self._budget = self._memory_budget()
+        self._limits = Limits()
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -134,7 +139,19 @@ class Engine:
         """Low-resolution pixels that neighbouring tiles share, as things stand."""
         if self._overlap is not None:
             return self._overlap
-        return default_overlap(self._tile_cap if self._tile_cap is not None else self._tile)
+        return default_overlap(self._limits.tile if self._limits.tile is not None else self._tile)
+
+    @property
+    def shrunk(self) -> bool:
+        """True once memory forced smaller tiles or batches: results then differ in their last bits."""
+        return self._limits.shrunk
+
+    def resolved(self) -> dict[str, JSON]:
+        """The settings that results depend on, as plain JSON values; see `Settings`.
+
+        What memory forced later is not among them: `shrunk` tells that.
+        """
+        return self._settings.to_dict()
 
     def describe(self) -> dict[str, object]:
         """Device, precision and reasons, tile, overlap, batch as they stand now (JSON types)."""
@@ -145,19 +162,13 @@ class Engine:
             "device_reason": self.device_reason,
             "precision": self.precision,
             "precision_reason": self.precision_reason,
-            "tile": tile if self._tile_cap is None else self._tile_cap,
+            "tile": tile if self._limits.tile is None else self._limits.tile,
             "largest_tile_pixels": self._largest_tile(),
             "overlap": self.overlap,
-            "batch": self._batch_cap or self._batch or "auto",
+            "batch": self._limits.batch or self._batch or "auto",
             "threads": self.threads,
             "tta": self.tta,
         }
-
-    def _memory_budget(self) -> int:
-        free = available_memory(self.device)
-        if self.device.type == "cuda":
-            return int(free * 0.6)
-        return min(free // 4, 3 << 29)
 
     def _bytes_per_pixel(self) -> float:
         """Peak bytes of activations for a low-resolution pixel (measured: docs/performance.md)."""
@@ -176,9 +187,7 @@ class Engine:
         if tile is None:
             pixels = self._largest_tile()
             tile = 0 if height * width <= pixels else max(SMALLEST_TILE, math.isqrt(pixels))
-        if self._tile_cap is not None:
-            tile = min(tile or self._tile_cap, self._tile_cap)
-        return tile
+        return self._limits.tile_of(tile)
 
     def batch_for(self, height: int, width: int) -> int:
         if self._batch is not None:
@@ -188,7 +197,7 @@ class Engine:
         else:
             pixels = height * width
             batch = max(1, min(64, int(self._budget / self._bytes_per_pixel() / pixels), (1 << 21) // pixels))
-        return min(batch, self._batch_cap) if self._batch_cap else batch
+        return self._limits.batch_of(batch)
 
     def shrink(self, batch: int, side: int) -> bool:
         """Memory ran out with `batch` tiles of `side`: lower the limits, say so.
@@ -197,17 +206,17 @@ class Engine:
         the tile was (everything has to be cut anew). Raises EngineError at the smallest tile.
         """
         if batch > 1:
-            self._batch_cap = max(1, batch // 2)
-            self._warn(f"out of memory on {self.device}: going on with {self._batch_cap} tile(s) at once")
+            count = self._limits.halve_batch(batch)
+            self._warn(f"out of memory on {self.device}: going on with {count} tile(s) at once")
             return True
         least = max(SMALLEST_TILE, (self._overlap or 0) + 12)
-        if side <= least or (self._tile_cap is not None and self._tile_cap <= least):
+        if side <= least or (self._limits.tile is not None and self._limits.tile <= least):
             raise EngineError(
                 f"{self.device} has not enough memory for a tile of {side} pixels; "
                 "free memory there or choose another device with --device"
             )
-        self._tile_cap = max(least, side // 2)
-        self._warn(f"out of memory on {self.device}: going on with tiles of {self._tile_cap} pixels")
+        tile = self._limits.halve_tile(side, least)
+        self._warn(f"out of memory on {self.device}: going on with tiles of {tile} pixels")
         return False
 
     # ------------------------------------------------------------ the run
@@ -229,7 +238,9 @@ class Engine:
         """
         # Float32 layers are asked for where their precision counts: no TF32 in their place.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self._checked(pixels, tiles, edge_fp32)
+            result = self._checked(pixels, tiles, edge_fp32)
+        self._limits.went_well(len(tiles))
+        return result
 
     def _checked(self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool) -> torch.Tensor:
         result = self._infer(pixels, tiles, self._dtype, edge_fp32)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rlfn_pipe.models import registry
 
 if TYPE_CHECKING:
     from rlfn_pipe.engine.runner import Engine
+    from rlfn_pipe.engine.settings import JSON, Settings
     from rlfn_pipe.options import UpscaleOptions
     from rlfn_pipe.types import ModelSpec
 
@@ -17,12 +18,23 @@ class EngineRoom:
     """Chooses the weights for a factor and keeps their engine for all items that need it.
 
     A file named by `--model` serves every factor; a name serves a factor by its native scale or
-    the next larger one, with a Lanczos resize behind it.
+    the next larger one, with a Lanczos resize behind it. `resolved` pins the engine's settings to
+    what `resolved()` gave in another process, so that this one computes the same pixels.
+
+    Raises:
+        UsageError: `resolved` is no such mapping, or its device is not there (when first needed).
     """
 
-    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        options: UpscaleOptions,
+        on_warning: Callable[[str], None],
+        resolved: Mapping[str, JSON] | None = None,
+    ) -> None:
         self._options = options
         self._on_warning = on_warning
+        self._pinned = resolved
+        self._settings: Settings | None = None
         self._engines: dict[object, Engine] = {}
 
     def spec_for(self, factor: float) -> ModelSpec:
@@ -35,6 +47,38 @@ class EngineRoom:
         if registry.is_file(self._options.model):
             return self.engine_for(factor).spec
         return registry.find(self._options.model, factor)
+
+    def resolved(self, factor: float) -> dict[str, JSON]:
+        """The settings that `factor`'s pixels depend on besides the weights, as plain JSON values.
+
+        Nothing is loaded but torch. Where they were pinned, what comes back differs from the pinned
+        ones only in the machine's own lines (`device_name`, `torch`, `instructions`): equal mappings
+        mean equal pixels. They are the same for every factor, since memory is looked at once.
+
+        Raises:
+            UsageError: a setting is impossible here.
+        """
+        return self._resolve().to_dict()
+
+    def _resolve(self) -> Settings:
+        if self._settings is None:
+            from rlfn_pipe.engine.settings import Settings
+
+            options = self._options
+            if self._pinned is not None:
+                self._settings = Settings.pinned(self._pinned)
+            else:
+                self._settings = Settings.resolve(
+                    device=options.device,
+                    precision=options.precision,
+                    tile=options.tile,
+                    overlap=options.overlap,
+                    batch=options.batch,
+                    threads=options.threads,
+                    tta=options.tta,
+                    compile=getattr(options, "compile", "auto"),
+                )
+        return self._settings
 
     def engine_for(self, factor: float) -> Engine:
         """The engine whose output, resized where need be, gives `factor`."""
@@ -49,17 +93,21 @@ class EngineRoom:
         from rlfn_pipe.models.fuse import InferenceFactory
         from rlfn_pipe.models.weights import load
 
-        options = self._options
-        spec, module = load(options.model, factor)
+        spec, module = load(self._options.model, factor)
+        settings, options = self._resolve(), self._options
+        pinned = self._pinned is not None
         return Engine(
             InferenceFactory(spec, module),
             spec,
-            device=options.device,
-            precision=options.precision,
-            tile=options.tile,
-            overlap=options.overlap,
-            batch=options.batch,
-            threads=options.threads,
-            tta=options.tta,
+            # What was left open stays so here, so that the engine can tell the reason of its choice.
+            device=settings.device if pinned else options.device,
+            precision=settings.precision if pinned else options.precision,
+            tile=settings.tile,
+            overlap=settings.overlap,
+            batch=settings.batch,
+            threads=settings.threads,
+            tta=settings.tta,
+            budget=settings.budget,
+            compile=settings.compile,
             on_warning=self._on_warning,
         )

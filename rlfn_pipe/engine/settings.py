@@ -1,0 +1,118 @@
+"""What an engine's result depends on besides frames and weights, with nothing left to be found out.
+
+"auto" and free memory are looked at once, here. The outcome is plain data, so that a job can write it
+down and another process can compute the very same pixels later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import torch
+
+from rlfn_pipe.engine.device import available_memory, device_name, resolve_device, resolve_precision
+from rlfn_pipe.errors import UsageError
+
+__all__ = ["JSON", "Settings"]
+
+JSON = str | int | float | bool | None
+
+_COMPILE = ("auto", "on", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Resolved settings of an engine. Equal settings and inputs give equal pixels, memory permitting.
+
+    `tile` (None: chosen by `budget`, 0: whole frames), `overlap` (None: by the tile) and `batch` (None: by
+    `budget`) are rules that depend on nothing else. `budget` is the bytes that activations may take.
+    `compile` is "on" or "off". `device_name`, `torch` and `instructions` say what machine it was; they are
+    found afresh each time, never pinned.
+    """
+
+    device: str
+    precision: str
+    tile: int | None
+    overlap: int | None
+    batch: int | None
+    budget: int
+    threads: int
+    tta: bool
+    compile: str
+    device_name: str = ""
+    torch: str = ""
+    instructions: str = ""
+
+    @classmethod
+    def resolve(
+        cls,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch: int | None = None,
+        budget: int | None = None,
+        threads: int | None = None,
+        tta: bool = False,
+        compile: str = "auto",
+    ) -> Settings:
+        """Look at the machine where something is left open (None or "auto").
+
+        Raises UsageError for a setting that is impossible here.
+        """
+        found, _ = resolve_device(device)
+        chosen, _ = resolve_precision(precision, found)
+        if overlap is not None and overlap < 0:
+            raise UsageError(f"--overlap {overlap} is negative; use 0 or more")
+        least = (overlap or 0) + 12
+        if tile is not None and tile != 0 and tile < least:
+            raise UsageError(f"--tile {tile} is too small for the overlap; use 0 or at least {least}")
+        if batch is not None and batch < 1:
+            raise UsageError(f"--batch {batch} is too small; use 1 or more")
+        if compile not in _COMPILE:
+            raise UsageError(f"--compile {compile} is not known; use {', '.join(_COMPILE)}")
+        return cls(
+            device=str(found),
+            precision=chosen,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            budget=memory_budget(found) if budget is None else budget,
+            threads=threads or os.cpu_count() or 1,
+            tta=tta,
+            compile="on" if compile == "on" else "off",
+            device_name=device_name(found),
+            torch=torch.__version__,
+            instructions=torch.backends.cpu.get_cpu_capability() if found.type == "cpu" else "",
+        )
+
+    @classmethod
+    def pinned(cls, values: Mapping[str, JSON]) -> Settings:
+        """The settings that `to_dict` wrote, on the machine of now.
+
+        Raises UsageError when `values` holds something else or the device is not there.
+        """
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise UsageError(f"the recorded engine settings lack {', '.join(missing)}; start the job anew")
+        open_ones = {name: values[name] for name in names if name not in _MACHINE}
+        return cls.resolve(**open_ones)  # type: ignore[arg-type]  # what to_dict wrote has the right types
+
+    def to_dict(self) -> dict[str, JSON]:
+        """All settings as plain JSON values; `pinned` gives them back."""
+        return asdict(self)
+
+
+_MACHINE = ("device_name", "torch", "instructions")
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that activations may take on `device`, by what is free now."""
+    free = available_memory(device)
+    if device.type == "cuda":
+        return int(free * 0.6)
+    return min(free // 4, 3 << 29)
