@@ -74,6 +74,8 @@ def test_paper_recipes_have_the_papers_numbers(path: Path) -> None:
         (("held_back = 0.2", "held_back = 2"), "share between 0 and 1"),
         (('name = "first"\n', ""), "lacks a key"),
         (("log_every = 3", "log_every = 0"), "numbers of steps"),
+        (('init = "scratch"', 'init = "scratch"\ninit_fit = "widen"'), "name the file in init"),
+        (('init = "scratch"', 'init = "x.pth"\ninit_fit = "wide"'), "did you mean 'widen'"),
     ],
 )
 def test_wrong_recipes_are_one_sentence(change: tuple[str, str], message: str) -> None:
@@ -219,6 +221,8 @@ def test_stage_loss_is_the_weighted_sum() -> None:
     torch.testing.assert_close(both, expected)
     smooth = StageLoss(Stage("s", losses={"charbonnier": 1.0}), 3)(sr, hr, lr)
     torch.testing.assert_close(smooth, ((sr - hr) ** 2 + 1e-6).sqrt().mean())
+    square = StageLoss(Stage("s", losses={"l2": 3.0}), 3)(sr, hr, lr)
+    torch.testing.assert_close(square, 3 * ((sr - hr) ** 2).mean())
 
 
 # --------------------------------------------------------------- feature maps

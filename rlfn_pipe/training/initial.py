@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.training.grow import narrowed, widened
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -53,3 +54,22 @@ def take_fitting(model: nn.Module, weights: dict[str, Tensor], where: str) -> li
         )
     model.load_state_dict({**own, **fitting})
     return sorted(own.keys() - fitting.keys())
+
+
+def take(model: nn.Module, weights: dict[str, Tensor], fit: str, where: str) -> list[str]:
+    """Load `weights` into `model` as a stage's `init_fit` says; return the names of new tensors.
+
+    `fit`: "equal" (see `take_fitting`), "widen" or "narrow" (see `grow`). TrainingError when the
+    weights are not of a network that can become this one.
+    """
+    if fit == "equal":
+        return take_fitting(model, weights, where)
+    try:
+        made, left = (widened if fit == "widen" else narrowed)(weights, model.state_dict())
+    except ValueError as error:
+        raise TrainingError(
+            f'{where}: cannot become the recipe\'s network by init_fit = "{fit}" ({error});'
+            " give weights of a fitting network"
+        ) from error
+    model.load_state_dict(made)
+    return left

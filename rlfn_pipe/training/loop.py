@@ -21,7 +21,7 @@ from rlfn_pipe.training.checkpoint import State
 from rlfn_pipe.training.data import Batch, Sampler, prefetch, split
 from rlfn_pipe.training.device import choose_compute, to_channels_last, to_tensor
 from rlfn_pipe.training.events import Note, Outcome, TrainEvent, TrainProgress, Validated
-from rlfn_pipe.training.initial import read_weights, take_fitting
+from rlfn_pipe.training.initial import read_weights, take
 from rlfn_pipe.training.log import Log
 from rlfn_pipe.training.losses import StageLoss
 from rlfn_pipe.training.optimisers import Optimisers
@@ -102,7 +102,7 @@ class _Run:
                 self.model.load_state_dict(self.average.state_dict())
         else:
             path = Path(stage.init)
-            left = take_fitting(self.model, read_weights(path), str(path))
+            left = take(self.model, read_weights(path), stage.init_fit, str(path))
             self.on_event(
                 Note(f"stage {stage.name}: weights of {path}, new layers: {', '.join(left) or 'none'}")
             )

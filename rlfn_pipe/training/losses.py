@@ -1,4 +1,4 @@
-"""Losses: L1, Charbonnier, and the contrastive loss of section 3.2 in both of its forms."""
+"""Losses: L1, L2, Charbonnier, and the contrastive loss of section 3.2 in both of its forms."""
 
 from __future__ import annotations
 
@@ -137,6 +137,8 @@ class StageLoss(nn.Module):
         for name, weight in self._weights.items():
             if name == "l1":
                 part = functional.l1_loss(sr, hr)
+            elif name == "l2":
+                part = functional.mse_loss(sr, hr)
             elif name == "charbonnier":
                 part = torch.sqrt((sr - hr) ** 2 + 1e-6).mean()
             elif self.random is not None and name == "contrastive":

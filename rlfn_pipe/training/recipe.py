@@ -13,7 +13,8 @@ from rlfn_pipe.models.architectures import ARCHITECTURES, SCALES
 
 SCHEDULES = ("constant", "halving", "cosine", "cyclic")
 OPTIMISERS = ("adam", "muon")
-LOSSES = ("l1", "charbonnier", "contrastive", "contrastive_vgg")
+LOSSES = ("l1", "l2", "charbonnier", "contrastive", "contrastive_vgg")
+FITS = ("equal", "widen", "narrow")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -30,6 +31,10 @@ class Stage:
     #: "scratch", "previous" (the stage before), or the path of a weights file; layers that do
     #: not fit (another scale's upsampler) start from their random values.
     init: str = "previous"
+    #: How a file in `init` of a network of another size is fitted: "equal" (only tensors of equal
+    #: shape are taken), "widen" (a narrower or shallower network, its function kept), "narrow"
+    #: (the strongest channels and blocks of a larger one).
+    init_fit: str = "equal"
     steps: int = 0
     epochs: int = 0
     epoch_steps: int = 1000
@@ -201,6 +206,7 @@ def _check(recipe: Recipe, where: str) -> None:
         what = f"{where}: stage {number} ({stage.name})"
         _one_of(stage.schedule, SCHEDULES, f"{what}: schedule")
         _one_of(stage.optimiser, OPTIMISERS, f"{what}: optimiser")
+        _one_of(stage.init_fit, FITS, f"{what}: init_fit")
         for loss in stage.losses:
             _one_of(loss, LOSSES, f"{what}: loss")
         if (stage.steps > 0) + (stage.epochs > 0) + (stage.minutes > 0) != 1:
@@ -214,6 +220,8 @@ def _check(recipe: Recipe, where: str) -> None:
             )
         if number == 1 and (stage.init == "previous" or stage.carry_optimiser):
             raise TrainingError(f'{what} is the first, so nothing comes before it; set init = "scratch"')
+        if stage.init_fit != "equal" and stage.init in ("scratch", "previous"):
+            raise TrainingError(f"{what}: init_fit fits a file's weights; name the file in init")
         if stage.schedule == "cyclic" and stage.cycle < 1:
             raise TrainingError(f"{what}: a cyclic schedule needs the cycle's length in steps (cycle = N)")
         if "contrastive_vgg" in stage.losses and not stage.vgg:
