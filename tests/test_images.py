@@ -514,12 +514,12 @@ def test_png_gamma_stays_with_png_and_is_named_elsewhere(tmp_path: Path) -> None
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, target: Path) -> Path:
+    def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "deep" / "a.png"
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", full)
+        patched.setattr(os, "replace", full)
         with pytest.raises(OutputError, match="disk is full"):
             write_image(path, frame_of(smooth()), ImageMeta(), format="png")
     assert list(path.parent.iterdir()) == []

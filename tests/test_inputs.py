@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlfn_pipe.errors import InputError, OutputError, UsageError
+from rlfn_pipe.files import TEMPORARY_SUFFIX
 from rlfn_pipe.jobs.inputs import Plan, expand
 from rlfn_pipe.jobs.walk import matches
-from rlfn_pipe.media.signatures import HEAD_BYTES, IMAGE_FORMATS, TEMPORARY_SUFFIX, sniff
+from rlfn_pipe.media.signatures import HEAD_BYTES, IMAGE_FORMATS, sniff
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -20,6 +20,7 @@ from rlfn_pipe.evaluate.complexity import Complexity, count
 from rlfn_pipe.evaluate.datasets import ImagePair, LowSource, find_sets, read_pair
 from rlfn_pipe.evaluate.report import ImageResult, Report, SetResult
 from rlfn_pipe.evaluate.resize import upscale
+from rlfn_pipe.files import atomic_path
 from rlfn_pipe.types import ModelSpec
 
 __all__ = ["BICUBIC", "evaluate", "super_resolve"]
@@ -263,13 +264,10 @@ def _save_folder(save: Path | None, method: _Method, set_name: str, overwrite: b
 
 
 def _write(image: np.ndarray, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.part")
     try:
-        Image.fromarray(image).save(partial, format="PNG")
-        partial.replace(path)
+        with atomic_path(path) as partial:
+            Image.fromarray(image).save(partial, format="PNG")
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}); free space or give --save another folder"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import errno
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlfn_pipe.errors import OutputError
-from rlfn_pipe.media.signatures import TEMPORARY_SUFFIX
+from rlfn_pipe.files import atomic_path
 
 
 @contextmanager
@@ -22,36 +21,25 @@ def finished_by_rename(output: Path, *, overwrite: bool) -> Iterator[Path]:
         OutputError: the folder cannot be made or written, the disk is full, or `output`
             appeared meanwhile and may not be replaced.
     """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", suffix=TEMPORARY_SUFFIX, dir=output.parent)
-        os.close(handle)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"{output}: cannot be written ({reason}); choose another folder") from None
-    temporary = Path(name)
-    try:
-        yield temporary
-        _publish(temporary, output, overwrite)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def _publish(temporary: Path, output: Path, overwrite: bool) -> None:
-    """Flush to disk, give the usual permissions, rename."""
-    try:
-        descriptor = os.open(temporary, os.O_RDWR)
+    with ExitStack() as stack:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        if not overwrite and output.exists():
-            raise OutputError(f"{output}: appeared while its frames were made; use -y to replace it")
-        os.replace(temporary, output)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"{output}: cannot be put in place ({reason})") from None
+            output.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(atomic_path(output, overwrite=overwrite))
+        except OSError as error:
+            raise OutputError(
+                f"{output}: cannot be written ({_reason(error)}); choose another folder"
+            ) from None
+        yield temporary
+        try:
+            stack.close()
+        except FileExistsError:
+            raise OutputError(
+                f"{output}: appeared while its frames were made; use -y to replace it"
+            ) from None
+        except OSError as error:
+            advice = "free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its folder"
+            raise OutputError(f"{output}: cannot be put in place ({_reason(error)}); {advice}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

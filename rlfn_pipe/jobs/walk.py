@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from rlfn_pipe.media.signatures import TEMPORARY_SUFFIX
+from rlfn_pipe.files import TEMPORARY_SUFFIX
 
 
 class Walk:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import secrets
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rlfn_pipe.errors import OutputError
+from rlfn_pipe.files import write_atomically
 from rlfn_pipe.media.image_metadata import (
     LARGEST_JPEG_EXIF,
     ImageMeta,
@@ -27,7 +27,6 @@ from rlfn_pipe.media.image_metadata import (
     write_nclx,
 )
 from rlfn_pipe.media.limits import check_output_size
-from rlfn_pipe.media.signatures import TEMPORARY_SUFFIX
 from rlfn_pipe.types import ColourInfo, Frame
 
 #: `--quality` where none is given; the lossless formats have none.
@@ -286,16 +285,9 @@ def _tiff_strip(samples: np.ndarray) -> bytes:
 
 
 def _write_atomically(path: Path, encoded: bytes) -> None:
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(encoded)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(path, encoded)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{path}: the disk is full; free {len(encoded)} bytes and run again") from error

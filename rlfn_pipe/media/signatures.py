@@ -24,9 +24,6 @@ IMAGE_FORMATS = {
 }
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(IMAGE_FORMATS)
 
-#: Ends the names of files that are being written; whoever lists a folder leaves them out.
-TEMPORARY_SUFFIX = ".rlfn-part"
-
 #: How many first bytes `sniff` wants to see.
 HEAD_BYTES = 600
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlfn_pipe.errors import OutputError, UsageError, WeightsError
+from rlfn_pipe.files import atomic_path
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.types import ModelSpec
 
@@ -122,26 +122,20 @@ def fetch(
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == file.sha256:
         return target
     url = base_url + file.file
-    partial: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(prefix=target.name, suffix=".part", dir=target.parent)
-        partial = Path(made)
-        with os.fdopen(handle, "wb") as out:
-            found = _download(url, out.write, on_bytes)
-        if found != file.sha256:
-            raise WeightsError(
-                f"{url}: its SHA-256 is {found[:12]}..., not {file.sha256[:12]}... as pinned;"
-                " the file there was changed, so it was not kept"
-            )
-        partial.replace(target)
+        with atomic_path(target) as partial:
+            with partial.open("wb") as out:
+                found = _download(url, out.write, on_bytes)
+            if found != file.sha256:
+                raise WeightsError(
+                    f"{url}: its SHA-256 is {found[:12]}..., not {file.sha256[:12]}... as pinned;"
+                    " the file there was changed, so it was not kept"
+                )
     except OSError as error:
         raise OutputError(
             f"{target}: cannot be written ({error.strerror or error}); set RLFN_PIPE_CACHE"
         ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
     return target
 
 

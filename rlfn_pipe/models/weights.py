@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlfn_pipe.errors import OutputError, WeightsError
+from rlfn_pipe.files import write_atomically
 from rlfn_pipe.models import registry
 from rlfn_pipe.models.architectures import ARCHITECTURES
 from rlfn_pipe.models.rlfn import RLFN
@@ -129,21 +128,12 @@ def save(
         "licence": spec.licence,
         **(metadata or {}),
     }
-    partial: Path | None = None
     try:
-        handle, made = tempfile.mkstemp(prefix=f".{path.name}", suffix=".part", dir=path.parent)
-        partial = Path(made)
-        with os.fdopen(handle, "wb") as out:
-            out.write(_ordered(safetensors.torch.save(state, notes)))
-        partial.chmod(0o644)
-        partial.replace(path)
+        write_atomically(path, _ordered(safetensors.torch.save(state, notes)))
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); choose another place"
         ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
     return registry.file_sha256(path)
 
 

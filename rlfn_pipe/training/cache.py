@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.evaluate.resize import downscale
+from rlfn_pipe.files import atomic_path, write_atomically
 from rlfn_pipe.training.hashes import find_test_image, load_test_hashes, orientation_hashes
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
@@ -153,9 +154,12 @@ def _build_hr(folder: Path, files: list[Path], cache: Path, workers: int) -> Non
     known = load_test_hashes()
     rows: list[dict[str, object]] = []
     offset = 0
-    partial = cache / "hr.u8.part"
     # Pillow and numpy let go of the interpreter lock in their long loops, so threads do.
-    with partial.open("wb") as out, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with (
+        atomic_path(cache / "hr.u8") as partial,
+        partial.open("wb") as out,
+        concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    ):
         for path, (image, hashes) in zip(files, _ordered(pool, _read, files, 2 * workers), strict=True):
             name = path.relative_to(folder).as_posix()
             repeated = find_test_image(hashes, known)
@@ -169,22 +173,20 @@ def _build_hr(folder: Path, files: list[Path], cache: Path, workers: int) -> Non
             image.tofile(out)
             rows.append({"name": name, "height": image.shape[0], "width": image.shape[1], "offset": offset})
             offset += image.shape[0] * image.shape[1]
-    if not rows:
-        raise TrainingError(f"{folder}: every image is smaller than {SMALLEST_SIDE} pixels; none can be used")
-    partial.replace(cache / "hr.u8")
-    _write_text(cache / "index.json", json.dumps(rows, indent=0))
+        if not rows:
+            raise TrainingError(
+                f"{folder}: every image is smaller than {SMALLEST_SIDE} pixels; none can be used"
+            )
+    write_atomically(cache / "index.json", json.dumps(rows, indent=0).encode("utf-8"))
 
 
 def _build_lr(cache: ImageCache, scale: int, workers: int) -> None:
-    partial = cache.folder / f"lr{scale}.u8.part"
-    with partial.open("wb") as out, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    target = cache.folder / f"lr{scale}.u8"
+    with (
+        atomic_path(target) as partial,
+        partial.open("wb") as out,
+        concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    ):
         tasks = [(image, scale) for image in cache.open(1)]
         for small in _ordered(pool, _downscale_into, tasks, 2 * workers):
             small.tofile(out)
-    partial.replace(cache.folder / f"lr{scale}.u8")
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from dataclasses import asdict, dataclass, field, fields
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.files import atomic_path
 
 _FORMAT = 1
 
@@ -70,15 +70,10 @@ def save(path: Path, state: State) -> None:
 
 def save_tensors(path: Path, data: dict[str, Any]) -> None:
     """Write tensors and plain data to `path` by way of a temporary file; raises as `save` does."""
-    partial = path.with_name(path.name + ".part")
     try:
-        with partial.open("wb") as out:
+        with atomic_path(path) as partial, partial.open("wb") as out:
             torch.save(data, out)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrainingError(
             f"{path}: the checkpoint cannot be saved ({reason}); the one before it is kept,"

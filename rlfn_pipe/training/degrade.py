@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter
 
 from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.evaluate.resize import downscale
+from rlfn_pipe.files import atomic_path
 from rlfn_pipe.training.cache import ImageCache
 
 #: Frames of the clip through which an image goes: enough for predicted frames.
@@ -153,11 +154,14 @@ def _make(cache: ImageCache, scale: int, seed: int, variant: int, workers: int, 
         generator = np.random.default_rng([seed, variant, int.from_bytes(words)])
         return degrade(images[number], scale, draw(generator, scale), generator)
 
-    partial = cache.folder / f"{name}.part"
+    target = cache.folder / name
     try:
-        with partial.open("wb") as out, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        with (
+            atomic_path(target) as partial,
+            partial.open("wb") as out,
+            concurrent.futures.ThreadPoolExecutor(workers) as pool,
+        ):
             for small in pool.map(one, range(len(images))):
                 small.tofile(out)
-        partial.replace(cache.folder / name)
     except OSError as error:
-        raise TrainingError(f"{partial}: cannot be written ({error.strerror or error}); make room") from error
+        raise TrainingError(f"{target}: cannot be written ({error.strerror or error}); make room") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.files import write_atomically
 from rlfn_pipe.training.events import TrainProgress, Validated
 
 
@@ -20,10 +21,9 @@ class Log:
     def cut(self, stage: int, step: int) -> None:
         """Drop the records after (stage, step): what was done after the checkpoint is done again."""
         kept = [r for r in read_log(self._path) if (r["stage"], r["step"]) <= (stage, step)]
-        partial = self._path.with_name(self._path.name + ".part")
+        text = "".join(json.dumps(record) + "\n" for record in kept)
         try:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            partial.replace(self._path)
+            write_atomically(self._path, text.encode("utf-8"))
         except OSError as error:
             raise self._unwritable(error) from error
 

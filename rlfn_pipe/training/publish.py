@@ -17,6 +17,7 @@ import torch
 
 from rlfn_pipe.errors import RlfnPipeError, TrainingError
 from rlfn_pipe.evaluate.run import evaluate
+from rlfn_pipe.files import write_atomically
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.registry import INDEX
 from rlfn_pipe.models.rlfn import RLFN, count_parameters
@@ -103,14 +104,13 @@ def _enter(folder: Path, row: dict[str, Any]) -> None:
         for name, table in each.items():
             if isinstance(table, dict):
                 text += f"[weights.{name}]\n" + "".join(f"{k} = {v}\n" for k, v in table.items())
-    _replace(index, text)
+    write_atomically(index, text.encode("utf-8"))
     readme = folder / "README.md"
     if readme.is_file():
         before, found, rest = readme.read_text(encoding="utf-8").partition(_TABLE_BEGIN)
         if found:
-            _replace(
-                readme, before + found + "\n" + _table(rows) + _TABLE_END + rest.partition(_TABLE_END)[2]
-            )
+            text = before + found + "\n" + _table(rows) + _TABLE_END + rest.partition(_TABLE_END)[2]
+            write_atomically(readme, text.encode("utf-8"))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -129,12 +129,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
             f" | {row['steps']:,} | {row['patches_seen']:,} | {row['device']} | {row['device_hours']} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
