@@ -294,7 +294,7 @@ class UpscaleOptions:
     )
     jobs: int | None = _option(
         None,
-        "Threads that read and write images: auto or 1 to 256.",
+        "Worker processes for video, threads that read and write images: auto or 1 to 256.",
         JOBS,
         values.integer(1, 256, auto="auto"),
         short="j",
@@ -314,6 +314,37 @@ class UpscaleOptions:
     )
     overwrite: bool = _option(
         False, "Replace outputs that are there already.", JOBS, values.flag, flag=True, short="y"
+    )
+    resume: bool = _option(
+        True,
+        "Keep finished segments of an interrupted video and go on from them next time.",
+        JOBS,
+        values.flag,
+        flag=True,
+        negative="no-resume",
+    )
+    segment: Fraction | None = _option(
+        None,
+        "Seconds of video in a segment, the unit that is kept or retried: auto or more than 0.",
+        JOBS,
+        values.time(positive=True, auto="auto"),
+        metavar="SECONDS",
+        default_text="auto",
+    )
+    work_dir: Path | None = _option(
+        None,
+        "Folder for unfinished work instead of the one of the output.",
+        JOBS,
+        values.path,
+        metavar="DIR",
+        in_preset=False,
+    )
+    stall_timeout: float = _option(
+        600.0,
+        "Seconds without progress after which a worker is replaced: 1 to 86400.",
+        JOBS,
+        values.number(1, 86_400),
+        metavar="SECONDS",
     )
     on_error: str = _option(
         "conceal",

@@ -166,12 +166,14 @@ def parse_time(value: Any) -> Fraction:
     return seconds
 
 
-def time(*, positive: bool = False) -> Parser:
-    """A time as `parse_time` reads it; `positive` refuses zero."""
+def time(*, positive: bool = False, auto: str = "") -> Parser:
+    """A time as `parse_time` reads it; `positive` refuses zero; the word `auto` gives None."""
     bound = "above 0" if positive else "of 0 or more"
     allowed = f"a time {bound}, in seconds or as HH:MM:SS.mmm, such as 90.5 or 00:01:30.500"
 
-    def parse(value: Any) -> Fraction:
+    def parse(value: Any) -> Fraction | None:
+        if auto and isinstance(value, str) and value.strip().lower() == auto:
+            return None
         try:
             seconds = parse_time(value)
         except (ValueError, OverflowError):
