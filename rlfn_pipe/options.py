@@ -172,6 +172,27 @@ class UpscaleOptions:
         metavar="N",
         default_text="auto",
     )
+    compile: str = _option(
+        "auto",
+        "Compile the network first: auto, on or off.",
+        COMPUTE,
+        values.choice("auto", "on", "off"),
+        metavar="auto|on|off",
+    )
+    reuse: str = _option(
+        "exact",
+        "Keep results of unchanged parts: exact, near (held drawings with coding noise) or off.",
+        COMPUTE,
+        values.choice("exact", "near", "off"),
+        metavar="exact|near|off",
+    )
+    reuse_tolerance: float = _option(
+        2.0,
+        "What `--reuse near` takes for unchanged: code values of 8 bit, 0 to 16.",
+        COMPUTE,
+        values.number(0, 16),
+        metavar="N",
+    )
     threads: int | None = _option(
         None,
         "CPU threads in all: auto (every core) or 1 to 1024.",

@@ -47,10 +47,6 @@ def test_short_options_are_those_of_the_contract() -> None:
     }
 
 
-def test_options_of_later_work_are_absent() -> None:
-    assert not {"reuse", "compile", "resume", "segment", "cluster", "watch"} & set(option_names())
-
-
 def test_defaults() -> None:
     options = UpscaleOptions()
     assert options.factor == 4.0 and not options.asks_size
@@ -76,6 +72,9 @@ def test_defaults() -> None:
         ("crf", "AUTO", None),
         ("device", "CUDA:0, cuda:1,cuda:0", "cuda:0,cuda:1"),
         ("precision", "BF16", "bf16"),
+        ("reuse", "Near", "near"),
+        ("reuse_tolerance", "1.5", 1.5),
+        ("compile", True, "on"),
         ("encoder_preset", 6, "6"),
         ("encoder_option", ["tune=film", "x=a=b"], (("tune", "film"), ("x", "a=b"))),
         ("encoder_option", {"g": 1, "-bf": "2"}, (("g", "1"), ("bf", "2"))),
@@ -119,6 +118,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("frames", "0", "from 1 to"),
     ("device", "gpu", "cuda:N"),
     ("precision", "int8", "auto, fp32, bf16, fp16"),
+    ("reuse", "maybe", "one of exact, near, off"),
+    ("reuse_tolerance", "17", "from 0 to 16"),
     ("codec", "lib x264", "encoder"),
     ("pix_fmt", "yuv-420", "pixel format"),
     ("encoder_option", ["novalue"], "--encoder-option must be KEY=VALUE, such as tune=film, not novalue"),

@@ -76,7 +76,7 @@ class EngineRoom:
                     batch=options.batch,
                     threads=options.threads,
                     tta=options.tta,
-                    compile=getattr(options, "compile", "auto"),
+                    compile=options.compile,
                 )
         return self._settings
 
