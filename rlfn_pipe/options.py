@@ -242,7 +242,7 @@ class UpscaleOptions:
         (),
         "An option handed to the encoder as it is; may be given many times.",
         OUTPUT,
-        values.pairs,
+        values.encoder_pairs,
         metavar="K=V",
         repeat=True,
     )

@@ -208,6 +208,50 @@ def pairs(value: Any) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
+#: Encoder parameters that read or write files (found by trying every word in the encoders' libraries
+#: with a file name and watching the folder), make two passes of it, or crash the encoder.
+_FILE_PARAMETERS = frozenset(
+    "stats csv pass cqm scaling-list film-grain aom-film-grain fgs-table opencl opencl-clbin dump-yuv recon "
+    "recon-y4m-exec input output analysis-save analysis-load x264opts dhdr10-info dolby-vision-rpu abr-ladder "
+    "scenecut-qp-config multi-pass-opt-analysis multi-pass-opt-distortion copy-pic cra-nal ctu-info".split()
+)
+#: Those of them that also have values which are no files.
+_HARMLESS_VALUES = {
+    "cqm": r"flat|jvt",
+    "scaling-list": r"off|default",
+    "film-grain": r"\d+",
+    "pass": r"0",
+}
+
+
+def encoder_pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    """`pairs` of encoder options, refused where one can make the encoder read or write a file.
+
+    A preset may come from a stranger, and a file that an encoder writes is replaced without a question.
+    Parameters inside `x264-params` and its like are looked at one by one.
+    """
+    found = pairs(value)
+    for key, text in found:
+        nested = [part.partition("=") for part in text.split(":")] if key.endswith("-params") else []
+        quoted = bool(nested) and re.search(r"[\\'\"]", text)
+        for name, inner in [(key, text), *((name, inner) for name, _, inner in nested)]:
+            if quoted or _names_a_file(name, inner):
+                raise Invalid(f"KEY=VALUE and without files or passes ({name} is refused)", f"{key}={text}")
+    return found
+
+
+def _names_a_file(key: str, text: str) -> bool:
+    name = key.strip().lower().replace("_", "-")
+    for form in (name, name.removeprefix("no-"), name.removeprefix("no")):
+        if form in _FILE_PARAMETERS:
+            return not re.fullmatch(_HARMLESS_VALUES.get(form, r"(?!)"), text.strip())
+    # x265's qpfile, lambda-file, zonefile, libx264's passlogfile, but not profile.
+    if re.search(r"(?<!pro)file$", name) or (name == "flags" and "pass" in text.lower()):
+        return True
+    # A slash divides numbers (24000/1001, zones); anything else with one is a path.
+    return not name.endswith("-params") and bool(re.search(r"(?<!\d)/|/(?!\d)|\\", text))
+
+
 def path(value: Any) -> Path:
     """A file name that is not empty."""
     if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
