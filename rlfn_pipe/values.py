@@ -210,11 +210,12 @@ def pairs(value: Any) -> tuple[tuple[str, str], ...]:
 
 #: Encoder parameters that read or write files (found by trying every word in the encoders' libraries
 #: with a file name and watching the folder), make two passes of it, or crash the encoder.
-_FILE_PARAMETERS = frozenset(
-    "stats csv pass cqm scaling-list film-grain aom-film-grain fgs-table opencl opencl-clbin dump-yuv recon "
-    "recon-y4m-exec input output analysis-save analysis-load x264opts dhdr10-info dolby-vision-rpu abr-ladder "
-    "scenecut-qp-config multi-pass-opt-analysis multi-pass-opt-distortion copy-pic cra-nal ctu-info".split()
-)
+_FILE_PARAMETERS = frozenset((
+    "stats", "csv", "pass", "cqm", "scaling-list", "film-grain", "aom-film-grain", "fgs-table", "opencl",
+    "opencl-clbin", "dump-yuv", "recon", "recon-y4m-exec", "input", "output", "analysis-save", "analysis-load",
+    "x264opts", "dhdr10-info", "dolby-vision-rpu", "abr-ladder", "scenecut-qp-config", "multi-pass-opt-analysis",
+    "multi-pass-opt-distortion", "copy-pic", "cra-nal", "ctu-info",
+))  # fmt: skip
 #: Those of them that also have values which are no files.
 _HARMLESS_VALUES = {
     "cqm": r"flat|jvt",
