@@ -75,16 +75,14 @@ class Picture:
             size = (3, self.rgb.shape[-2] * s, self.rgb.shape[-1] * s)
             self._canvas = torch.zeros(size, dtype=torch.float32, device=result.device)
         y, x = tile.y, tile.x
-        part = result[
-            :,
-            (y.start - y.origin) * s : (y.stop - y.origin) * s,
-            (x.start - x.origin) * s : (x.stop - x.origin) * s,
-        ]
-        for span, dim in ((y, 1), (x, 0)):
-            if span.fade_in or span.fade_out:
-                part = part * _weights(span, s, result.device).reshape((-1,) + (1,) * dim)
+        part = answer_of(tile, result, s)
         self._canvas[:, y.start * s : y.stop * s, x.start * s : x.stop * s].add_(part)
         self._missing.remove(tile)
+
+    def complete(self, canvas: torch.Tensor) -> None:
+        """Take a canvas that all tiles' answers are on already; it is not written to."""
+        self._canvas = canvas
+        self._missing = set()
 
     def result(self) -> torch.Tensor:
         """The upscaled picture (3, s h, s w) float32 without the padding."""
@@ -94,6 +92,24 @@ class Picture:
         if self._excess is None:
             return image
         return F.interpolate(self._excess[None], size=(height, width), mode="bilinear")[0].add_(image)
+
+
+def answer_of(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:
+    """What a tile's (3, s h, s w) result answers for, with the weights of its fades.
+
+    (3, s * rows, s * columns) of ``tile.y.start .. stop`` and ``tile.x.start .. stop``; a view of `result` where
+    nothing fades.
+    """
+    y, x = tile.y, tile.x
+    part = result[
+        :,
+        (y.start - y.origin) * scale : (y.stop - y.origin) * scale,
+        (x.start - x.origin) * scale : (x.stop - x.origin) * scale,
+    ]
+    for span, dim in ((y, 1), (x, 0)):
+        if span.fade_in or span.fade_out:
+            part = part * _weights(span, scale, result.device).reshape((-1,) + (1,) * dim)
+    return part
 
 
 def _weights(span: Span, scale: int, device: torch.device) -> torch.Tensor:

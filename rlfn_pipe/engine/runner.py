@@ -22,10 +22,11 @@ from rlfn_pipe.engine.device import (
     resolve_precision,
 )
 from rlfn_pipe.engine.limits import Limits
+from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.engine.schedule import Run
 from rlfn_pipe.engine.settings import JSON, Settings
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
-from rlfn_pipe.errors import EngineError
+from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.types import Frame, ModelSpec, Target
 
 __all__ = [
@@ -88,8 +89,10 @@ class Engine:
     low-resolution pixels (None: by memory, 0: whole frames); `overlap` the pixels that neighbours
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
-    may take (None: by what is free); `compile` is auto, on or off. `on_warning` gets one sentence for
-    each step that memory forced and for each tile redone in fp32. Raises UsageError for impossible settings.
+    may take (None: by what is free); `compile` is auto, on or off; `reuse` is exact, near or off, with
+    `reuse_tolerance` in code values of 8 bit for near. `statistics` counts what the runs computed.
+    `on_warning` gets one sentence for each step that memory forced and for each tile redone in fp32.
+    Raises UsageError for impossible settings.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class Engine:
         tta: bool = False,
         budget: int | None = None,
         compile: str = "auto",
+        reuse: str = "exact",
+        reuse_tolerance: float = 2.0,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self.spec, self.scale = spec, spec.scale
@@ -125,6 +130,9 @@ class Engine:
         )
         self._dtype = DTYPES[self.precision]
         self._tile, self._overlap, self._batch, self.tta = tile, overlap, batch, tta
+        if reuse not in ("exact", "near", "off"):
+            raise UsageError(f"--reuse {reuse} is not known; use exact, near or off")
+        self.reuse, self.reuse_tolerance, self.statistics = reuse, reuse_tolerance, Statistics()
         self.threads, self._budget = self._settings.threads, self._settings.budget
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
