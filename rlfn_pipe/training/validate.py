@@ -38,14 +38,18 @@ class Validation:
             small = lr[top : top + height, left : left + width]
             self._crops.append((_one(small, device), _one(large, device)))
 
-    @torch.no_grad()
     def psnr(self, model: nn.Module) -> float:
         """Mean PSNR-Y in dB of `model` (values in 0..1, fp32)."""
+        return float(np.mean(self.each(model)))
+
+    @torch.no_grad()
+    def each(self, model: nn.Module) -> list[float]:
+        """PSNR-Y in dB of `model` on each crop."""
         was_training = model.training
         model.eval()
         values = [psnr_y(model(small), large, self._scale) for small, large in self._crops]
         model.train(was_training)
-        return float(np.mean(values))
+        return values
 
 
 def _one(image: np.ndarray, device: torch.device) -> Tensor:
