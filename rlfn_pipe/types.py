@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -215,8 +215,45 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Seconds that the stages of a pipeline took; two of them add up.
+
+    `decode`, `compute`, `encode`: wall seconds that each was busy; `..._cpu`: CPU seconds of its own
+    thread (threads of libraries not counted); `waited_in`, `waited_out`: seconds that compute waited
+    for frames to come and for room to put them.
+    """
+
+    decode: float = 0.0
+    compute: float = 0.0
+    encode: float = 0.0
+    decode_cpu: float = 0.0
+    compute_cpu: float = 0.0
+    encode_cpu: float = 0.0
+    waited_in: float = 0.0
+    waited_out: float = 0.0
+
+    def __add__(self, other: StageTimes) -> StageTimes:
+        return StageTimes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """Busy seconds by stage."""
+        return {"decode": self.decode, "compute": self.compute, "encode": self.encode}
+
+    @property
+    def limit(self) -> str | None:
+        """The stage that limits the whole: the one that compute waits for, else compute; None without any work."""
+        total = self.compute + self.waited_in + self.waited_out
+        if total <= 0:
+            return None
+        if max(self.waited_in, self.waited_out) < 0.1 * total:
+            return "compute"
+        return "decode" if self.waited_in >= self.waited_out else "encode"
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """An item is whole and renamed into place. `stage_seconds`: busy seconds of each stage."""
+    """An item is whole and renamed into place. `stages`: what its pipeline spent its time on."""
 
     input: str
     output: str
@@ -227,7 +264,7 @@ class Finished:
     width: int
     height: int
     notes: tuple[str, ...] = ()
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    stages: StageTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)

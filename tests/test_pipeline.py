@@ -230,9 +230,11 @@ def test_the_slowest_stage_is_named(slow: str) -> None:
         source(), compute, lambda items: time.sleep(0.01 * len(items) if slow == "encode" else 0)
     )
     pipeline.run()
-    assert pipeline.clock.limit == slow
-    assert max(pipeline.clock.busy, key=pipeline.clock.busy.__getitem__) == slow
+    times = pipeline.clock.times()
+    assert times.limit == slow
+    assert max(times.busy, key=times.busy.__getitem__) == slow
+    assert (times + times).busy[slow] == 2 * times.busy[slow]
 
 
 def test_nothing_limits_before_the_start() -> None:
-    assert Pipeline(range(3), doubled, lambda items: None).clock.limit is None
+    assert Pipeline(range(3), doubled, lambda items: None).clock.times().limit is None

@@ -22,14 +22,23 @@ from rlfn_pipe.cli.text import (
     printable,
     shortened,
 )
-from rlfn_pipe.cli.ui import BarView, LineView, Reporter, progress_line, stage_line, summary_lines
+from rlfn_pipe.cli.ui import BarView, LineView, Reporter, progress_line, summary_lines
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.options import UpscaleOptions
-from rlfn_pipe.types import Failed, Finished, Progress, Started, Warned
+from rlfn_pipe.types import Failed, Finished, Progress, StageTimes, Started, Warned
 
 STEP = Progress("dir/in.mp4", 120, 240, 9.84, 12.2, 1_234_567, "compute")
 DONE = Finished(
-    "in.mp4", "out.mp4", 240, 2, 24.0, 10**7, 1280, 720, ("padded",), {"decode": 6.0, "compute": 24.0}
+    "in.mp4",
+    "out.mp4",
+    240,
+    2,
+    24.0,
+    10**7,
+    1280,
+    720,
+    ("padded",),
+    StageTimes(decode=6.0, compute=24.0, waited_in=0.3),
 )
 
 
@@ -98,8 +107,10 @@ def test_repeated_warnings_are_shown_once_and_counted(capsys: pytest.CaptureFixt
 def test_verbose_shows_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     with Reporter(UpscaleOptions(verbose=True)) as reporter:
         reporter.on_event(DONE)
-    assert "busy: decode 6.0 s (25 %), compute 24 s (100 %)" in capsys.readouterr().err
-    assert stage_line(DONE).startswith("busy:")
+    err = capsys.readouterr().err
+    assert "decode    6.0 s               25 %  25.0 ms\n" in err
+    assert "compute   24 s               100 %  100.0 ms  limits\n" in err
+    assert "compute waited 0.3 s for frames, 0.0 s for the encoder" in err
 
 
 def test_summary_of_one_and_of_many() -> None:
@@ -168,4 +179,4 @@ def test_json_of_anything() -> None:
     assert line.isascii() and "\n" not in line
     back = json.loads(line)
     assert (back["a"], back["b"], back["c"], back["f"]) == ("1/3", "x", None, [1])
-    assert back["e"]["stage_seconds"] == {"decode": 6.0, "compute": 24.0}
+    assert back["e"]["stages"]["decode"] == 6.0 and back["e"]["stages"]["waited_in"] == 0.3

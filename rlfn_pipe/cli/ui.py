@@ -19,7 +19,7 @@ from rlfn_pipe.cli.text import count_of, human_bytes, human_seconds, json_line, 
 from rlfn_pipe.errors import OutputError, RlfnPipeError
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.options import UpscaleOptions
-from rlfn_pipe.types import Event, Failed, Finished, Progress, Started, Warned
+from rlfn_pipe.types import Event, Failed, Finished, Progress, StageTimes, Started, Warned
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -185,8 +185,9 @@ class Reporter:
                 case Finished():
                     # A single item's line is the summary.
                     self._tell(f"done: {finished_line(event)}", show=self._options.verbose and self._several)
-                    if event.stage_seconds:
-                        self._tell(stage_line(event), show=self._options.verbose)
+                    if event.stages:
+                        for line in stage_lines(event.stages, event.frames, event.seconds):
+                            self._tell(line, show=self._options.verbose)
                 case Failed():
                     self._tell(f"failed: {_named(event.input, event.message)}", error=True)
 
@@ -309,14 +310,19 @@ def finished_line(event: Finished) -> str:
     )
 
 
-def stage_line(event: Finished) -> str:
-    """Busy time of each stage beside the whole."""
-    whole = max(event.seconds, 1e-9)
-    busy = (
-        f"{stage} {human_seconds(seconds)} ({100 * seconds / whole:.0f} %)"
-        for stage, seconds in event.stage_seconds.items()
+def stage_lines(stages: StageTimes, frames: int, seconds: float) -> list[str]:
+    """A table of what each stage took, the one that limits marked; `seconds` is the whole time."""
+    whole, count = max(seconds, 1e-9), max(frames, 1)
+    lines = ["stage     busy         of the time  a frame"]
+    for stage, busy in stages.busy.items():
+        mark = "  limits" if stage == stages.limit else ""
+        lines.append(
+            f"{stage:<9} {human_seconds(busy):<12} {100 * busy / whole:>9.0f} %  {1e3 * busy / count:.1f} ms{mark}"
+        )
+    lines.append(
+        f"compute waited {human_seconds(stages.waited_in)} for frames, {human_seconds(stages.waited_out)} for the encoder"
     )
-    return "busy: " + ", ".join(busy)
+    return lines
 
 
 def summary_lines(report: Report) -> list[str]:

@@ -15,10 +15,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Generic, TypeVar
 
 from rlfn_pipe.errors import Interrupted
+from rlfn_pipe.types import StageTimes
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -40,23 +42,29 @@ class Cancelled(Exception):
     """Raised inside a stage when another one ended the run; never leaves the pipeline."""
 
 
-@dataclass(slots=True)
 class StageClock:
-    """Busy seconds of each stage, and seconds that compute waited for its neighbours."""
+    """Counts what each stage takes, while they run; each field has one writer."""
 
-    busy: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "compute": 0.0, "encode": 0.0})
-    waited_in: float = 0.0
-    waited_out: float = 0.0
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys((field.name for field in fields(StageTimes)), 0.0)
 
-    @property
-    def limit(self) -> str | None:
-        """The stage that limits the whole: the one that compute waits for, else compute; None at the start."""
-        total = self.busy["compute"] + self.waited_in + self.waited_out
-        if total <= 0:
-            return None
-        if max(self.waited_in, self.waited_out) < 0.1 * total:
-            return "compute"
-        return "decode" if self.waited_in >= self.waited_out else "encode"
+    @contextmanager
+    def busy(self, stage: str) -> Iterator[None]:
+        """Time a block of a stage in its own thread."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - wall)
+            self.add(f"{stage}_cpu", time.thread_time() - cpu)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a field of `StageTimes`."""
+        self._seconds[name] += seconds
+
+    def times(self) -> StageTimes:
+        """All counts so far."""
+        return StageTimes(**self._seconds)
 
 
 class Pipeline(Generic[In, Out]):
@@ -117,9 +125,8 @@ class Pipeline(Generic[In, Out]):
         try:
             iterator = iter(self._source)
             while True:
-                begin = time.perf_counter()
-                item: In | _End = next(iterator, _END)
-                self.clock.busy["decode"] += time.perf_counter() - begin
+                with self.clock.busy("decode"):
+                    item: In | _End = next(iterator, _END)
                 self._put(self._inbox, item)
                 if item is _END:
                     return
@@ -134,21 +141,18 @@ class Pipeline(Generic[In, Out]):
         results = iter(self._compute(self._arrivals()))
         count = 0
         while True:
-            waited = self.clock.waited_in
-            begin = time.perf_counter()
             try:
-                result: Out | _End = next(results, _END)
+                with self.clock.busy("compute"):
+                    result: Out | _End = next(results, _END)
             except Cancelled:
                 raise
             except BaseException as error:
                 error.add_note(f"while computing frame {count}")
                 raise
             count += 1
-            elapsed = time.perf_counter() - begin
-            self.clock.busy["compute"] += elapsed - (self.clock.waited_in - waited)
             begin = time.perf_counter()
             self._put(self._outbox, result)
-            self.clock.waited_out += time.perf_counter() - begin
+            self.clock.add("waited_out", time.perf_counter() - begin)
             if result is _END:
                 return
 
@@ -156,7 +160,9 @@ class Pipeline(Generic[In, Out]):
         while True:
             begin = time.perf_counter()
             item = self._get(self._inbox)
-            self.clock.waited_in += time.perf_counter() - begin
+            waited = time.perf_counter() - begin
+            self.clock.add("waited_in", waited)
+            self.clock.add("compute", -waited)  # it happens inside a step of compute
             if isinstance(item, _End):
                 return
             yield item
@@ -168,9 +174,8 @@ class Pipeline(Generic[In, Out]):
                 results, ended = self._departures()
                 if not results:
                     continue
-                begin = time.perf_counter()
-                self._sink(results)
-                self.clock.busy["encode"] += time.perf_counter() - begin
+                with self.clock.busy("encode"):
+                    self._sink(results)
                 self.done += len(results)
         except Cancelled:
             return
