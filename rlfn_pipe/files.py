@@ -29,8 +29,11 @@ def atomic_path(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `target` exists at the end and `overwrite` is False.
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder cannot be written, the name cannot be had, or the disk is full.
     """
+    # A name that is too long is told now and not after hours of work.
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(target)
     handle, name = tempfile.mkstemp(prefix=".", suffix=TEMPORARY_SUFFIX, dir=target.parent)
     os.close(handle)
     temporary = Path(name)

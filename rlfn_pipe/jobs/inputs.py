@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -40,6 +40,9 @@ WRITABLE_VIDEO_EXTENSIONS: frozenset[str] = frozenset(
 FALLBACK_VIDEO_EXTENSION = ".mkv"
 
 _GLOB_SIGNS = frozenset("*?[")
+
+#: Bytes of a file name that the usual file systems take.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +80,14 @@ def expand(
     format: str = "same",
     skip_existing: bool = False,
     overwrite: bool = False,
+    resumable: Callable[[Path], bool] = lambda output: False,
 ) -> Plan:
     """Find the files that INPUT means and name an output for each.
 
     `recursive` enters the subfolders of a folder. `format` is an image format ("png", "jpg", ...) or
     "same"; it does not concern videos. Inputs whose outputs would have one name (also when they
-    differ only in case) get distinct names, said in `warnings`.
+    differ only in case) get distinct names, said in `warnings`. `resumable` says of an output that
+    exists whether earlier work on it may go on, which decides itself about replacing it.
 
     Raises:
         UsageError: `format` is unknown, or OUTPUT's name contradicts INPUT or `format`.
@@ -91,26 +96,24 @@ def expand(
     """
     if format != "same":
         format = format_named(format)
-    if not input or not output:
-        raise UsageError("INPUT and OUTPUT must not be empty; name a file or a folder")
+    if not input or not output or "\0" in input + output:
+        raise UsageError("INPUT and OUTPUT must not be empty or hold a NUL; name a file or a folder")
     path = Path(input)
     warnings: list[str] = []
-    if path.is_file():
-        return _settled([_one_file(path, output, format)], skip_existing, overwrite, warnings)
-    if path.is_dir():
+    if os.path.isfile(path):
+        return _settled([_one_file(path, output, format)], skip_existing, overwrite, warnings, resumable)
+    if os.path.isdir(path):
         found = _in_folder(path, Path(output), recursive, warnings)
     elif input.startswith("@"):
         found = _in_list(Path(input[1:]))
     elif _GLOB_SIGNS.intersection(input):
         found = _in_glob(input, Path(output), warnings)
-    elif path.exists():
-        raise InputError(f"{input} is neither a file nor a folder; name a media file")
     else:
-        raise InputError(f"{input} does not exist; check the path")
+        raise InputError(f"{input} {_fault(path)}")
     folder = _output_folder(output)
     items = _named(found, folder, format, warnings)
     _refuse_escapes(items, folder)
-    return _settled(items, skip_existing, overwrite, warnings)
+    return _settled(items, skip_existing, overwrite, warnings, resumable)
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -121,13 +124,25 @@ def kind_of(path: Path) -> Kind | None:
     return "video" if extension in VIDEO_EXTENSIONS else None
 
 
+def _fault(path: Path) -> str:
+    """Why a path that is neither file nor folder cannot be taken, and what to do."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist; check the path"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return f"cannot be read ({reason.lower()}); check the path"
+    return "is neither a file nor a folder; name a media file"
+
+
 # -------------------------------------------------------------------- one file
 
 
 def _one_file(source: Path, output: str, format: str) -> Item:
     kind = kind_of(source) or _sniffed_kind(source)
     target = Path(output)
-    if target.is_dir() or output.endswith(("/", os.sep)):
+    if os.path.isdir(target) or output.endswith(("/", os.sep)):
         return Item(source, target / _output_name(source.name, kind, format), kind)
     extension = target.suffix.lower()
     if not extension:
@@ -177,7 +192,7 @@ def _in_glob(pattern: str, output: Path, warnings: list[str]) -> list[_Found]:
     first = next(i for i, part in enumerate(parts) if _GLOB_SIGNS.intersection(part))
     base, wanted = Path(*parts[:first]), parts[first:]
     matched: list[Path] = []
-    if base.is_dir():
+    if os.path.isdir(base):
         hidden = any(part.startswith(".") for part in wanted)
         walk = Walk(base, output, None if "**" in wanted else len(wanted), hidden)
         matched = [path for path in walk.files() if matches(path.relative_to(base).parts, wanted)]
@@ -208,8 +223,10 @@ def _in_list(file: Path) -> list[_Found]:
         if "\0" in text:
             raise InputError(f"{file}, line {number}: not a path; a list is a text file with one path a line")
         source = file.parent / text
-        if not source.is_file():
-            fault = "is a folder, a list names files" if source.is_dir() else "does not exist"
+        if not os.path.isfile(source):
+            fault = (
+                "is a folder, a list names files" if os.path.isdir(source) else _fault(source).split(";")[0]
+            )
             raise InputError(f"{file}, line {number}: {source} {fault}; correct the line")
         kind = kind_of(source)
         if kind is None:
@@ -252,9 +269,9 @@ def _count(others: Counter[str], before: str = "", after: str = "") -> str:
 
 def _output_folder(output: str) -> Path:
     folder = Path(output)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise OutputError(f"OUTPUT {output} is a file; several inputs need a folder, name one")
-    if not folder.exists() and not output.endswith(("/", os.sep)) and kind_of(folder) is not None:
+    if not os.path.exists(folder) and not output.endswith(("/", os.sep)) and kind_of(folder) is not None:
         raise UsageError(f"OUTPUT {output} looks like a file; several inputs need a folder (end it with /)")
     return folder
 
@@ -271,7 +288,10 @@ def _output_name(name: str, kind: Kind, format: str) -> str:
 
 def _named(found: list[_Found], folder: Path, format: str, warnings: list[str]) -> list[Item]:
     """Items with distinct output names, compared as a file system that ignores case would."""
-    names = [one.place.with_name(_output_name(one.place.name, one.kind, format)) for one in found]
+    names = [
+        one.place.with_name(_fitting(*_split(_output_name(one.place.name, one.kind, format))))
+        for one in found
+    ]
     # A file that keeps its name has the first claim to it.
     order = sorted(range(len(found)), key=lambda i: names[i] != found[i].place)
     taken: set[str] = set()
@@ -281,14 +301,26 @@ def _named(found: list[_Found], folder: Path, format: str, warnings: list[str]) 
         while _folded(candidate) in taken:
             number += 1
             changed = number == 2 and place.suffix.lower() != wanted.suffix.lower()
-            candidate = wanted.with_name(
-                f"{place.name}{wanted.suffix}" if changed else f"{wanted.stem}-{number}{wanted.suffix}"
-            )
+            stem, end = (place.name, "") if changed else (wanted.stem, f"-{number}")
+            candidate = wanted.with_name(_fitting(stem, end + wanted.suffix))
         if candidate != wanted:
             warnings.append(f"{found[i].source} is written as {candidate}: {wanted} is another file's output")
         taken.add(_folded(candidate))
         names[i] = candidate
     return [Item(one.source, folder / name, one.kind) for one, name in zip(found, names, strict=True)]
+
+
+def _split(name: str) -> tuple[str, str]:
+    path = PurePath(name)
+    return path.stem, path.suffix
+
+
+def _fitting(stem: str, end: str) -> str:
+    """`stem + end`, the stem cut so that file systems take the name (a changed extension may be longer)."""
+    room = _LONGEST_NAME - len(os.fsencode(end))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + end
 
 
 def _folded(place: PurePath) -> str:
@@ -297,26 +329,34 @@ def _folded(place: PurePath) -> str:
 
 def _refuse_escapes(items: list[Item], folder: Path) -> None:
     """A link inside the output folder must not lead the results out of it."""
-    root = folder.resolve()
+    # Unlike Path.resolve, realpath takes links that lead in a circle as they are.
+    root = Path(os.path.realpath(folder))
     for parent in {item.output.parent for item in items}:
-        if not parent.resolve().is_relative_to(root):
+        if not Path(os.path.realpath(parent)).is_relative_to(root):
             raise OutputError(f"{parent} leads out of the output folder {folder}; remove that link")
 
 
-def _settled(items: list[Item], skip_existing: bool, overwrite: bool, warnings: list[str]) -> Plan:
+def _settled(
+    items: list[Item],
+    skip_existing: bool,
+    overwrite: bool,
+    warnings: list[str],
+    resumable: Callable[[Path], bool],
+) -> Plan:
     sources = {identity for item in items if (identity := identity_of(item.source)) is not None}
     existing = [item for item in items if os.path.lexists(item.output)]
     for item in existing:
         if identity_of(item.output) in sources:
             raise OutputError(f"{item.output} is also an input and would be lost; choose another OUTPUT")
-        if item.output.is_dir():
+        if os.path.isdir(item.output):
             raise OutputError(
                 f"{item.output} is a folder, and a file is to be written; choose another OUTPUT"
             )
     if existing and skip_existing:
         kept = set(existing)
         return Plan(tuple(item for item in items if item not in kept), tuple(existing), tuple(warnings))
-    if existing and not overwrite:
-        more = f" and {len(existing) - 1} more outputs exist" if len(existing) > 1 else " exists"
-        raise OutputError(f"{existing[0].output}{more}; -y overwrites, --skip-existing leaves what is there")
+    refused = [] if overwrite else [item for item in existing if not resumable(item.output)]
+    if refused:
+        more = f" and {len(refused) - 1} more outputs exist" if len(refused) > 1 else " exists"
+        raise OutputError(f"{refused[0].output}{more}; -y overwrites, --skip-existing leaves what is there")
     return Plan(tuple(items), (), tuple(warnings))

@@ -31,36 +31,40 @@ class Walk:
         key = natsort_keygen(
             key=lambda path: path.relative_to(self.base).as_posix(), alg=ns.PATH | ns.IGNORECASE
         )
-        return sorted(self._below(self.base, 1), key=key)
+        return sorted(self._below(self.base), key=key)
 
-    def _below(self, folder: Path, level: int) -> Iterator[Path]:
-        identity = identity_of(folder)
-        if identity is None or identity in self._entered:
-            return
-        self._entered.add(identity)
-        subfolders: list[Path] = []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.endswith(TEMPORARY_SUFFIX) or (
-                        entry.name.startswith(".") and not self.hidden
-                    ):
-                        continue
-                    path = folder / entry.name
-                    if path.is_dir():
-                        subfolders.append(path)
-                    elif path.is_file():
-                        yield path
-        except OSError as error:
-            self.warnings.append(f"{folder} cannot be read ({error.strerror or error}) and is left out")
-            return
-        if self._output is not None:
-            subfolders = [path for path in subfolders if identity_of(path) != self._output]
-        if self.depth is not None and level >= self.depth:
-            self.unentered += len(subfolders)
-            return
-        for path in subfolders:
-            yield from self._below(path, level + 1)
+    def _below(self, base: Path) -> Iterator[Path]:
+        # A list and not recursion: folders can be nested deeper than Python's stack.
+        waiting = [(base, 1)]
+        while waiting:
+            folder, level = waiting.pop()
+            identity = identity_of(folder)
+            if identity is None or identity in self._entered:
+                continue
+            self._entered.add(identity)
+            subfolders: list[Path] = []
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.name.endswith(TEMPORARY_SUFFIX) or (
+                            entry.name.startswith(".") and not self.hidden
+                        ):
+                            continue
+                        path = folder / entry.name
+                        if os.path.isdir(path):
+                            subfolders.append(path)
+                        elif os.path.isfile(path):
+                            yield path
+            except OSError as error:
+                self.warnings.append(f"{folder} cannot be read ({error.strerror or error}) and is left out")
+                continue
+            if self._output is not None:
+                subfolders = [path for path in subfolders if identity_of(path) != self._output]
+            if self.depth is not None and level >= self.depth:
+                self.unentered += len(subfolders)
+            else:
+                # By name, so that of two ways to one folder always the same one is taken.
+                waiting += [(path, level + 1) for path in sorted(subfolders, reverse=True)]
 
 
 def matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
@@ -82,7 +86,7 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     """Device and inode of what a path leads to; None where it leads nowhere."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
 
