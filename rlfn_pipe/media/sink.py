@@ -6,12 +6,13 @@ output's clock itself, since encoders know neither variable rates nor durations.
 
 from __future__ import annotations
 
-import os
+import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,32 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from rlfn_pipe.errors import OutputError, UsageError
+from rlfn_pipe.errors import OutputError
 from rlfn_pipe.media.avi import write_starts
-from rlfn_pipe.media.colour import frame_from_planes
 from rlfn_pipe.media.encoders import EncodePlan
+from rlfn_pipe.media.encoding import (
+    check_options,
+    configure,
+    encoder_rate,
+    picture_for,
+    refused,
+    unusable,
+)
+from rlfn_pipe.media.headers import missing_headers
 from rlfn_pipe.media.matroska import TrackChange, amend_tracks
 from rlfn_pipe.media.opening import describe_av_error
+from rlfn_pipe.media.segment import SegmentHeader, read_header, read_packets
 from rlfn_pipe.media.streams import Carrier, StreamPlan
 from rlfn_pipe.media.timing import Clock
 from rlfn_pipe.types import Frame
 
-# SVT-AV1 writes its settings to standard error unless told otherwise before it is loaded.
-os.environ.setdefault("SVT_LOG", "1")
+_MOVED_APART = "some frames lie closer together than the output's ticks; they were moved on by the least step"
+_PACKETS_BETWEEN_CHECKS = 64
+
+#: With so many packets an encoder has given its first one the decoding time that it gives in long films.
+_TELLING_PACKETS = 3
+#: Encoders that do not say by how many frames they reorder, and the most that they do.
+_SILENT_REORDERING = {"libx265": 2, "hevc_nvenc": 4, "h264_nvenc": 4}
 
 #: More frames than any encoder here holds back to put them in order.
 _DEEPEST_REORDERING = 250
@@ -57,9 +72,18 @@ class SinkTimes:
 
 
 class VideoSink:
-    """Encodes frames into a new file at `path`.
+    """Joins segments into a new file at `path`, at their frames' times and beside the other streams.
 
-    `write` frames in order, then `close`; on failure call `abort`. The caller renames.
+    `write_segment` for every segment in order, then `close`; on failure call `abort`. The caller
+    renames.
+
+    Args:
+        path: the file to write; `name` is how messages call it.
+        plan: the encoder's settings; it is opened for its headers, the segments are encoded already.
+        times: how source times become output times.
+        pts: source time of every frame of the output, strictly increasing.
+        carrier, stream_plans: the other streams.
+        threads: as the segments' encoders had.
 
     Raises:
         UsageError: the encoder refuses its settings.
@@ -71,6 +95,7 @@ class VideoSink:
         path: Path,
         plan: EncodePlan,
         times: SinkTimes,
+        pts: Sequence[int] | np.ndarray | None = None,
         *,
         name: str,
         sample_aspect_ratio: Fraction | None = None,
@@ -106,6 +131,11 @@ class VideoSink:
         except BaseException:
             self.abort()
             raise
+        self._joined = 0
+        self._delay = 0
+        self._last_dts: int | None = None
+        if pts is not None:
+            self._set_times(pts)
 
     # ------------------------------------------------------------------ set-up
 
@@ -152,28 +182,14 @@ class VideoSink:
         tags: Mapping[str, str],
         disposition: Disposition | None,
     ) -> None:
-        plan, rate = self._plan, _encoder_rate(self._plan.codec, self._times.rate)
+        plan, rate = self._plan, encoder_rate(self._plan.codec, self._times.rate)
         try:
             added = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))
         except (av.error.FFmpegError, ValueError) as error:
-            raise UsageError(
-                f"{self._name}: {plan.codec} cannot be used here ({describe_av_error(error)})"
-            ) from None
+            raise unusable(plan, self._name, error) from None
         assert isinstance(added, VideoStream)
         stream = added
-        context = stream.codec_context
-        context.width, context.height, context.pix_fmt = plan.width, plan.height, plan.pix_fmt
-        context.time_base = 1 / rate
-        context.thread_count = threads
-        context.thread_type = "AUTO"
-        context.colorspace = plan.tags.matrix
-        context.color_trc = plan.tags.transfer
-        context.color_primaries = plan.tags.primaries
-        context.color_range = plan.tags.range
-        if sample_aspect_ratio:
-            context.sample_aspect_ratio = sample_aspect_ratio
-        if plan.codec in ("libx265", "hevc_nvenc") and plan.muxer in ("mp4", "mov"):
-            context.codec_tag = "hvc1"  # Apple's players want it
+        configure(stream.codec_context, plan, rate, sample_aspect_ratio, threads)
         if display_matrix is not None:
             stream.set_display_matrix(display_matrix)
         stream.time_base = self._times.clock.tick
@@ -188,18 +204,92 @@ class VideoSink:
         try:
             self._output.start_encoding()
         except (av.error.FFmpegError, ValueError) as error:
-            plan = self._plan
-            given = " ".join(f"{k}={v}" for k, v in plan.options.items())
-            raise UsageError(
-                f"{self._name}: {plan.codec} does not accept these settings for {plan.width}x{plan.height} {plan.pix_fmt} "
-                f"({given or 'defaults'}: {describe_av_error(error)}); change --codec, --encoder-preset or --encoder-option"
-            ) from None
-        unknown = [key for key in self._stream.codec_context.options if key in self._plan.options]
-        if unknown:
-            raise UsageError(f"--encoder-option {unknown[0]}: {self._plan.codec} has no such option")
+            raise refused(self._plan, self._name, error) from None
+        check_options(self._stream.codec_context, self._plan)
         self._packet_tick = self._stream.time_base or self._times.clock.tick
 
+    def _set_times(self, pts: Sequence[int] | np.ndarray) -> None:
+        """Every frame's time in the output's ticks; frames closer than those are moved apart."""
+        self._pts = array("q", np.asarray(pts, dtype=np.int64).tobytes())
+        times = self._times
+        factor, shift = times.time_base / self._packet_tick, times.base / self._packet_tick
+        common = math.lcm(factor.denominator, shift.denominator)
+        a, b = int(factor * common), int(shift * common)
+        nearest = np.array([_rounded(a * time - b, common) for time in self._pts], dtype=np.int64)
+        places = np.arange(len(nearest))
+        ticks = np.maximum.accumulate(nearest - places) + places
+        if (ticks != nearest).any():
+            self._say(_MOVED_APART)
+        self._ticks = array("q", ticks.tobytes())
+
     # ----------------------------------------------------------------- writing
+
+    def write_segment(self, path: Path, first: int, *, check_stop: Callable[[], None] | None = None) -> None:
+        """Mux the packets of a segment (see `segment.SegmentSink`) whose first frame is `first`.
+
+        `check_stop` is called every few packets and may raise.
+
+        Raises:
+            OutputError: the segment is damaged or not the one that follows, or writing fails.
+        """
+        if first != self._joined:
+            raise ValueError(f"segment of frame {first} given where frame {self._joined} follows")
+        header = read_header(path, self._name)
+        own = self._stream.codec_context.extradata or b""
+        ahead = missing_headers(self._plan, own, header.extradata, self._name)
+        packets = read_packets(path, self._name)
+        begin = list(islice(packets, _TELLING_PACKETS))
+        if self._joined == 0:
+            self._delay = self._reordering(header, begin)
+        for packet in chain(begin, packets):
+            if check_stop is not None and self._joined % _PACKETS_BETWEEN_CHECKS == 0:
+                check_stop()
+            assert packet.pts is not None
+            index = first + packet.pts
+            if not first <= index < len(self._pts) or self._joined >= len(self._pts):
+                raise OutputError(f"{self._name}: {path.name} holds more frames than belong there; remove it")
+            if ahead:
+                packet, ahead = _with_headers(packet, ahead), b""
+            self._guarded(lambda p=packet, i=index: self._mux_video(p, i, self._joined - self._delay))
+            self._joined += 1
+
+    def _reordering(self, header: SegmentHeader, begin: Sequence[Packet[Any]]) -> int:
+        """How many frames the whole film is decoded ahead of what is shown.
+
+        Decoding times are counted anew over all segments: each encoder restarts its own, with
+        less of a lead where it had but a frame or two (libx265 then leaves them unset).
+        """
+        depth = header.reordering
+        if len(begin) == _TELLING_PACKETS:
+            early = -(begin[0].dts or 0)
+            depth = max(depth, early) if early <= _DEEPEST_REORDERING else depth
+        elif header.codec in _SILENT_REORDERING:
+            depth = max(depth, _SILENT_REORDERING[header.codec])
+        # A film of n frames has no more than n - 1 to wait for.
+        return min(depth, len(self._pts) - 1)
+
+    def _mux_video(self, packet: Packet[Any], index: int, order: int) -> None:
+        """Mux the picture of frame `index`, which is the one that is decoded at frame `order`'s time."""
+        start, end = self._tick(index), self._tick(index + 1)
+        packet.pts, packet.dts = start, min(self._tick(order), start)
+        packet.time_base = self._packet_tick
+        packet.duration = end - start
+        if self._first_dts is None:
+            self._first_dts = packet.dts
+        if self._last_dts is not None and packet.dts <= self._last_dts:
+            raise OutputError(
+                f"{self._name}: frame {index} would be decoded after it is shown; use fewer B-frames (--encoder-option bf=2)"
+            )
+        self._last_dts = packet.dts
+        if self._joined == len(self._pts) - 1 and self._plan.muxer in ("mp4", "mov"):
+            packet.duration = max(packet.duration, self._closing_duration(packet.dts, start))
+        packet.stream = self._stream
+        if self._carrier is not None:
+            for other in self._carrier.packets_until(packet.dts * self._packet_tick):
+                self._mux_other(other)
+        if index == 0 and start > 0 and self._plan.muxer == "avi":
+            self._output.mux(self._empty_packet())
+        self._output.mux(packet)
 
     def write(self, frame: Frame) -> None:
         """Encode one frame. `frame.pts` must exceed that of the frame before.
@@ -207,23 +297,20 @@ class VideoSink:
         Raises:
             OutputError: the file cannot be written (disk full, say) or the encoder fails.
         """
-        plan = self._plan
-        picture = frame_from_planes(frame.planes, plan.pix_fmt, plan.width, plan.height)
-        picture.colorspace = plan.tags.matrix
-        picture.color_range = plan.tags.range
-        picture.color_trc = plan.tags.transfer
-        picture.color_primaries = plan.tags.primaries
-        picture.pts = len(self._pts)
-        picture.time_base = self._stream.codec_context.time_base
+        picture = picture_for(frame, self._plan, len(self._pts), self._stream.codec_context.time_base)
         assert frame.pts is not None
         self._append(frame.pts)
         self._guarded(lambda: self._pending.extend(self._stream.encode(picture)))
         self._guarded(lambda: self._mux_ready(final=False))
 
     def close(self) -> None:
-        """Flush encoder and other streams, write the trailer."""
-        self._guarded(lambda: self._pending.extend(self._stream.encode(None)))
-        self._guarded(lambda: self._mux_ready(final=True))
+        """Flush the other streams, write the trailer."""
+        if self._joined:
+            if self._joined != len(self._pts):
+                raise OutputError(f"{self._name}: {self._joined} of {len(self._pts)} frames were joined")
+        else:
+            self._guarded(lambda: self._pending.extend(self._stream.encode(None)))
+            self._guarded(lambda: self._mux_ready(final=True))
         if self._carrier is not None:
             for packet in self._carrier.packets_until(None):
                 self._guarded(lambda p=packet: self._mux_other(p))
@@ -260,9 +347,7 @@ class VideoSink:
         tick = round(self._seconds(len(self._pts) - 1) / self._packet_tick)
         if self._ticks and tick <= self._ticks[-1]:
             tick = self._ticks[-1] + 1
-            self._say(
-                "some frames lie closer together than the output's ticks; they were moved on by the least step"
-            )
+            self._say(_MOVED_APART)
         self._ticks.append(tick)
 
     def _say(self, note: str) -> None:
@@ -351,19 +436,23 @@ class VideoSink:
     @property
     def frames(self) -> int:
         """Frames written so far."""
-        return len(self._pts)
+        return self._joined or len(self._pts)
 
     def expected_ticks(self) -> tuple[np.ndarray, Fraction]:
         """Presentation time of every frame in ticks, and the tick in seconds."""
         return np.array(self._ticks, dtype=np.int64), self._packet_tick
 
 
-def _encoder_rate(codec: str, rate: Fraction) -> Fraction:
-    """The rate as the encoder can hold it (MPEG-4 part 2 counts in 16 bits, MPEG-2 knows a few)."""
-    if codec == "mpeg4" and (rate.numerator > 65535 or rate.denominator > 65535):
-        return rate.limit_denominator(max(1, 65535 // max(1, round(rate))))
-    if codec == "mpeg2video":
-        whole = [Fraction(n) for n in (24, 25, 30, 50, 60)]
-        known = [*whole, Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)]
-        return min(known, key=lambda k: abs(k - rate))
-    return rate
+def _rounded(top: int, bottom: int) -> int:
+    """top / bottom to the nearest whole number, halves to the even one, as `round` does it."""
+    whole, rest = divmod(top, bottom)
+    return whole + (2 * rest > bottom or (2 * rest == bottom and whole & 1))
+
+
+def _with_headers(packet: Packet[Any], headers: bytes) -> Packet[Any]:
+    """The packet with an encoder's headers before its picture."""
+    whole: Packet[Any] = Packet(headers + bytes(packet))
+    whole.is_keyframe = packet.is_keyframe
+    for item in packet.iter_sidedata():
+        whole.set_sidedata(item)
+    return whole
