@@ -79,10 +79,9 @@ class Picture:
         self._canvas[:, y.start * s : y.stop * s, x.start * s : x.stop * s].add_(part)
         self._missing.remove(tile)
 
-    def complete(self, canvas: torch.Tensor) -> None:
-        """Take a canvas that all tiles' answers are on already; it is not written to."""
-        self._canvas = canvas
-        self._missing = set()
+    def complete(self, tiles: tuple[Tile, ...], canvas: torch.Tensor) -> None:
+        """Take a canvas (3, s h, s w) that the answers of all `tiles` are on already; it is not written to."""
+        self.tiles, self._canvas, self._missing = tiles, canvas, set()
 
     def result(self) -> torch.Tensor:
         """The upscaled picture (3, s h, s w) float32 without the padding."""

@@ -20,7 +20,7 @@ from rlfn_pipe.engine.picture import answer_of
 from rlfn_pipe.engine.tiling import Span, Tile
 from rlfn_pipe.types import Frame, Target
 
-__all__ = ["KEPT_BYTES", "Answer", "Kept", "Mosaic", "Statistics", "changed_cells", "same_samples"]
+__all__ = ["KEPT_BYTES", "Answer", "Memory", "Mosaic", "Statistics", "changed_cells", "same_samples"]
 
 #: Side of a cell of `changed_cells` in luma samples.
 CELL = 8
@@ -87,9 +87,7 @@ def changed_cells(one: Frame, other: Frame) -> np.ndarray:
     changed = np.zeros((rows, columns), dtype=bool)
     for p, q in zip(one.planes, other.planes, strict=True):
         differ = p != q
-        # A chroma plane's cell is half as high or wide where the plane is.
-        high = CELL // round(one.height / p.shape[0]) if p.shape[0] < one.height else CELL
-        wide = CELL // round(one.width / p.shape[1]) if p.shape[1] < one.width else CELL
+        high, wide = (CELL // step for step in _steps(one, p))
         differ = np.logical_or.reduceat(differ, np.arange(0, differ.shape[0], high), axis=0)
         differ = np.logical_or.reduceat(differ, np.arange(0, differ.shape[1], wide), axis=1)
         changed[: differ.shape[0], : differ.shape[1]] |= differ
@@ -107,19 +105,19 @@ def _cell_range(span: Span, reach: int) -> slice:
 
 def _samples_of(frame: Frame, tile: Tile) -> tuple[np.ndarray, ...]:
     """Views of the samples under a tile, one a plane."""
-    views = []
+    y, x, views = tile.y, tile.x, []
     for plane in frame.planes:
-        down, along = (
-            -(-whole // part) for whole, part in zip(frame.planes[0].shape, plane.shape, strict=True)
-        )
-        y, x = tile.y, tile.x
-        views.append(
-            plane[
-                y.origin // down : -(-(y.origin + y.size) // down),
-                x.origin // along : -(-(x.origin + x.size) // along),
-            ]
-        )
+        down, along = _steps(frame, plane)
+        rows = slice(y.origin // down, -(-(y.origin + y.size) // down))
+        columns = slice(x.origin // along, -(-(x.origin + x.size) // along))
+        views.append(plane[rows, columns])
     return tuple(views)
+
+
+def _steps(frame: Frame, plane: np.ndarray) -> tuple[int, int]:
+    """Luma samples (1 or 2) from one sample of a plane to the next, down and along."""
+    height, width = plane.shape
+    return -(-frame.height // height), -(-frame.width // width)
 
 
 def _within(one: Sequence[np.ndarray], other: Sequence[np.ndarray], tolerance: int) -> bool:
@@ -133,11 +131,15 @@ def _within(one: Sequence[np.ndarray], other: Sequence[np.ndarray], tolerance: i
 
 
 class Answer:
-    """A tile's answered and weighted part (3, s h, s w) float32, once it has been computed."""
+    """A tile's answered and weighted part (3, s h, s w) float32, once it has been computed.
 
-    __slots__ = ("part",)
+    `asked` says that somebody sees to it.
+    """
+
+    __slots__ = ("asked", "part")
 
     def __init__(self) -> None:
+        self.asked = False
         self.part: torch.Tensor | None = None
 
     def set(self, tile: Tile, result: torch.Tensor, scale: int) -> None:
@@ -147,41 +149,97 @@ class Answer:
         self.part = part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
 
 
-@dataclass(slots=True)
-class Kept:
-    """The tiles of the last frame: their answers, and the samples that they came from.
+class Memory:
+    """The last frame, its tiles' answers and, for `near`, the samples that each was computed from.
 
-    `frame` is the last frame; for `near`, `inputs` has copies of the samples that each tile was last
-    computed from. `answers` has one list of tiles a picture (colour, then alpha where it is one).
+    `mode` is exact, near or off; `tolerance` in code values of 8 bit. Only frames that were computed, in
+    whole or in part, are remembered: one that repeats the last leaves everything as it is.
     """
 
-    frame: Frame
-    target: Target
-    tiles: tuple[Tile, ...]
-    answers: list[list[Answer]]
-    inputs: list[tuple[np.ndarray, ...]] | None
+    def __init__(self, scale: int, mode: str, tolerance: float) -> None:
+        self._scale, self._mode, self._tolerance = scale, mode, tolerance
+        self.frame: Frame | None = None
+        self._target: Target | None = None
+        self._tiles: tuple[Tile, ...] = ()
+        self._answers: list[list[Answer]] = []
+        self._inputs: list[tuple[np.ndarray, ...]] = []
+        self._checked: tuple[Frame, list[bool]] | None = None
 
-    def unchanged(self, frame: Frame, tolerance: int | None) -> list[bool]:
-        """For each tile whether its answer holds for `frame` (same layout and tiles).
+    def forget(self) -> None:
+        """Drop what is kept."""
+        self.frame = self._target = self._checked = None
+        self._tiles, self._answers, self._inputs = (), [], []
 
-        `tolerance` in code values of the frame's depth for `near`, None for `exact`.
+    def repeats(self, frame: Frame, target: Target, tiles: tuple[Tile, ...]) -> bool:
+        """Whether the last frame's result holds for all of `frame`."""
+        if self.frame is None or not self._comparable(frame, target, tiles):
+            return False
+        if self._mode == "exact":
+            return same_samples(self.frame, frame)
+        return all(self._unchanged(frame))
+
+    def answers(
+        self, frame: Frame, target: Target, tiles: tuple[Tile, ...], pictures: int, *, keep: bool
+    ) -> list[list[Answer]] | None:
+        """Remember `frame`; its tiles' answers, a list for each of its pictures (colour, then alpha).
+
+        Those that hold from the frame before are the same objects as there; the others are new and not
+        `asked` for yet. None when single tiles are not kept: there is one only, `keep` forbids it, or
+        they would take more than `KEPT_BYTES`.
         """
-        if tolerance is None or self.inputs is None:
-            cells = changed_cells(self.frame, frame)
-            reach = REACH_ALPHA if frame.colour.alpha else REACH
-            return [not touched(cells, tile, reach) for tile in self.tiles]
-        return [
-            _within(samples, _samples_of(frame, tile), tolerance)
-            for tile, samples in zip(self.tiles, self.inputs, strict=True)
+        if self._mode == "off":
+            return None
+        unchanged = [False] * len(tiles)
+        if self._comparable(frame, target, tiles) and (self._answers or self._mode == "near"):
+            unchanged = self._unchanged(frame)
+        size = tiles[0].y.frame * tiles[0].x.frame * pictures
+        keep = keep and len(tiles) > 1 and _kept_bytes(size, self._scale) <= KEPT_BYTES
+        held = self._answers if keep else []
+        answers = [
+            [
+                held[number][i] if holds and number < len(held) else Answer()
+                for i, holds in enumerate(unchanged)
+            ]
+            for number in range(pictures if keep else 0)
         ]
+        if self._mode == "near":
+            self._inputs = [
+                self._inputs[i]
+                if holds and answers
+                else tuple(view.copy() for view in _samples_of(frame, tile))
+                for i, (tile, holds) in enumerate(zip(tiles, unchanged, strict=True))
+            ]
+        self.frame, self._target, self._tiles, self._checked = frame, target, tiles, None
+        self._answers = answers
+        return answers or None
+
+    def _comparable(self, frame: Frame, target: Target, tiles: tuple[Tile, ...]) -> bool:
+        return (
+            self.frame is not None
+            and alike(self.frame, frame)
+            and target == self._target
+            and tiles == self._tiles
+        )
+
+    def _unchanged(self, frame: Frame) -> list[bool]:
+        """For each tile whether its answer holds for `frame`, which is comparable."""
+        assert self.frame is not None
+        if self._checked is None or self._checked[0] is not frame:
+            if self._mode == "exact":
+                cells = changed_cells(self.frame, frame)
+                reach = REACH_ALPHA if frame.colour.alpha else REACH
+                found = [not touched(cells, tile, reach) for tile in self._tiles]
+            else:
+                limit = int(self._tolerance * (1 << (frame.colour.bit_depth - 8)))
+                found = [
+                    _within(samples, _samples_of(frame, tile), limit)
+                    for tile, samples in zip(self._tiles, self._inputs, strict=True)
+                ]
+            self._checked = frame, found
+        return self._checked[1]
 
 
-def inputs_of(frame: Frame, tiles: Sequence[Tile]) -> list[tuple[np.ndarray, ...]]:
-    """Copies of the samples under each tile."""
-    return [tuple(view.copy() for view in _samples_of(frame, tile)) for tile in tiles]
-
-
-def kept_bytes(pixels: int, scale: int) -> int:
+def _kept_bytes(pixels: int, scale: int) -> int:
     """About what a canvas and the answers of `pixels` low-resolution pixels take (they overlap a little)."""
     return int(pixels * scale * scale * 12 * 2.5)
 

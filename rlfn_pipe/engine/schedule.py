@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,7 +15,8 @@ from rlfn_pipe.engine.batching import Buckets
 from rlfn_pipe.engine.device import is_out_of_memory, release_cached
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
-from rlfn_pipe.engine.tiling import Tile
+from rlfn_pipe.engine.reuse import Answer, Memory, Mosaic, Statistics
+from rlfn_pipe.engine.tiling import Tile, plan
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import Frame, Target
 
@@ -27,34 +28,74 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """What tiles must have in common to share a batch."""
+    """What tiles must have in common to share a batch.
+
+    Batches of `video` are always full (filled up where tiles are wanting): all its tiles are computed by
+    the same kernels, so that a tile's bits do not depend on when it came.
+    """
 
     height: int
     width: int
     whole: bool
     edge_fp32: bool
+    video: bool
 
 
 @dataclass(slots=True)
 class _Job:
-    """A frame in hand. `alpha` is a picture, a constant in 0..1, or None where none is wanted."""
+    """A frame in hand.
+
+    `alpha` is a picture, a constant in 0..1, or None where none is wanted. `answers` has a list of tiles'
+    answers for each picture, where they are kept. A job that `repeats` another has no picture.
+    """
 
     frame: Frame
     target: Target
-    picture: Picture
-    alpha: Picture | float | None
+    picture: Picture | None = None
+    alpha: Picture | float | None = None
+    repeats: _Job | None = None
+    output: Frame | None = None
+    tiles: tuple[Tile, ...] = ()
+    answers: list[list[Answer]] | None = None
+    waiting: list[Answer] | None = None
 
     @property
     def pictures(self) -> list[Picture]:
-        return [self.picture, self.alpha] if isinstance(self.alpha, Picture) else [self.picture]
+        found = [self.picture, self.alpha]
+        return [picture for picture in found if isinstance(picture, Picture)]
 
     @property
     def done(self) -> bool:
-        return all(picture.done for picture in self.pictures)
+        if self.repeats is not None:
+            return self.repeats.output is not None or self.repeats.done
+        if self.waiting is None:
+            return all(picture.done for picture in self.pictures)
+        while self.waiting and self.waiting[-1].part is not None:
+            self.waiting.pop()
+        return not self.waiting
 
     @property
     def pixels(self) -> int:
-        return sum(picture.pixels for picture in self.pictures)
+        return sum(picture.pixels for picture in self.pictures) or self.frame.width * self.frame.height
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """A tile to compute, and where its result goes: to the picture, or to an answer that is kept."""
+
+    picture: Picture
+    tile: Tile
+    answer: Answer | None
+
+    @property
+    def waits(self) -> bool:
+        return self.answer.part is None if self.answer else self.picture.waits_for(self.tile)
+
+    def place(self, result: torch.Tensor) -> None:
+        if self.answer is None:
+            self.picture.place(self.tile, result)
+        else:
+            self.answer.set(self.tile, result, self.picture.scale)
 
 
 class Run:
@@ -63,23 +104,37 @@ class Run:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._jobs: deque[_Job] = deque()
-        self._buckets: Buckets[_Key, tuple[Picture, Tile]] = Buckets()
+        self._buckets: Buckets[_Key, _Piece] = Buckets()
+        self._memory = Memory(engine.scale, engine.reuse, engine.reuse_tolerance)
+        self._mosaics = (Mosaic(), Mosaic())
+        self._last: _Job | None = None
+        #: Whether a tile's bits are the same wherever it lies in a full batch, where that was tried.
+        self._steady: dict[_Key, bool] = {}
+        self._worth_trying: set[_Key] = set()
 
     def frames(self, work: Iterable[tuple[Frame, Target]]) -> Iterator[Frame]:
         """Upscaled frames in the order of `work`."""
         for frame, target in work:
-            job = self._attempt(lambda f=frame, t=target: self._open(f, t))  # type: ignore[misc]
+            job = self._repeated(frame, target)
+            if job is None:
+                job = self._attempt(lambda f=frame, t=target: self._open(f, t))  # type: ignore[misc]
             if job is None:
                 while self._jobs:
                     yield self._next()
                 job = self._with_room(lambda f=frame, t=target: self._open(f, t), frame)  # type: ignore[misc]
             self._jobs.append(job)
-            self._cut(job)
+            if job.repeats is None:
+                self._last = job
+                self._cut(job)
+            self._count(frames=1, frames_repeated=int(job.repeats is not None))
             self._compute(until=None)
             while self._jobs and (self._jobs[0].done or self._crowded()):
                 yield self._next()
         while self._jobs:
             yield self._next()
+
+    def _count(self, **counts: int) -> None:
+        self._engine.statistics += Statistics(**counts)
 
     def _next(self) -> Frame:
         """Finish the oldest frame, computing what is missing of it."""
@@ -100,12 +155,37 @@ class Run:
         """How many tiles make a full batch."""
         return self._engine.batch_for(key.height, key.width)
 
+    # ------------------------------------------------------------ reuse
+
+    def _repeated(self, frame: Frame, target: Target) -> _Job | None:
+        """A job without work, when the result of the frame before holds for the whole frame."""
+        if self._last is None or self._memory.frame is not self._last.frame:
+            return None
+        tiles = self._plan(frame)
+        repeats = self._memory.repeats(frame, target, tiles)
+        if repeats and self._steady_for(frame, target, tiles):
+            return _Job(frame, target, repeats=self._last)
+        if repeats or len(tiles) > 1:
+            self._worth_trying.add(_key(tiles[0], frame, target))
+        return None
+
+    def _steady_for(self, frame: Frame, target: Target, tiles: tuple[Tile, ...]) -> bool:
+        """Whether a tile of the frame has the same bits whenever it is computed; `near` does not ask."""
+        key = _key(tiles[0], frame, target)
+        return self._engine.reuse == "near" or self._full(key) == 1 or self._steady.get(key, False)
+
+    def _plan(self, frame: Frame) -> tuple[Tile, ...]:
+        """The tiles of a frame, which is lengthened where the network asks for more."""
+        minimum = self._engine.spec.minimum_side
+        height, width = max(frame.height, minimum), max(frame.width, minimum)
+        return plan(height, width, self._engine.tile_for(height, width), self._engine.overlap)
+
     # ------------------------------------------------------------ a frame's two ends
 
     @torch.inference_mode()
     def _open(self, frame: Frame, target: Target) -> _Job:
         engine = self._engine
-        depth = max(frame.colour.bit_depth, target.colour.bit_depth)
+        depth = _depth(frame, target)
         minimum = engine.spec.minimum_side
 
         def picture(rgb: torch.Tensor) -> Picture:
@@ -128,7 +208,13 @@ class Run:
 
     @torch.inference_mode()
     def _close(self, job: _Job) -> Frame:
+        if job.repeats is not None:
+            return _like(job.repeats, job.frame)
         target = job.target
+        if job.answers is not None:
+            for picture, answers, mosaic in zip(job.pictures, job.answers, self._mosaics, strict=False):
+                picture.complete(job.tiles, mosaic.show(job.tiles, answers, self._engine.scale))
+        assert job.picture is not None
         rgb = resize(job.picture.result(), target.height, target.width)
         planes = colour.from_rgb(rgb, target.colour, neutral=job.frame.colour.subsampling == "grey")
         del rgb
@@ -139,22 +225,41 @@ class Run:
         if isinstance(job.alpha, float):
             value = round(job.alpha * ((1 << target.colour.bit_depth) - 1))
             arrays.append(np.full((target.height, target.width), value, dtype=arrays[0].dtype))
-        return replace(job.frame, planes=tuple(arrays), colour=target.colour)
+        job.output = replace(job.frame, planes=tuple(arrays), colour=target.colour)
+        job.picture = job.alpha = None
+        job.waiting = []
+        return job.output
 
     # ------------------------------------------------------------ tiles
 
     def _cut(self, job: _Job) -> None:
-        for picture in job.pictures:
-            height, width = picture.rgb.shape[-2:]
-            for tile in picture.cut(self._engine.tile_for(height, width), self._engine.overlap):
-                key = _Key(tile.y.size, tile.x.size, tile.whole, picture.edge_fp32)
-                self._buckets.add(key, (picture, tile))
+        """Plan a frame's tiles; those whose results are kept, and hold for it, are not computed."""
+        job.tiles = self._plan(job.frame)
+        steady = self._steady_for(job.frame, job.target, job.tiles)
+        job.answers = self._memory.answers(job.frame, job.target, job.tiles, len(job.pictures), keep=steady)
+        job.waiting = None if job.answers is None else [a for answers in job.answers for a in answers]
+        key = _key(job.tiles[0], job.frame, job.target)
+        for number, picture in enumerate(job.pictures):
+            answers: Sequence[Answer | None] = [None] * len(job.tiles)
+            if job.answers is None:
+                height, width = picture.rgb.shape[-2:]
+                picture.cut(self._engine.tile_for(height, width), self._engine.overlap)
+            else:
+                answers = job.answers[number]
+            for tile, answer in zip(job.tiles, answers, strict=True):
+                if answer is None or not answer.asked:
+                    self._buckets.add(key, _Piece(picture, tile, answer))
+                    if answer is not None:
+                        answer.asked = True
+                else:
+                    self._count(tiles_reused=1)
 
     def _cut_again(self) -> None:
         """Tiles became smaller: plan every frame in hand anew, finished ones excepted."""
         self._buckets.clear()
+        self._memory.forget()
         for job in self._jobs:
-            if not job.done:
+            if not job.done and job.repeats is None:
                 self._cut(job)
 
     def _compute(self, until: _Job | None) -> None:
@@ -168,7 +273,7 @@ class Run:
     def _ready(self, key: _Key, until: _Job | None) -> bool:
         return until is not None or self._buckets.waiting(key) >= self._full(key)
 
-    def _run_batch(self, key: _Key, batch: list[tuple[Picture, Tile]]) -> None:
+    def _run_batch(self, key: _Key, batch: list[_Piece]) -> None:
         """Compute and place a batch; on exhausted memory put it back and make the next one smaller."""
         try:
             self._run_and_place(key, batch)
@@ -178,17 +283,33 @@ class Run:
                 raise
         release_cached(self._engine.device)
         if self._engine.shrink(len(batch), max(key.height, key.width)):
-            self._buckets.put_back(key, [(p, t) for p, t in batch if p.waits_for(t)])
+            self._buckets.put_back(key, [piece for piece in batch if piece.waits])
         else:
             self._cut_again()
 
     @torch.inference_mode()
-    def _run_and_place(self, key: _Key, batch: list[tuple[Picture, Tile]]) -> None:
-        views = [picture.pixels_of(tile) for picture, tile in batch]
+    def _run_and_place(self, key: _Key, batch: list[_Piece]) -> None:
+        views = [piece.picture.pixels_of(piece.tile) for piece in batch]
+        tiles = [piece.tile for piece in batch]
+        if key.video:
+            wanting = self._full(key) - len(batch)
+            views, tiles = views + views[-1:] * wanting, tiles + tiles[-1:] * wanting
         pixels = views[0][None] if len(views) == 1 else torch.stack(views)
-        results = self._engine.infer(pixels, [tile for _, tile in batch], key.edge_fp32)
-        for (picture, tile), result in zip(batch, results, strict=True):
-            picture.place(tile, result)
+        results = self._engine.infer(pixels, tiles, key.edge_fp32)
+        if key in self._worth_trying and key.video and len(views) > 1 and key not in self._steady:
+            self._steady[key] = self._is_steady(key, pixels[:1], tiles[0], results)
+        for piece, result in zip(batch, results, strict=False):
+            piece.place(result)
+        self._count(tiles_computed=len(batch))
+
+    def _is_steady(self, key: _Key, pixels: torch.Tensor, tile: Tile, results: torch.Tensor) -> bool:
+        """Whether the first tile's result is the same, bit for bit, in every place of a batch and other company.
+
+        It is on most devices and shapes, but oneDNN's 1x1 convolutions in fp32 are an example where it is not.
+        """
+        count = len(results)
+        again = self._engine.infer(pixels.expand(count, -1, -1, -1), [tile] * count, key.edge_fp32)
+        return all(torch.equal(result, results[0]) for result in again)
 
     def _with_room(self, step: Callable[[], T], frame: Frame) -> T:
         """Do a step of one frame; when memory ends, hand cached memory back and try once more."""
@@ -210,3 +331,21 @@ class Run:
                 raise
         release_cached(self._engine.device)
         return None
+
+
+def _depth(frame: Frame, target: Target) -> int:
+    return max(frame.colour.bit_depth, target.colour.bit_depth)
+
+
+def _key(tile: Tile, frame: Frame, target: Target) -> _Key:
+    """All tiles of a frame have one size; a frame of a video has a time."""
+    return _Key(tile.y.size, tile.x.size, tile.whole, _depth(frame, target) > 8, frame.pts is not None)
+
+
+def _like(done: _Job, frame: Frame) -> Frame:
+    """`frame` with the result of a job that is done."""
+    output = done.output
+    assert output is not None
+    # Pictures go to callers who may write to them; a video's frames go to an encoder.
+    planes = output.planes if frame.pts is not None else tuple(plane.copy() for plane in output.planes)
+    return replace(frame, planes=planes, colour=output.colour)

@@ -109,5 +109,7 @@ class EngineRoom:
             tta=settings.tta,
             budget=settings.budget,
             compile=settings.compile,
+            reuse=options.reuse,
+            reuse_tolerance=options.reuse_tolerance,
             on_warning=self._on_warning,
         )
