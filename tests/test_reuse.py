@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 
@@ -145,3 +145,315 @@ def test_exact_gives_the_bits_of_off(name: str, settings: dict[str, object]) -> 
     assert off.statistics.frames_repeated == off.statistics.tiles_reused == 0
     assert off.statistics.frames == exact.statistics.frames == len(frames)
     assert reference[0].planes[0].std() > 1
+
+
+# ---------------------------------------------------------------- what is computed
+
+
+def counted(name: str, **settings: object) -> Statistics:
+    made = engine("exact", **settings)
+    run(made, SCENES[name])
+    return made.statistics
+
+
+def test_repeated_frames_are_not_computed() -> None:
+    assert counted("static") == Statistics(frames=4, frames_repeated=3, tiles_computed=1)
+    assert counted("held") == Statistics(frames=8, frames_repeated=5, tiles_computed=3)
+    assert counted("alternating").frames_repeated == 0
+
+
+def test_tiles_that_did_not_change_are_not_computed() -> None:
+    count = len(plan(HEIGHT, WIDTH, 48, 12))
+    one = counted("cursor", tile=48, overlap=12)
+    assert one.frames_repeated == 2 and one.tiles_computed + one.tiles_reused == 5 * count
+    # The square lies in the first tile of each axis and within reach of the second at most.
+    assert count <= one.tiles_computed <= count + 4 * 4
+    still = counted("static", tile=48, overlap=12)
+    assert still == Statistics(frames=4, frames_repeated=3, tiles_computed=count)
+
+
+def test_tiles_of_several_frames_share_batches() -> None:
+    network = Recorder(2)
+    made = Engine(
+        lambda dtype, edge: network,
+        nearest_spec(2),
+        device="cpu",
+        precision="fp32",
+        threads=1,
+        batch=6,
+        tile=48,
+        overlap=12,
+    )
+    frames = SCENES["cursor"] * 3
+    frames = [replace(frame, index=i, pts=i) for i, frame in enumerate(frames)]
+    results = run(made, frames)
+    check_same(results, run(nearest("off", tile=48, overlap=12), frames))
+    assert {shape[0] for shape in network.seen} == {6}
+    assert made.statistics.tiles_reused > made.statistics.tiles_computed
+
+
+class Recorder(NearestNetwork):
+    """Remembers the shapes that it was given."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__(scale)
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        self.seen.append(tuple(x.shape))
+        return super().forward(x)
+
+
+def nearest(reuse: str, **settings: object) -> Engine:
+    settings = {"device": "cpu", "precision": "fp32", "threads": 1, **settings}
+    return Engine(nearest_factory(2), nearest_spec(2), reuse=reuse, **settings)  # type: ignore[arg-type]
+
+
+def test_a_repeated_frame_is_the_same_planes() -> None:
+    """No conversion, no copy; a picture without a time is the caller's own, though."""
+    one, other = run(nearest("exact"), SCENES["static"][:2])
+    assert all(p is q for p, q in zip(one.planes, other.planes, strict=True))
+    stills = [replace(frame, pts=None, time_base=None) for frame in SCENES["static"][:2]]
+    one, other = run(nearest("exact"), stills)
+    assert not any(np.shares_memory(p, q) for p, q in zip(one.planes, other.planes, strict=True))
+    np.testing.assert_array_equal(one.planes[0], other.planes[0])
+
+
+def test_another_target_or_layout_is_another_result() -> None:
+    frame = SCENES["static"][0]
+    full = replace(frame, colour=replace(frame.colour, range=2), index=1, pts=1)
+    work = [(frame, target_of(frame, 2)), (frame, Target(100, 90, YUV)), (full, Target(100, 90, YUV))]
+    exact = nearest("exact")
+    check_same(list(exact.run(work)), list(nearest("off").run(work)))
+    assert exact.statistics.frames_repeated == 0
+
+
+def test_self_ensemble_is_reused_too() -> None:
+    settings: dict[str, object] = {"tile": 48, "overlap": 12, "tta": True}
+    frames = SCENES["cursor"][:3]
+    exact = engine("exact", **settings)
+    check_same(run(exact, frames), run(engine("off", **settings), frames))
+    assert exact.statistics.tiles_reused > 0
+
+
+def test_exact_is_the_default_and_others_are_refused() -> None:
+    assert (
+        nearest("exact").reuse == Engine(nearest_factory(2), nearest_spec(2), device="cpu").reuse == "exact"
+    )
+    with pytest.raises(UsageError, match="exact, near or off"):
+        nearest("some")
+
+
+class Uneven(NearestNetwork):
+    """A device whose last bits depend on a tile's place in the batch."""
+
+    def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        place = torch.arange(len(x), dtype=torch.float32)[:, None, None, None]
+        return super().forward(x) + 5 * place
+
+
+@pytest.mark.parametrize("tile", [0, 48])
+def test_nothing_is_reused_where_bits_depend_on_the_company(tile: int) -> None:
+    def made(reuse: str) -> Engine:
+        return Engine(
+            lambda dtype, edge: Uneven(2),
+            nearest_spec(2),
+            device="cpu",
+            precision="fp32",
+            threads=1,
+            batch=3,
+            tile=tile,
+            overlap=12 if tile else None,
+            reuse=reuse,
+        )
+
+    for name in ("static", "cursor"):
+        exact = made("exact")
+        check_same(run(exact, SCENES[name]), run(made("off"), SCENES[name]))
+        assert exact.statistics.frames_repeated == exact.statistics.tiles_reused == 0
+
+
+class Failing(NearestNetwork):
+    """Has no memory for more than `fits` pixels at once."""
+
+    fits = 60 * 60
+
+    def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        if x.shape[0] * x.shape[2] * x.shape[3] > self.fits:
+            raise MemoryError
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("reuse", ["exact", "near"])
+def test_exhausted_memory_loses_and_mixes_nothing(reuse: str, batch: int) -> None:
+    said: list[str] = []
+    made = Engine(
+        lambda dtype, edge: Failing(2),
+        nearest_spec(2),
+        device="cpu",
+        precision="fp32",
+        threads=1,
+        batch=batch,
+        reuse=reuse,
+        reuse_tolerance=0,
+        on_warning=said.append,
+    )
+    for name in ("held", "cursor", "alternating"):
+        results, reference = run(made, SCENES[name]), run(nearest("off"), SCENES[name])
+        assert [frame.index for frame in results] == [frame.index for frame in reference]
+        for a, b in zip(results, reference, strict=True):
+            # Tiles that fade into one another may round otherwise than the whole.
+            assert all(np.abs(p.astype(int) - q).max() <= 1 for p, q in zip(a.planes, b.planes, strict=True))
+    assert said and made.statistics.frames_repeated > 0
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room for tiles repeated frames still are caught."""
+    monkeypatch.setattr("rlfn_pipe.engine.reuse.KEPT_BYTES", 1000)
+    one = counted("cursor", tile=48, overlap=12)
+    assert one.tiles_reused == 0 and one.frames_repeated == 2
+    assert one.tiles_computed == 5 * len(plan(HEIGHT, WIDTH, 48, 12))
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def layouts() -> Iterator[ColourInfo]:
+    for subsampling in ("420", "422", "444", "440", "rgb", "grey"):
+        for location in ("left", "centre", "topleft"):
+            yield ColourInfo(
+                0 if subsampling == "rgb" else 1,
+                range=2,
+                subsampling=subsampling,  # type: ignore[arg-type]
+                chroma_location=location,  # type: ignore[arg-type]
+            )
+
+
+@pytest.mark.parametrize("layout", list(layouts()), ids=lambda c: f"{c.subsampling}-{c.chroma_location}")
+def test_a_tile_is_touched_whenever_its_rgb_changes(layout: ColourInfo) -> None:
+    """Against the conversion itself: single samples changed at random, odd sizes."""
+    rng, size = np.random.default_rng(3), (75, 91)
+    half = colour.chroma_size(*size, layout.subsampling)
+    shapes = [size] if layout.subsampling == "grey" else [size, half, half]
+    first = Frame(tuple(rng.integers(60, 190, shape, dtype=np.uint8) for shape in shapes), layout)
+    device = torch.device("cpu")
+    before = colour.to_rgb(first, device)
+    seen = 0
+    for _ in range(40):
+        number = int(rng.integers(len(shapes)))
+        changed = [plane.copy() for plane in first.planes]
+        y, x = (int(rng.integers(side)) for side in shapes[number])
+        changed[number][y, x] ^= 64
+        second = replace(first, planes=tuple(changed))
+        assert not same_samples(first, second)
+        differ = (colour.to_rgb(second, device) != before).any(dim=0).numpy()
+        cells = changed_cells(first, second)
+        for tile in plan(*size, 33, 12):
+            rows = slice(tile.y.origin, tile.y.origin + tile.y.size)
+            columns = slice(tile.x.origin, tile.x.origin + tile.x.size)
+            if differ[rows, columns].any():
+                assert touched(cells, tile, REACH)
+                seen += 1
+        assert int(cells.sum()) == 1
+    assert seen >= 40
+    assert cells.shape == (-(-size[0] // CELL), -(-size[1] // CELL))
+
+
+def test_filling_under_alpha_stays_within_its_reach() -> None:
+    rng, size = np.random.default_rng(5), (60, 60)
+    device = torch.device("cpu")
+    picture = planes(rng, ALPHA, size)
+    picture[3] = np.where(rng.random(size) < 0.004, 200, 0).astype(np.uint8)
+    first = Frame(tuple(picture), ALPHA)
+
+    def filled(frame: Frame) -> torch.Tensor:
+        return colour.fill_under_alpha(colour.to_rgb(frame, device), colour.alpha_to_grey(frame, device))
+
+    before, furthest = filled(first), 0
+    for _ in range(30):
+        y, x = (int(v) for v in rng.integers(0, 60, 2))
+        changed = [plane.copy() for plane in picture]
+        changed[int(rng.integers(4))][y, x] ^= 200
+        differ = (filled(replace(first, planes=tuple(changed))) != before).any(dim=0).numpy()
+        for row, column in np.argwhere(differ):
+            furthest = max(furthest, abs(int(row) - y), abs(int(column) - x))
+    assert 4 < furthest <= REACH_ALPHA
+
+
+@pytest.mark.parametrize("spoil", range(3))
+def test_equal_samples_are_equal_everywhere(spoil: int) -> None:
+    (frame,) = SCENES["static"][:1]
+    copy = replace(frame, planes=tuple(plane.copy() for plane in frame.planes))
+    assert same_samples(frame, copy) and not changed_cells(frame, copy).any()
+    for y, x in ((0, 0), (-1, -1), (7, 8), (-1, 0)):
+        planes = [plane.copy() for plane in frame.planes]
+        planes[spoil][y, x] ^= 1
+        other = replace(frame, planes=tuple(planes))
+        assert not same_samples(frame, other) and changed_cells(frame, other).sum() == 1
+
+
+# ---------------------------------------------------------------- near
+
+
+@pytest.mark.parametrize("tile", [0, 48])
+def test_near_takes_noise_within_the_tolerance(tile: int) -> None:
+    rng = np.random.default_rng(1)
+    picture = SCENES["static"][0].planes
+    noisy = [
+        [(plane + rng.integers(-1, 2, plane.shape)).astype(np.uint8) for plane in picture] for _ in range(5)
+    ]
+    settings: dict[str, object] = {"tile": tile, "overlap": 12 if tile else None, "reuse_tolerance": 2}
+    made = engine("near", **settings)
+    results = run(made, clip(*noisy))
+    assert made.statistics.frames_repeated == 4
+    check_same(results, [replace(results[0], index=i, pts=i) for i in range(5)])
+    strict = engine("near", **{**settings, "reuse_tolerance": 1})
+    run(strict, clip(*noisy))
+    assert strict.statistics.frames_repeated == 0
+
+
+@pytest.mark.parametrize("tile", [0, 48])
+def test_near_does_not_drift_over_a_slow_fade(tile: int) -> None:
+    """+1 code value a frame: every third frame is new, and no input is further off than the tolerance."""
+    settings: dict[str, object] = {"tile": tile, "overlap": 12 if tile else None}
+    luma, grey = SCENES["static"][0].planes[0], replace(YUV, subsampling="grey")
+    fade = clip(*([luma + np.uint8(by)] for by in range(9)), layout=grey)
+    made = nearest("near", reuse_tolerance=2, **settings)
+    results, reference = run(made, fade), run(nearest("off", **settings), fade)
+    assert made.statistics.frames_repeated == 6
+    errors = [
+        np.abs(a.planes[0].astype(int) - b.planes[0]).max() for a, b in zip(results, reference, strict=True)
+    ]
+    assert errors == [0, 1, 2, 0, 1, 2, 0, 1, 2]
+
+
+def test_near_keeps_quiet_tiles_beside_moving_ones() -> None:
+    rng = np.random.default_rng(2)
+    frames = []
+    for picture in moving(list(SCENES["static"][0].planes), 4):
+        frames.append([(plane + rng.integers(-1, 2, plane.shape)).astype(np.uint8) for plane in picture])
+    made = engine("near", tile=48, overlap=12, reuse_tolerance=2)
+    results = run(made, clip(*frames))
+    reference = run(engine("off", tile=48, overlap=12), clip(*frames))
+    assert made.statistics.tiles_reused > 0 and made.statistics.tiles_computed > len(
+        plan(HEIGHT, WIDTH, 48, 12)
+    )
+    worst = max(
+        np.abs(a.planes[0].astype(int) - b.planes[0]).mean() for a, b in zip(results, reference, strict=True)
+    )
+    assert worst < 2
+
+
+def test_tolerance_counts_in_code_values_of_8_bit() -> None:
+    deep = list(SCENES["10 bit"][0].planes)
+    pictures = [deep, [deep[0] + 8, *deep[1:]], [deep[0] + 9, *deep[1:]]]
+    made = nearest("near", reuse_tolerance=2)
+    run(made, clip(*pictures, layout=DEEP))
+    assert made.statistics.frames_repeated == 1 and made.statistics.tiles_computed == 2
+
+
+def test_near_without_tolerance_equals_off_where_nothing_repeats() -> None:
+    frames = SCENES["alternating"]
+    made = engine("near", tile=48, overlap=12, reuse_tolerance=0)
+    check_same(run(made, frames), run(engine("off", tile=48, overlap=12), frames))

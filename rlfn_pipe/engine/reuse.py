@@ -293,8 +293,8 @@ def _area(span: Span, within: Span | None, scale: int) -> tuple[int, int]:
 
 def _add(canvas: torch.Tensor, tile: Tile, answer: Answer, scale: int, within: Tile | None) -> None:
     """Add a tile's part, or what of it lies where `within` answers."""
-    top, bottom = _area(tile.y, within and within.y, scale)
-    left, right = _area(tile.x, within and within.x, scale)
+    top, bottom = _area(tile.y, within.y if within else None, scale)
+    left, right = _area(tile.x, within.x if within else None, scale)
     if top >= bottom or left >= right:
         return
     assert answer.part is not None
