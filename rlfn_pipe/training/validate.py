@@ -54,4 +54,4 @@ class Validation:
 
 def _one(image: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (h, w, 3) view -> float (1, 3, h, w) in 0..1."""
-    return to_tensor(np.ascontiguousarray(image)[None], device)
+    return to_tensor(np.array(image, order="C")[None], device)
