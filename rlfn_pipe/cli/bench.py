@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,10 +40,43 @@ def bench(
             "--precision", metavar="FORMAT", help="auto, fp32, bf16 or fp16. [auto]", show_default=False
         ),
     ] = "auto",
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part",
+            metavar="NAME",
+            help="Measure only this: ceilings, engine (with its ceilings) or pipeline; may be given many "
+            "times. [engine, pipeline]",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAME",
+            help="The plain network as others run it: official (fp32, eager), compile (torch.compile, takes "
+            "a minute) or openvino; may be given many times. [official]",
+            show_default=False,
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(
+            "--clip",
+            metavar="FILE",
+            help="Video for the pipeline, its first seconds. [made up, of the first size]",
+            show_default=False,
+        ),
+    ] = None,
     rounds: Annotated[
         int,
         typer.Option(
-            "--rounds", min=1, metavar="N", help="Measurements of each road. [7]", show_default=False
+            "--rounds",
+            min=1,
+            metavar="N",
+            help="Measurements of each road (at most 3 of the pipeline). [7]",
+            show_default=False,
         ),
     ] = 7,
     training: Annotated[
@@ -56,15 +90,39 @@ def bench(
     ] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Measure this machine.
+    """Measure this machine: the engine, what it consists of, and whole runs.
 
-    Baselines and ours run in turns, so that ratios hold on a machine whose speed drifts; keep it
+    Baselines, ceilings and ours run in turns, so that ratios hold on a machine whose speed drifts; keep it
     quiet meanwhile.
     """
     if training:
         _training(model, scale, device, seconds, json)
-    else:
-        _engine(model, scale, size or ["320x180"], device, precision, rounds, json)
+        return
+    from ..bench.report import as_data, as_text
+    from ..bench.run import DEFAULT_BASELINES, DEFAULT_PARTS, Settings, measure
+    from ..options import parse_option
+    from .text import json_line, printable
+
+    settings = Settings(
+        model=model,
+        scale=scale,
+        sizes=tuple(parse_option("size", text) for text in size or ["320x180"]),
+        device=device,
+        precision=precision,
+        parts=tuple(part or DEFAULT_PARTS),
+        baselines=tuple(baseline or DEFAULT_BASELINES),
+        rounds=rounds,
+        clip=clip,
+    )
+    for result in measure(settings):
+        data = as_data(result)
+        if json:
+            typer.echo(json_line(data))
+        else:
+            for line in as_text(result):
+                typer.echo(printable(line))
+        for warning in data.get("warnings", ()):
+            typer.echo(f"rlfn-pipe: warning: {warning}", err=True)
 
 
 def _training(model: str, scale: float, device: str, seconds: float, json: bool) -> None:
@@ -81,31 +139,3 @@ def _training(model: str, scale: float, device: str, seconds: float, json: bool)
     )
     typer.echo(f"  ours against the naive loop (fp32, eager)  {result['ratio']:.2f}x")
     typer.echo(f"  ours {result['ours']:.1f} patches/s, naive {result['naive']:.1f} patches/s")
-
-
-def _engine(
-    model: str, scale: float, sizes: list[str], device: str, precision: str, rounds: int, json: bool
-) -> None:
-    from dataclasses import asdict
-
-    from ..bench import engine_speed
-    from ..options import parse_option
-    from .text import json_line
-
-    parsed = [parse_option("size", size) for size in sizes]
-    for size in parsed:
-        speed = engine_speed(model, scale=scale, size=size, device=device, precision=precision, rounds=rounds)
-        if json:
-            ratios = {"ratio_fp32": speed.ratio_fp32, "ratio_short": speed.ratio_short}
-            typer.echo(json_line({"event": "engine", **ratios, **asdict(speed)}))
-            continue
-        typer.echo(
-            f"engine {speed.model} x{speed.scale}, {speed.width}x{speed.height}, "
-            f"{speed.device} in {speed.precision}, {speed.threads} threads, median of {speed.rounds}"
-        )
-        typer.echo(f"  against the plain network in fp32              {speed.ratio_fp32:.2f}x")
-        typer.echo(f"  against it in {speed.precision} and channels_last            {speed.ratio_short:.2f}x")
-        typer.echo(
-            f"  {speed.engine_ms:.1f} ms a frame ({1e3 / speed.engine_ms:.1f} frames/s) "
-            f"with colour conversion; plain {speed.plain_fp32_ms:.1f} and {speed.plain_short_ms:.1f} ms without"
-        )

@@ -1,0 +1,97 @@
+"""A made-up clip that moves everywhere, for machines without one at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from rlfn_pipe.media.encoders import EncodePlan, plan_encoding
+from rlfn_pipe.media.sink import SinkTimes, VideoSink
+from rlfn_pipe.media.timing import Timeline, clock_for
+from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo, Frame
+
+RATE = Fraction(25)
+COLOUR = ColourInfo(MATRIX_BT709, transfer=1, primaries=1, range=RANGE_LIMITED)
+#: Pixels that the view pans a frame: (right, down).
+_PAN = (3, 1)
+#: Standard deviation of the grain in code values, as cameras leave it.
+_GRAIN = 1.5
+#: How fast detail falls off with frequency: amplitude = frequency ** -_FALL.
+_FALL = 1.3
+
+
+def moving_frames(width: int, height: int, count: int, seed: int = 0) -> Iterator[Frame]:
+    """Pan over a large texture, a disc with another one moving against it, fresh grain in every frame.
+
+    8-bit 4:2:0, BT.709, limited range; detail falls off with frequency as in photographs, and all
+    colours lie inside the RGB cube. No tile of a frame equals that of the frame before.
+    """
+    random = np.random.default_rng(seed)
+    margin_x, margin_y = _PAN[0] * count + 2, _PAN[1] * count + 2
+    back = _texture(random, height + margin_y, width + margin_x)
+    front = _texture(random, height + margin_y, width + margin_x)
+    hues = [_texture(random, height + margin_y, width + margin_x) for _ in range(2)]
+    rows, columns = np.mgrid[0:height, 0:width]
+    radius = max(2.0, min(width, height) / 4)
+    for index in range(count):
+        x, y = _PAN[0] * index, _PAN[1] * index
+        luma = 126.0 + 28.0 * back[y : y + height, x : x + width]
+        centre = (width * (0.25 + 0.5 * index / count), height / 2)
+        disc = (columns - centre[0]) ** 2 + (rows - centre[1]) ** 2 < radius**2
+        mirrored = front[y : y + height, ::-1][:, x : x + width]
+        luma = np.where(disc, 126.0 + 28.0 * mirrored, luma)
+        luma += random.normal(0.0, _GRAIN, luma.shape)
+        chroma = [128.0 + 7.0 * hue[y : y + height : 2, x : x + width : 2] for hue in hues]
+        planes = (
+            np.clip(luma, 60, 190).round().astype(np.uint8),
+            *(np.clip(part, 112, 144).round().astype(np.uint8) for part in chroma),
+        )
+        yield Frame(planes, COLOUR, index, index, 1 / RATE)
+
+
+def _texture(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """(height, width) float64 of mean 0 and deviation 1, with the spectrum of photographs."""
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    amplitude = np.maximum(np.hypot(fy, fx), 1.0 / max(height, width)) ** -_FALL
+    amplitude[0, 0] = 0.0
+    spectrum = np.fft.rfft2(random.standard_normal((height, width))) * amplitude
+    picture = np.fft.irfft2(spectrum, s=(height, width))
+    return picture / max(float(picture.std()), 1e-9)
+
+
+def encoding(path: Path, colour: ColourInfo, size: tuple[int, int]) -> EncodePlan:
+    """The project's default settings (libx264, crf 18, preset medium) for frames of `size` = (width, height)."""
+    return plan_encoding(path, tags=colour, resolved=colour, picture=size, codec="libx264")
+
+
+def write_clip(path: Path, frames: Iterable[Frame], threads: int = 0) -> int:
+    """Encode frames that show at a constant rate, by the project's own sink; returns how many.
+
+    `frames`: one or more, of one size and layout; their own times are replaced by a constant rate.
+    """
+    sink: VideoSink | None = None
+    count = 0
+    try:
+        for frame in frames:
+            if sink is None:
+                sink = _sink(path, frame, threads)
+            sink.write(Frame(frame.planes, frame.colour, count, count, 1 / RATE))
+            count += 1
+        if sink is not None:
+            sink.close()
+    except BaseException:
+        if sink is not None:
+            sink.abort()
+        raise
+    return count
+
+
+def _sink(path: Path, first: Frame, threads: int) -> VideoSink:
+    plan = encoding(path, first.colour, (first.width, first.height))
+    timeline = Timeline(np.arange(1, dtype=np.int64), 1 / RATE, 1, RATE, True, True, 1)
+    clock = clock_for(plan.muxer, timeline, RATE, [])
+    times = SinkTimes(1 / RATE, RATE, 1, Fraction(0), clock)
+    return VideoSink(path, plan, times, name=path.name, threads=threads)

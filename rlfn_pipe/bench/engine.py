@@ -1,0 +1,188 @@
+"""The engine on one frame size: against the baselines, against the ceilings, and what it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from rlfn_pipe.bench.baselines import BASELINES, Baseline, Subject
+from rlfn_pipe.bench.ceilings import Ceilings, ceiling_roads
+from rlfn_pipe.bench.clip import COLOUR, moving_frames
+from rlfn_pipe.bench.timing import Road, in_turns, repeats
+from rlfn_pipe.engine.colour import from_rgb, to_rgb
+from rlfn_pipe.engine.device import DTYPES
+from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.evaluate.complexity import count
+from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.weights import load
+from rlfn_pipe.types import Frame, Target
+
+#: A run of the engine is about this long, and has at least two frames and at most so many.
+_RUN_SECONDS = 0.3
+_MOST_FRAMES = {"cpu": 8, "cuda": 64, "mps": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineTime:
+    """One baseline: `ratio` is how many times faster the engine is. None where it was refused."""
+
+    name: str
+    precision: str
+    ratio: float | None
+    ms: float | None
+    refused: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpeed:
+    """Medians a frame. The engine takes YUV 4:2:0 planes and gives larger ones, conversion included.
+
+    `tflops` counts the useful operations of the plain network (two a multiply-add) and `engine_ms`;
+    `convolution_share` is that of the convolution ceiling. `network_ms` is the inference form on an
+    RGB tensor that lies on the device; `colour_up_ms` and `colour_down_ms` are the conversions
+    alone, to RGB at the small size and from RGB at the large one. `run_frames`: frames a run.
+    """
+
+    model: str
+    scale: int
+    width: int
+    height: int
+    device: str
+    precision: str
+    threads: int
+    rounds: int
+    run_frames: int
+    gflop: float
+    engine_ms: float
+    network_ms: float
+    colour_up_ms: float
+    colour_down_ms: float
+    spread: float
+    ceilings: Ceilings
+    baselines: tuple[BaselineTime, ...]
+
+    @property
+    def tflops(self) -> float:
+        """Useful rate of the engine, conversion included, in TFLOP/s."""
+        return self.gflop / self.engine_ms
+
+    @property
+    def convolution_share(self) -> float:
+        """The engine's rate over that of bare convolutions: 1 would be no time for anything else."""
+        return self.tflops / self.ceilings.convolution_tflops
+
+    @property
+    def network_share(self) -> float:
+        """Time of the network alone over the engine's."""
+        return self.network_ms / self.engine_ms
+
+    @property
+    def fps(self) -> float:
+        """Frames a second."""
+        return 1e3 / self.engine_ms
+
+
+def build_engine(
+    model: str, scale: float, device: str = "auto", precision: str = "auto", threads: int | None = None
+) -> tuple[Engine, InferenceFactory]:
+    """The engine as `upscale` makes it, and the factory of its network.
+
+    Raises:
+        UsageError, WeightsError: the model, device or precision cannot be had.
+    """
+    spec, module = load(model, scale)
+    factory = InferenceFactory(spec, module)
+    return Engine(factory, spec, device=device, precision=precision, threads=threads), factory
+
+
+@torch.inference_mode()
+def engine_speed(
+    model: str = "rlfn-s",
+    *,
+    scale: float = 4,
+    size: tuple[int, int] = (320, 180),
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    baselines: Iterable[str] = ("official",),
+    rounds: int = 7,
+) -> EngineSpeed:
+    """Measure the engine, its parts, the ceilings and the baselines in turns, `rounds` times.
+
+    `size`: (width, height) of the small frame; `baselines`: names in `BASELINES`.
+
+    Raises:
+        UsageError, WeightsError: the model, device or precision cannot be had.
+    """
+    engine, factory = build_engine(model, scale, device, precision, threads)
+    torch.set_num_threads(engine.threads)
+    spec, width, height = engine.spec, *size
+    subject = Subject(
+        load(model, scale)[1].eval(), height, width, engine.device, engine.precision, engine.threads
+    )
+    found = [BASELINES[name](subject) for name in dict.fromkeys(baselines)]
+    parts, frames = _parts(engine, factory, subject)
+    ceilings = ceiling_roads(spec, size, engine.device, engine.precision, DTYPES[engine.precision])
+    roads = {
+        **parts,
+        **{f"baseline {one.name}": one.road for one in found if one.road is not None},
+        **ceilings.roads,
+    }
+    times = in_turns(roads, rounds, engine.device)
+    ms = {name: timing.ms for name, timing in times.items()}
+    engine_ms = ms["engine"] / frames
+    return EngineSpeed(
+        model=spec.name,
+        scale=spec.scale,
+        width=width,
+        height=height,
+        device=str(engine.device),
+        precision=engine.precision,
+        threads=engine.threads,
+        rounds=rounds,
+        run_frames=frames,
+        gflop=2e-9 * count(subject.module, height, width).macs,
+        engine_ms=engine_ms,
+        network_ms=ms["network"],
+        colour_up_ms=ms["up"],
+        colour_down_ms=ms["down"],
+        spread=times["engine"].spread,
+        ceilings=ceilings.ceilings(ms),
+        baselines=tuple(_baseline_time(one, ms, engine_ms) for one in found),
+    )
+
+
+def _baseline_time(one: Baseline, ms: dict[str, float], engine_ms: float) -> BaselineTime:
+    taken = ms.get(f"baseline {one.name}")
+    return BaselineTime(one.name, one.precision, taken and taken / engine_ms, taken, one.refused)
+
+
+def _parts(engine: Engine, factory: InferenceFactory, subject: Subject) -> tuple[dict[str, Road], int]:
+    """The engine, its network alone, both conversions; and how many frames a run of the engine has."""
+    scale = engine.scale
+    target = Target(subject.width * scale, subject.height * scale, COLOUR)
+    stock = list(moving_frames(subject.width, subject.height, _MOST_FRAMES[engine.device.type]))
+
+    def run(count: int) -> None:
+        for _ in engine.run((frame, target) for frame in islice(stock, count)):
+            pass
+
+    frames = repeats(lambda: run(2), engine.device, seconds=_RUN_SECONDS, most=len(stock) // 2) * 2
+    network = factory(DTYPES[engine.precision], False).to(engine.device)
+    picture = to_rgb(stock[0], engine.device)[None].clamp_(0.0, 255.0)
+    large = network(picture)[0].clone()
+    roads: dict[str, Road] = {
+        "engine": lambda: run(frames),
+        "network": lambda: network(picture),
+        "up": lambda: to_rgb(stock[0], engine.device),
+        "down": lambda: _down(large, stock[0]),
+    }
+    return roads, frames
+
+
+def _down(large: torch.Tensor, frame: Frame) -> list[torch.Tensor]:
+    """The quantised planes of the result, on the host."""
+    return [plane.cpu() for plane in from_rgb(large, frame.colour)]

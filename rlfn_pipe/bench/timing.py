@@ -1,0 +1,80 @@
+"""Roads measured in turns: A B C A B C ..., so that a drifting machine falls on all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+#: Something to be timed. What it returns is dropped.
+Road = Callable[[], object]
+
+#: Seconds between two roads: threads that spin for a while after their last work fall asleep meanwhile.
+_PAUSE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Wall and CPU seconds (all threads of this process) of one road, a value a round."""
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+
+    @property
+    def ms(self) -> float:
+        """Median wall time in milliseconds."""
+        return statistics.median(self.wall) * 1e3
+
+    @property
+    def cpu_ms(self) -> float:
+        """Median CPU time in milliseconds."""
+        return statistics.median(self.cpu) * 1e3
+
+    @property
+    def spread(self) -> float:
+        """Slowest over fastest round: 1 on a machine that nothing disturbs."""
+        return max(self.wall) / min(self.wall)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given; CPU calls return when done anyway."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def timed(road: Road, device: torch.device) -> tuple[float, float]:
+    """Wall and CPU seconds of one pass, the device's work included."""
+    wait(device)
+    cpu, begin = time.process_time(), time.perf_counter()
+    road()
+    wait(device)
+    return time.perf_counter() - begin, time.process_time() - cpu
+
+
+def in_turns(
+    roads: Mapping[str, Road], rounds: int, device: torch.device, *, warm: bool = True
+) -> dict[str, Timing]:
+    """Every road once a round, `rounds` times, after one unmeasured round unless they are `warm` = False."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in roads}
+    for number in range(-1 if warm else 0, rounds):
+        for name, road in roads.items():
+            time.sleep(_PAUSE)
+            found = timed(road, device)
+            if number >= 0:
+                taken[name].append(found)
+    return {
+        name: Timing(tuple(wall for wall, _ in values), tuple(cpu for _, cpu in values))
+        for name, values in taken.items()
+    }
+
+
+def repeats(road: Road, device: torch.device, *, seconds: float, most: int) -> int:
+    """How many passes fill about `seconds`, from one pass after one to warm up; 1 to `most`."""
+    road()
+    wall, _ = timed(road, device)
+    return max(1, min(most, round(seconds / max(wall, 1e-6))))
