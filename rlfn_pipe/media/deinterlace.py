@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import groupby
 
 import av.error
 from av.filter import Graph
@@ -22,29 +23,30 @@ def is_interlaced(stream: VideoStream, frame: VideoFrame) -> bool:
 class Deinterlacer:
     """Passes progressive streams through, sends interlaced ones through bwdif, a frame for a frame.
 
-    Whether a stream is interlaced is told by its header or its first frame. With `force`
-    every frame is treated as interlaced.
+    Args:
+        interlaced: whether the stream is (see `is_interlaced`).
+        force: treat every frame as interlaced, whatever it says.
+        notes: gets a sentence on what was done.
     """
 
-    def __init__(self, stream: VideoStream, *, force: bool, notes: list[str]) -> None:
+    def __init__(self, stream: VideoStream, *, interlaced: bool, force: bool, notes: list[str]) -> None:
         self._stream = stream
+        self._interlaced = interlaced
         self._force = force
         self._notes = notes
 
     def run(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         """Frames with the times that they came with."""
-        first = next(frames, None)
-        if first is None:
-            return
-        if not (self._force or is_interlaced(self._stream, first)):
-            yield first
+        if not (self._force or self._interlaced):
             yield from self._watched(frames)
             return
         if not self._force:
             self._notes.append(
                 "interlaced video was deinterlaced (bwdif); --deinterlace off keeps the fields"
             )
-        yield from self._deinterlaced(first, frames)
+        # A filter takes pictures of one size and format.
+        for _, pictures in groupby(frames, lambda frame: (frame.width, frame.height, frame.format.name)):
+            yield from self._deinterlaced(pictures)
 
     def _watched(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         warned = False
@@ -56,7 +58,8 @@ class Deinterlacer:
                 )
             yield frame
 
-    def _deinterlaced(self, first: VideoFrame, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    def _deinterlaced(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        first = next(frames)
         time_base = self._stream.time_base or Fraction(1, 90000)
         graph = Graph()
         source = graph.add_buffer(

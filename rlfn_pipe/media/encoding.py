@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from fractions import Fraction
+from typing import Any, cast
 
 import av.error
 from av.codec.context import CodecContext, Flags
@@ -20,6 +21,9 @@ from rlfn_pipe.types import Frame
 
 # SVT-AV1 writes its settings to standard error unless told otherwise before it is loaded.
 os.environ.setdefault("SVT_LOG", "1")
+
+
+_GLOBAL_HEADER: int = cast(Any, FormatFlags.global_header).value
 
 
 def encoder_rate(codec: str, rate: Fraction) -> Fraction:
@@ -40,7 +44,7 @@ def configure(
     context.width, context.height, context.pix_fmt = plan.width, plan.height, plan.pix_fmt
     context.time_base = 1 / rate
     context.thread_count = threads
-    context.thread_type = "AUTO"  # type: ignore[assignment]
+    context.thread_type = "AUTO"
     context.colorspace = plan.tags.matrix
     context.color_trc = plan.tags.transfer
     context.color_primaries = plan.tags.primaries
@@ -68,7 +72,7 @@ def open_encoder(
     # As an output container of PyAV sets its encoders: libav's own default is 200 kbit/s.
     context.bit_rate, context.bit_rate_tolerance = 0, 128_000
     context.framerate = rate
-    if ContainerFormat(plan.muxer, "w").flags & FormatFlags.global_header.value:
+    if ContainerFormat(plan.muxer, "w").flags & _GLOBAL_HEADER:
         context.flags |= Flags.global_header
     context.options = dict(plan.options)
     configure(context, plan, rate, sample_aspect_ratio, threads)

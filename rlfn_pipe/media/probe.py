@@ -9,8 +9,9 @@ from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
+from rlfn_pipe.media.decoding import main_video
 from rlfn_pipe.media.opening import open_media
-from rlfn_pipe.media.source import VideoSource, main_video
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.types import MediaInfo, StreamInfo, VideoStreamInfo
 
 _MICROSECONDS = 1_000_000

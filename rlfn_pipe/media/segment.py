@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import av.error
 from av.packet import Packet, PacketSideData, packet_sidedata_type_from_literal
@@ -306,7 +306,9 @@ class _Reader:
         packet.duration = duration
         packet.is_keyframe = bool(flags & _KEYFRAME)
         for kind, data in side:
-            item = PacketSideData(packet_sidedata_type_from_literal(kind), len(data))
+            # The type's own name, as it came from PyAV; its stubs know only the literals.
+            number = packet_sidedata_type_from_literal(cast(Any, kind))
+            item = cast(Any, PacketSideData)(number, len(data))
             item.update(data)
             packet.set_sidedata(item, move=True)
         return packet

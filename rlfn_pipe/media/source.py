@@ -11,22 +11,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import av.codec.codec
 import av.error
 import numpy as np
-from av.codec.context import CodecContext
-from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
 from rlfn_pipe.media.colour import colour_of, planar_format, planes_of
+from rlfn_pipe.media.decoding import Decoding, main_video, starts
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
 from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.opening import describe_av_error, open_media
@@ -37,11 +34,11 @@ from rlfn_pipe.types import ColourInfo, Frame, Subsampling
 if TYPE_CHECKING:
     from av.sidedata.sidedata import SideDataContainer
 
-#: Of the decoders for these codecs only libvpx's reads the alpha that WebM keeps beside the picture.
-_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-
 #: A gap this many frames after a decoding error is still put down to it (frame threads, reordering).
 _ERROR_REACH = 48
+
+#: Table entries before the first wanted frame that a deinterlacer must have seen (two a frame where fields are coded).
+_FILTER_HISTORY = 8
 
 #: Subsampling of a picture turned by 90 degrees, where it changes.
 _TURNED: dict[Subsampling, Subsampling] = {"422": "440", "440": "422"}
@@ -80,24 +77,22 @@ class SourceFormat:
     light_level: bytes | None
 
 
-def main_video(container: InputContainer, path: Path) -> VideoStream:
-    """The stream to upscale: the one a player would show, cover pictures left aside.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A range of an opened source's frames, and all that was settled for the whole of them.
 
-    Raises:
-        InputError: no video, or of a codec that cannot be decoded.
+    `first`, `last`: half-open range of indices into the timeline's table; `coded_size`: width and
+    height that every decoded picture is brought to; `baked`: display matrix that is applied to
+    the pixels; `interlaced`: the stream was found to be. Plain data that another process can take.
     """
-    films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not films:
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams"
-        raise InputError(f"{path}: holds no video to upscale (only {kinds})")
-    best = container.streams.best("video")
-    preferred = [s for s in films if s.disposition & Disposition.default] or films
-    stream = best if best in preferred else preferred[0]
-    if stream.codec_context is None:
-        raise InputError(
-            f"{path}: its video is encrypted or of a codec that is not known here; convert it first"
-        )
-    return stream
+
+    timeline: Timeline
+    format: SourceFormat
+    first: int
+    last: int
+    coded_size: tuple[int, int]
+    baked: DisplayMatrix | None
+    interlaced: bool
 
 
 class VideoSource:
@@ -113,6 +108,9 @@ class VideoSource:
         deinterlace: "auto" (interlaced streams only), "on" (every frame) or "off".
         bake_rotation: turn the pixels upright instead of keeping the display matrix.
         threads: decoder threads (0: libav decides).
+        part: the range to decode, of an opened source of the same file (`selection` and
+            `bake_rotation` were settled there). Its frames equal those that the whole gives
+            for these entries of the table, counted from 0; only what happens to them is counted.
     """
 
     def __init__(
@@ -124,6 +122,7 @@ class VideoSource:
         deinterlace: str = "auto",
         bake_rotation: bool = False,
         threads: int = 0,
+        part: Part | None = None,
     ) -> None:
         self.path = path
         self.concealed = 0
@@ -134,7 +133,11 @@ class VideoSource:
         self._deinterlace = deinterlace
         self._bake = bake_rotation
         self._threads = threads
+        self._given = part
         self._stack = ExitStack()
+        self._decoding: Decoding | None = None
+        self._pictures: Iterator[VideoFrame] = iter(())
+        self._items: Iterator[tuple[int, VideoFrame, bool]] = iter(())
 
     def __enter__(self) -> VideoSource:
         try:
@@ -146,28 +149,85 @@ class VideoSource:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        # An abandoned iteration would hold on to its decoder otherwise.
+        self._decoding, self._pictures, self._items = None, iter(()), iter(())
+
+    def part(self, first: int, last: int) -> Part:
+        """A range of the table, for a source of its own. Only of an entered source."""
+        if not self.first <= first <= last <= self.last:
+            raise ValueError(f"{first} to {last} does not lie within {self.first} to {self.last}")
+        return Part(
+            self.timeline, self.format, first, last, self._size, self._orientation, self._is_interlaced
+        )
 
     # ------------------------------------------------------------------ opening
 
     def _open(self) -> None:
-        with open_media(self.path) as container:
-            stream = main_video(container, self.path)
-            self.timeline: Timeline = scan(container, stream)
-        if not self.timeline.packets:
-            raise InputError(f"{self.path}: its video stream holds no frames; the file is cut off or damaged")
-        self._container = self._stack.enter_context(open_media(self.path))
-        self.stream = main_video(self._container, self.path)
+        given = self._given
+        if given is None:
+            with open_media(self.path) as container:
+                stream = main_video(container, self.path)
+                check_picture_size(self.path, stream.width or 1, stream.height or 1)
+                self.timeline: Timeline = scan(container, stream)
+            if not self.timeline.packets:
+                raise InputError(
+                    f"{self.path}: its video stream holds no frames; the file is cut off or damaged"
+                )
+            self.first, self.last = self._selected_range()
+        else:
+            self.timeline, self.first, self.last = given.timeline, given.first, given.last
+        head = self._start()
+        if given is not None:
+            self._is_interlaced = given.interlaced
+        else:
+            self._is_interlaced = head is not None and is_interlaced(self.stream, head)
+        self._begin()
+
+    def _start(self) -> VideoFrame | None:
+        """Begin to decode at the best place that proves good; its first picture."""
+        history = _FILTER_HISTORY if self._filters_in_time() else 0
+        for start in starts(self.timeline, self.first, history) if self.first else (None,):
+            decoding = Decoding.of_file(self.path, self.timeline, start, self._threads)
+            self._stack.callback(decoding.close)
+            pictures = decoding.pictures(self._decoding_failed)
+            head = next(pictures, None)
+            if start is None or self._is_clean(decoding, head):
+                break
+            decoding.close()
+        self._take(decoding, head, pictures)
+        return head
+
+    def _is_clean(self, decoding: Decoding, head: VideoFrame | None) -> bool:
+        """Whether decoding began with the keyframe itself, unharmed, so that all after it is as in the whole."""
+        assert decoding.start is not None
+        wanted = int(self.timeline.pts[decoding.start])
+        return head is not None and head.pts == wanted and not head.is_corrupt and not decoding.errors
+
+    def _filters_in_time(self) -> bool:
+        if self._given is not None and self._deinterlace == "auto":
+            return self._given.interlaced
+        return self._deinterlace != "off"
+
+    def _take(self, decoding: Decoding, head: VideoFrame | None, pictures: Iterator[VideoFrame]) -> None:
+        self._decoding, self.stream = decoding, decoding.stream
         self.stream_index = self.stream.index
-        for other in self._container.streams:
-            if other.index != self.stream.index:
-                other.discard = Discard.all
-        check_picture_size(self.path, self.stream.width or 1, self.stream.height or 1)
-        self.first, self.last = self._selected_range()
-        self.stream.codec_context.thread_count = self._threads
-        self.stream.thread_type = "AUTO"
-        self._decoded = self._decode_from(self.first)
-        self._head = self._first_frame()
-        self.format = self._read_format(self._head)
+        self._pictures = pictures if head is None else chain([head], pictures)
+
+    def _begin(self) -> None:
+        """Settle what all pictures are brought to: by the first that is shown, or as the part says."""
+        self._items = self._shown()
+        given = self._given
+        if given is not None:
+            self.format, self._size, self._pix_fmt = given.format, given.coded_size, given.format.pix_fmt
+            self._colour, self._orientation = given.format.colour, given.baked
+            return
+        first = next(self._items, None)
+        if first is None:
+            raise InputError(
+                f"{self.path}: not one frame could be decoded; the video is damaged or encrypted"
+            )
+        self.format = self._read_format(first[1])
+        self._items = chain([first], self._items)
 
     def _selected_range(self) -> tuple[int, int]:
         chosen, table = self._selection, self.timeline
@@ -185,14 +245,6 @@ class VideoSource:
             seconds = float(table.end - origin)
             raise InputError(f"{self.path}: nothing lies in the chosen part; the video lasts {seconds:.3f} s")
         return first, last
-
-    def _first_frame(self) -> VideoFrame:
-        frame = next(self._decoded, None)
-        if frame is None:
-            raise InputError(
-                f"{self.path}: not one frame could be decoded; the video is damaged or encrypted"
-            )
-        return frame
 
     def _read_format(self, frame: VideoFrame) -> SourceFormat:
         pix_fmt = planar_format(frame.format.name)
@@ -233,106 +285,85 @@ class VideoSource:
     @property
     def interlaced(self) -> bool:
         """Whether the header or the first frame says so."""
-        return is_interlaced(self.stream, self._head)
+        return self._is_interlaced
 
     @property
     def frames(self) -> int:
         """Frames that iteration is expected to give (exact for tables that are trusted)."""
         return self.last - self.first if self.timeline.trusted else self.timeline.packets
 
-    def _decode_from(self, first: int) -> Iterator[VideoFrame]:
-        """Decoded (and deinterlaced) frames from the one shown at table index `first` on."""
-        if first > 0:
-            wanted = int(self.timeline.pts[first])
-            self._container.seek(wanted, stream=self.stream)
-            frames = self._filtered(self._decoded_frames())
-            head = next(frames, None)
-            if head is not None and head.pts is not None and head.pts <= wanted:
-                yield head
-                yield from frames
-                return
-            # The index led past the wanted frame: decode from the beginning instead.
-            self._container.seek(int(self.timeline.pts[0]), stream=self.stream)
-        yield from self._filtered(self._decoded_frames())
-
-    def _decoder(self) -> VideoCodecContext:
-        """The stream's own decoder, or for WebM with transparency the one that sees it."""
-        context = self.stream.codec_context
-        name = _ALPHA_DECODERS.get(context.codec.canonical_name)
-        tags = {key.lower(): value for key, value in self.stream.metadata.items()}
-        if name is None or tags.get("alpha_mode") != "1":
-            return context
-        try:
-            decoder = CodecContext.create(name, "r")
-        except av.codec.codec.UnknownCodecError:
-            return context
-        assert isinstance(decoder, VideoCodecContext)
-        decoder.thread_count = self._threads
-        return decoder
-
-    def _decoded_frames(self) -> Iterator[VideoFrame]:
-        self._errors = 0
-        decoder = self._decoder()
-        for packet in self._packets():
-            try:
-                frames = decoder.decode(packet)
-            except av.error.EOFError:
-                continue
-            except av.error.FFmpegError as error:
-                self._decoding_failed(error, packet)
-                continue
-            for frame in frames:
-                if frame.is_corrupt:
-                    self.damaged += 1
-                yield frame
-
-    def _packets(self) -> Iterator[Packet[VideoStream] | None]:
-        try:
-            for packet in self._container.demux(self.stream):
-                if packet.size:
-                    yield packet
-        except av.error.FFmpegError as error:
-            self._decoding_failed(error, None)
-        yield None
+    def _within(self, pts: int | None) -> bool:
+        """Whether a time belongs to the chosen range (true where it is not known)."""
+        table = self.timeline.pts
+        if pts is None or not len(table):
+            return True
+        return pts >= int(table[self.first]) and (self.last >= len(table) or pts < int(table[self.last]))
 
     def _decoding_failed(self, error: av.error.FFmpegError, packet: Packet[VideoStream] | None) -> None:
-        self._errors += 1
-        if self._on_error == "fail":
-            at = ""
-            if packet is not None and packet.pts is not None:
-                at = f" at {float(packet.pts * self.timeline.time_base):.3f} s"
-            raise InputError(
-                f"{self.path}: a frame{at} does not decode ({describe_av_error(error)}); "
-                "repair the file or use --on-error conceal"
-            )
+        pts = None if packet is None else packet.pts
+        if self._on_error == "fail" and self._within(pts):
+            raise self._undecodable(pts, describe_av_error(error))
 
-    def _filtered(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    def _undecodable(self, pts: int | None, reason: str) -> InputError:
+        at = "" if pts is None else f" at {float(pts * self.timeline.time_base):.3f} s"
+        return InputError(
+            f"{self.path}: a frame{at} does not decode ({reason}); repair the file or use --on-error conceal"
+        )
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """Pictures as they are decoded, with those that are harmed counted."""
+        for picture in self._pictures:
+            if picture.is_corrupt and self._within(picture.pts):
+                self.damaged += 1
+            yield picture
+
+    def _filtered(self) -> Iterator[VideoFrame]:
         if self._deinterlace == "off":
-            return frames
-        return Deinterlacer(self.stream, force=self._deinterlace == "on", notes=self.notes).run(frames)
+            return self._decoded()
+        forced = self._deinterlace == "on"
+        filters = Deinterlacer(self.stream, interlaced=self._is_interlaced, force=forced, notes=self.notes)
+        return filters.run(self._decoded())
 
     # ---------------------------------------------------------------- iteration
 
     def __iter__(self) -> Iterator[Frame]:
         time_base = self.timeline.time_base
-        for index, (pts, frame, concealed) in enumerate(self._shown()):
+        for index, (pts, decoded, concealed) in enumerate(self._items):
+            if concealed and self._on_error == "fail":
+                raise self._undecodable(pts, "no picture came of it")
             self.concealed += concealed
+            frame = self._frame(decoded)
             yield replace(frame, index=index, pts=pts, time_base=time_base, concealed=concealed)
-        if self.damaged:
+        if self.damaged and self._given is None:
             self.notes.append(f"{self.damaged} frames were decoded with damage")
 
-    def _shown(self) -> Iterator[tuple[int, Frame, bool]]:
-        """(pts, picture, concealed) for every frame to show, times strictly increasing."""
-        table, trusted = self.timeline.pts, self.timeline.trusted
-        expected, stop = self.first, self.last
+    def _shown(self) -> Iterator[tuple[int, VideoFrame, bool]]:
+        """(pts, picture, concealed) for every frame to show, times strictly increasing.
+
+        What lies before the first one is gone through in the same way, so that a range of the
+        whole comes out as the whole has it there.
+        """
+        table = self.timeline.pts
         begin = int(table[self.first]) if len(table) else None
+        for item in self._matched():
+            if begin is None or item[0] >= begin:
+                yield item
+
+    def _matched(self) -> Iterator[tuple[int, VideoFrame, bool]]:
+        """Decoded pictures matched with the table from where decoding began, to the last frame to show."""
+        assert self._decoding is not None
+        decoding, table, trusted = self._decoding, self.timeline.pts, self.timeline.trusted
+        expected, stop = decoding.start or 0, self.last
+        begin = int(table[expected]) if len(table) else None
+        # Times from here on belong to others, or to nobody where the table ends.
+        end = int(table[stop]) if stop < len(table) else int(table[-1]) + 1 if trusted else None
         last_pts: int | None = None
-        last_good: Frame | None = None
+        last_good: VideoFrame | None = None
         errors_seen, error_at = 0, -_ERROR_REACH
         step = max(1, round(1 / (self.timeline.rate * self.timeline.time_base)))
-        for decoded in self._with_head():
-            if self._errors > errors_seen:
-                errors_seen, error_at = self._errors, expected
+        for decoded in self._filtered():
+            if decoding.errors > errors_seen:
+                errors_seen, error_at = decoding.errors, expected
             pts = (
                 decoded.pts
                 if decoded.pts is not None
@@ -340,33 +371,31 @@ class VideoSource:
             )
             if begin is not None and pts < begin:
                 continue
-            if trusted and expected < stop and pts > int(table[stop - 1]):
-                break
-            if not trusted and stop < len(table) and pts >= int(table[stop]):
-                break
+            beyond = end is not None and pts >= end
+            if beyond and not trusted:
+                return
             if last_pts is not None and pts <= last_pts:
                 self._note_time_once()
                 pts = last_pts + 1
-            frame = self._frame(decoded)
             if trusted:
                 position = int(np.searchsorted(table, pts))
                 missing = range(expected, min(position, stop))
                 if missing and self._is_loss(decoded, last_good is None, expected - error_at):
                     for gap in missing:
-                        yield int(table[gap]), last_good or frame, True
+                        yield int(table[gap]), last_good or decoded, True
+                if beyond:
+                    return
                 expected = position + (position < len(table) and int(table[position]) == pts)
-            yield pts, frame, False
-            last_pts, last_good = pts, frame
+            yield pts, decoded, False
+            last_pts, last_good = pts, decoded
             if trusted and expected >= stop:
                 return
-        if trusted and last_good is not None and expected < stop and self._errors:
+        if decoding.errors > errors_seen:
+            error_at = expected
+        if trusted and last_good is not None and expected - error_at < _ERROR_REACH:
             for gap in range(expected, stop):
                 if last_pts is None or int(table[gap]) > last_pts:
                     yield int(table[gap]), last_good, True
-
-    def _with_head(self) -> Iterator[VideoFrame]:
-        yield self._head
-        yield from self._decoded
 
     def _is_loss(self, decoded: VideoFrame, leading: bool, since_error: int) -> bool:
         """Whether a gap in the table is lost pictures rather than ones never meant to be shown.

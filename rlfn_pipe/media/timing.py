@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -32,6 +32,10 @@ _MAX_RATE, _MIN_RATE = Fraction(1000), Fraction(1, 3600)
 _MAX_MP4_TIMESCALE = 2**31 - 1
 
 
+def _no_keyframes() -> np.ndarray:
+    return np.empty(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """Presentation times of a video stream's shown frames.
@@ -40,6 +44,8 @@ class Timeline:
     lists) left out. `last_duration`: ticks that the last frame is shown. `rate`: nominal
     frames per second. `constant`: every time is within a tick of that rate. `trusted`: every
     packet had a time of its own, so that a time without a frame is a frame that is missing.
+    `keyframes`: rising int64 indices into `pts` of frames at which decoding can begin (empty:
+    not known).
     """
 
     pts: np.ndarray
@@ -49,6 +55,7 @@ class Timeline:
     constant: bool
     trusted: bool
     packets: int
+    keyframes: np.ndarray = field(default_factory=_no_keyframes)
 
     @property
     def frames(self) -> int:
@@ -69,7 +76,7 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
 
     A stream without packets gives an empty table.
     """
-    pts = array("q")
+    pts, keys = array("q"), array("q")
     trusted, packets = True, 0
     last_pts, last_duration = None, 0
     codec = stream.codec_context.name if stream.codec_context else ""
@@ -84,6 +91,8 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
             trusted = False
             continue
         pts.append(packet.pts)
+        if packet.is_keyframe:
+            keys.append(packet.pts)
         if last_pts is None or packet.pts >= last_pts:
             last_pts, last_duration = packet.pts, packet.duration or 0
     table = np.unique(np.array(pts, dtype=np.int64))
@@ -102,7 +111,8 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
     # Matroska files may state absurd default durations (1 ms for a 60 fps film).
     if last_duration * time_base * rate * 4 < 1:
         last_duration = max(1, round(1 / (rate * time_base)))
-    return Timeline(table, time_base, last_duration, rate, constant, trusted, packets)
+    keyframes = np.searchsorted(table, np.unique(np.array(keys, dtype=np.int64)))
+    return Timeline(table, time_base, last_duration, rate, constant, trusted, packets, keyframes)
 
 
 def _vp8_shown(packet: bytes) -> bool:

@@ -19,6 +19,8 @@ from av.video.frame import VideoFrame
 
 from rlfn_pipe.errors import InputError, OutputError, UsageError
 from rlfn_pipe.media.colour import LAYOUTS, frame_from_planes
+from rlfn_pipe.media.decoding import Decoding
+from rlfn_pipe.media.deinterlace import is_interlaced
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.source import Selection, VideoSource
 from rlfn_pipe.media.timing import Timeline
@@ -52,20 +54,19 @@ class PipeSource(VideoSource):
     ) -> None:
         super().__init__(STANDARD_INPUT, deinterlace=deinterlace, threads=threads)
         self._file = file
-        self._part = selection or Selection()
-        if self._part.sample is not None:
+        self._chosen = selection or Selection()
+        if self._chosen.sample is not None:
             raise UsageError("--sample needs a file: the middle of a pipe is not known before its end")
 
     def _open(self) -> None:
         try:
-            self._container = self._stack.enter_context(av.open(self._file, "r", format=_FORMAT))
+            container = self._stack.enter_context(av.open(self._file, "r", format=_FORMAT))
         except (av.error.FFmpegError, ValueError, OSError) as error:
             raise InputError(
                 f"{self.path}: is not a YUV4MPEG2 stream ({describe_av_error(error)}); "
                 "make one with -f yuv4mpegpipe or give a file"
             ) from None
-        self.stream = self._container.streams.video[0]
-        self.stream_index = 0
+        self.stream = container.streams.video[0]
         rate = Fraction(self.stream.average_rate or self.stream.base_rate or 25)
         time_base = Fraction(self.stream.time_base or 1 / rate)
         nothing = np.array([], dtype=np.int64)
@@ -73,12 +74,15 @@ class PipeSource(VideoSource):
             nothing, time_base, max(1, round(1 / (rate * time_base))), rate, True, False, 0
         )
         self.first = self.last = 0
-        self._decoded = self._decode_from(0)
-        self._head = self._first_frame()
-        self.format = self._read_format(self._head)
+        decoding = Decoding(container, self.stream, self.timeline, threads=self._threads)
+        pictures = decoding.pictures(self._decoding_failed)
+        head = next(pictures, None)
+        self._is_interlaced = head is not None and is_interlaced(self.stream, head)
+        self._take(decoding, head, pictures)
+        self._begin()
 
     def __iter__(self) -> Iterator[Frame]:
-        part, index = self._part, 0
+        part, index = self._chosen, 0
         for frame in super().__iter__():
             assert frame.pts is not None
             seconds = frame.pts * self.timeline.time_base

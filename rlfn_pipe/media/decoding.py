@@ -1,0 +1,173 @@
+"""One run of a decoder over a file's main video, from its beginning or from a certain keyframe.
+
+Every run opens the file anew: what it gives depends on where it starts and on nothing before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+
+import av.codec.codec
+import av.error
+import numpy as np
+from av.codec.context import CodecContext
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from rlfn_pipe.errors import InputError
+from rlfn_pipe.media.opening import open_media
+from rlfn_pipe.media.timing import Timeline
+
+#: Of the decoders for these codecs only libvpx's reads the alpha that WebM keeps beside the picture.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+#: Seconds to look further back where an index leads past the wanted keyframe, and for another keyframe.
+_FURTHER_SEEK, _FURTHER_BACK = 2, 10
+
+#: Called with a decoding error and the packet that it came with (None: the file, or the end of it).
+OnFailure = Callable[[av.error.FFmpegError, "Packet[VideoStream] | None"], None]
+
+
+def main_video(container: InputContainer, path: Path) -> VideoStream:
+    """The stream to upscale: the one a player would show, cover pictures left aside.
+
+    Raises:
+        InputError: no video, or of a codec that cannot be decoded.
+    """
+    films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not films:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams"
+        raise InputError(f"{path}: holds no video to upscale (only {kinds})")
+    best = container.streams.best("video")
+    preferred = [s for s in films if s.disposition & Disposition.default] or films
+    stream = best if best in preferred else preferred[0]
+    if stream.codec_context is None:
+        raise InputError(
+            f"{path}: its video is encrypted or of a codec that is not known here; convert it first"
+        )
+    return stream
+
+
+class Decoding:
+    """An opened file and its decoder. Iterate `pictures` once, `close` in any case.
+
+    `start`: table index of the keyframe to begin at, None for the beginning of the file.
+    `errors` counts packets that did not decode.
+    """
+
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        timeline: Timeline,
+        *,
+        start: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.errors = 0
+        self.start = start
+        self.stream = stream
+        self._container, self._timeline, self._threads = container, timeline, threads
+        self._stack = ExitStack()
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        stream.codec_context.thread_count = threads
+        stream.thread_type = "AUTO"
+        self._decoder = self._choose_decoder()
+
+    @classmethod
+    def of_file(cls, path: Path, timeline: Timeline, start: int | None, threads: int) -> Decoding:
+        """Open a file for one run. Raises InputError as `open_media` and `main_video` do."""
+        with ExitStack() as stack:
+            container = stack.enter_context(open_media(path))
+            decoding = cls(container, main_video(container, path), timeline, start=start, threads=threads)
+            decoding._stack = stack.pop_all()
+        return decoding
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def pictures(self, on_failure: OnFailure) -> Iterator[VideoFrame]:
+        """Decoded pictures in the order in which they are shown; none when the keyframe is not found."""
+        for packet in self._packets(on_failure):
+            try:
+                pictures = self._decoder.decode(packet)
+            except av.error.EOFError:
+                continue
+            except av.error.FFmpegError as error:
+                self.errors += 1
+                on_failure(error, packet)
+                continue
+            yield from pictures
+
+    def _choose_decoder(self) -> VideoCodecContext:
+        """The stream's own decoder, or for WebM with transparency the one that sees it."""
+        context = self.stream.codec_context
+        name = _ALPHA_DECODERS.get(context.codec.canonical_name)
+        tags = {key.lower(): value for key, value in self.stream.metadata.items()}
+        if name is None or tags.get("alpha_mode") != "1":
+            return context
+        try:
+            decoder = CodecContext.create(name, "r")
+        except av.codec.codec.UnknownCodecError:
+            return context
+        assert isinstance(decoder, VideoCodecContext)
+        decoder.thread_count = self._threads
+        return decoder
+
+    def _packets(self, on_failure: OnFailure) -> Iterator[Packet[VideoStream] | None]:
+        """Packets from the start on, then None, by which a decoder is asked for the rest."""
+        try:
+            found = self._container.demux(self.stream) if self.start is None else self._from_keyframe()
+            for packet in found:
+                if packet.size:
+                    yield packet
+        except av.error.FFmpegError as error:
+            self.errors += 1
+            on_failure(error, None)
+        yield None
+
+    def _from_keyframe(self) -> Iterator[Packet[VideoStream]]:
+        """Packets from that of the keyframe at `start` on; none where seeking does not lead to it."""
+        assert self.start is not None
+        wanted = int(self._timeline.pts[self.start])
+        further = round(_FURTHER_SEEK / self._timeline.time_base)
+        for target in (wanted, wanted - further):
+            try:
+                self._container.seek(target, stream=self.stream)
+            except (av.error.FFmpegError, OSError):
+                continue
+            packets = self._container.demux(self.stream)
+            for packet in packets:
+                if packet.is_keyframe and packet.pts == wanted:
+                    yield packet
+                    yield from packets
+                    return
+                if packet.dts is not None and packet.dts > wanted:
+                    break
+
+
+def starts(timeline: Timeline, first: int, early: int) -> Iterator[int | None]:
+    """Where to begin decoding for the frame at table index `first`, the best place first.
+
+    Keyframes at least `early` frames before it: the next one, the one before that, one about
+    ten seconds further back; at last None, which is the beginning of the file.
+    """
+    keys = timeline.keyframes
+    at = int(np.searchsorted(keys, max(0, first - early), side="right")) - 1
+    if at >= 0:
+        back = timeline.pts[keys[at]] - round(Fraction(_FURTHER_BACK) / timeline.time_base)
+        far = int(np.searchsorted(timeline.pts[keys], back, side="right")) - 1
+        for place in dict.fromkeys((at, at - 1, min(far, at - 2))):
+            if place >= 0 and keys[place] > 0:
+                yield int(keys[place])
+    yield None
