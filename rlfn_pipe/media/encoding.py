@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from fractions import Fraction
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import av.error
@@ -24,6 +26,32 @@ os.environ.setdefault("SVT_LOG", "1")
 
 
 _GLOBAL_HEADER: int = cast(Any, FormatFlags.global_header).value
+
+
+#: x264's AVX-512 code for macroblock trees reads what nobody wrote where rows of macroblocks end
+#: within a register (below 256 pixels, and 320 wide, say): the same frames then give other bits each
+#: time, and a resumed film would not be the uninterrupted one. Its AVX2 code does not.
+_X264_WITHOUT_AVX512 = "asm=avx2,fma3,bmi1,bmi2,lzcnt"
+
+
+def encoder_options(plan: EncodePlan) -> dict[str, str]:
+    """The plan's options for the encoder, with what this machine needs to give equal bits for equal frames."""
+    options = dict(plan.options)
+    given = options.get("x264-params", "")
+    if plan.codec == "libx264" and _has_avx512() and "asm=" not in given:
+        options["x264-params"] = ":".join(filter(None, (_X264_WITHOUT_AVX512, given)))
+    return options
+
+
+@cache
+def _has_avx512() -> bool:
+    """Whether this processor has AVX-512, as far as Linux tells (elsewhere: no)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return {"avx512f", "avx2", "fma", "bmi1", "bmi2", "abm"} <= set(flags)
 
 
 def encoder_rate(codec: str, rate: Fraction) -> Fraction:
@@ -74,7 +102,7 @@ def open_encoder(
     context.framerate = rate
     if ContainerFormat(plan.muxer, "w").flags & _GLOBAL_HEADER:
         context.flags |= Flags.global_header
-    context.options = dict(plan.options)
+    context.options = encoder_options(plan)
     configure(context, plan, rate, sample_aspect_ratio, threads)
     try:
         context.open()

@@ -30,6 +30,7 @@ from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.encoding import (
     check_options,
     configure,
+    encoder_options,
     encoder_rate,
     picture_for,
     refused,
@@ -184,7 +185,7 @@ class VideoSink:
     ) -> None:
         plan, rate = self._plan, encoder_rate(self._plan.codec, self._times.rate)
         try:
-            added = self._output.add_stream(plan.codec, rate=rate, options=dict(plan.options))
+            added = self._output.add_stream(plan.codec, rate=rate, options=encoder_options(plan))
         except (av.error.FFmpegError, ValueError) as error:
             raise unusable(plan, self._name, error) from None
         assert isinstance(added, VideoStream)
