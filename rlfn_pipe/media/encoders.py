@@ -1,15 +1,13 @@
 """Which encoder goes into which container, with what quality, pixel format and tags.
 
-One table holds what is known of each encoder; `plan_encoding` turns the user's wishes and the
+`encoder_table` holds what is known of each encoder; `plan_encoding` turns the user's wishes and the
 source's colour into the settings of one output, or says in one sentence why it cannot be.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -18,6 +16,8 @@ import av.codec.codec
 
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, planar_format, tags_for_output
+from rlfn_pipe.media.encoder_table import ENCODERS, MUXERS, ROTATING_MUXERS, Encoder
+from rlfn_pipe.media.hdr10 import svt_parameters, x265_parameters
 from rlfn_pipe.types import (
     MATRIX_BT709,
     MATRIX_RGB,
@@ -27,121 +27,21 @@ from rlfn_pipe.types import (
     ColourInfo,
 )
 
-#: Output file extension to libavformat's muxer.
-MUXERS = {
-    ".mp4": "mp4",
-    ".m4v": "mp4",
-    ".mov": "mov",
-    ".mkv": "matroska",
-    ".webm": "webm",
-    ".avi": "avi",
-    ".ts": "mpegts",
-    ".m2ts": "mpegts",
-    ".mts": "mpegts",
-    ".nut": "nut",
-}
+__all__ = [
+    "ENCODERS",
+    "MUXERS",
+    "ROTATING_MUXERS",
+    "EncodePlan",
+    "Encoder",
+    "carried_tags",
+    "muxer_for",
+    "plan_encoding",
+]
 
 #: Containers that hold colour tags of their own, whatever the codec can say.
 _TAGGING_MUXERS = frozenset({"mp4", "mov", "matroska", "webm"})
-
-#: Containers that hold a display matrix that players honour.
-ROTATING_MUXERS = frozenset({"mp4", "mov", "matroska"})
-
-
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """What is known of one encoder.
-
-    `muxers`: containers it goes into; `quality`: name of its constant-quality option ("" for
-    none) and `crf`: our default for it; `best`, `worst`: range of that option; `even`: sides
-    must be even where chroma is subsampled; `minimum`: least side; `preset`: name of its preset
-    option and `presets` its values; `options`: what is set unless asked otherwise; `refuses`: pixel formats that it claims
-    and does not take; `parameters`: its option that holds parameters of its own, which the
-    person's are added to; `tags_colour`, `tags_range`: whether its bitstream
-    can say matrix and range; `limited`: its decoders take every picture for limited range.
-    """
-
-    name: str
-    muxers: frozenset[str]
-    quality: str = ""
-    crf: float = 0
-    best: float = 0
-    worst: float = 63
-    even: bool = True
-    minimum: int = 2
-    preset: str = ""
-    presets: tuple[str, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
-    refuses: frozenset[str] = frozenset()
-    parameters: str = ""
-    tags_colour: bool = True
-    tags_range: bool = True
-    limited: bool = False
-
-
-def _in(*muxers: str) -> frozenset[str]:
-    return frozenset(muxers)
-
-
-_MAIN = ("mp4", "mov", "matroska", "nut")
-_OPEN = ("mp4", "matroska", "nut", "webm")  # QuickTime knows no VP9 and no AV1
-
-_X26X = (
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
-    "placebo",
-)
-
-#: The encoders that `--codec` accepts, by name. Hardware ones exist where the driver does.
-ENCODERS: dict[str, Encoder] = {
-    encoder.name: encoder
-    for encoder in (
-        Encoder(
-            "libx264", _in(*_MAIN, "mpegts", "avi"), "crf", 18, 0, 51, minimum=1, preset="preset", presets=_X26X,
-            parameters="x264-params",
-        ),
-        # Below 64 pixels libx265 4.1 writes beyond its buffers and takes the process with it.
-        Encoder(
-            "libx265", _in(*_MAIN, "mpegts"), "crf", 20, 0, 51, minimum=64, preset="preset", presets=_X26X,
-            refuses=frozenset({"yuva420p", "yuva420p10le"}), parameters="x265-params",
-        ),
-        Encoder(
-            "libsvtav1", _in(*_OPEN), "crf", 28, 1, 63, even=False, minimum=4, preset="preset",
-            presets=tuple(map(str, range(-1, 14))), options={"preset": "8"}, parameters="svtav1-params",
-        ),
-        Encoder(
-            "libvpx-vp9", _in(*_OPEN), "crf", 30, 0, 63, even=False, minimum=1, preset="deadline",
-            presets=("realtime", "good", "best"), options={"b": "0", "row-mt": "1", "cpu-used": "4"},
-            refuses=frozenset({"yuva422p", "yuva444p", "gbrap"}),
-        ),
-        Encoder(
-            "ffv1", _in("matroska", "nut", "avi", "mp4"), even=False, minimum=1,
-            options={"level": "3", "g": "1", "slicecrc": "1"}, tags_colour=False, tags_range=False,
-        ),
-        Encoder(
-            "prores_ks", _in("mov", "matroska"), even=False, minimum=1, tags_range=False, limited=True,
-        ),
-        Encoder(
-            "mpeg4", _in(*_MAIN, "avi", "mpegts"), "qscale", 3, 1, 31, even=False, minimum=1,
-            tags_colour=False, tags_range=False,
-        ),
-        Encoder(
-            "mpeg2video", _in("mpegts", "matroska", "mp4", "mov", "nut"), "qscale", 2, 1, 31, even=False, minimum=1,
-            tags_range=False, limited=True, options={"g": "15"},
-        ),
-        Encoder("h264_nvenc", _in(*_MAIN, "mpegts", "avi"), "cq", 19, 0, 51, minimum=146, preset="preset"),
-        Encoder("hevc_nvenc", _in(*_MAIN, "mpegts"), "cq", 21, 0, 51, minimum=130, preset="preset"),
-        Encoder("av1_nvenc", _in(*_OPEN), "cq", 28, 0, 63, minimum=192, preset="preset"),
-    )
-}  # fmt: skip
-
+#: And those that hold the range (QuickTime's older box has no place for it).
+_RANGE_MUXERS = frozenset({"mp4", "matroska", "webm"})
 
 #: With one of these among the encoder options our default quality would be in the way.
 _RATE_OPTIONS = frozenset({"crf", "qp", "cqp", "cq", "b", "qmin", "qmax", "lossless"})
@@ -252,9 +152,9 @@ def plan_encoding(
         options = {"level": "1", "g": "1"}
     ours: list[str] = []
     if name == "libx265":
-        ours = ["log-level=error", *_x265_hdr(mastering, light_level)]
+        ours = ["log-level=error", *x265_parameters(mastering, light_level)]
     elif name == "libsvtav1":
-        ours = _svt_hdr(mastering, light_level)
+        ours = svt_parameters(mastering, light_level)
     if encoder.parameters and (ours or encoder.parameters in given):
         theirs = [given.pop(encoder.parameters)] if encoder.parameters in given else []
         options[encoder.parameters] = ":".join([*ours, *theirs])
@@ -417,53 +317,18 @@ def _set_quality(encoder: Encoder, crf: float | None, options: dict[str, str]) -
         options.setdefault("b", "0")
 
 
-# ------------------------------------------------------------------ HDR10
+def carried_tags(plan: EncodePlan) -> dict[str, int]:
+    """Colour tags of a plan that its codec or its container can say, by their names in `ColourInfo`.
 
-
-def _mastering(data: bytes | None) -> tuple[list[Fraction], list[Fraction]] | None:
-    """(R, G, B, white chromaticities x y; least and greatest luminance) of AVMasteringDisplayMetadata."""
-    if data is None or len(data) < 88:
-        return None
-    numbers = struct.unpack_from("<22i", data)
-    pairs = [Fraction(numbers[i], numbers[i + 1] or 1) for i in range(0, 20, 2)]
-    return (pairs[:8], pairs[8:10]) if numbers[20] and numbers[21] else None
-
-
-def _x265_hdr(mastering: bytes | None, light_level: bytes | None) -> list[str]:
-    params = []
-    display = _mastering(mastering)
-    if display is not None:
-        xy = [round(v * 50000) for v in display[0]]
-        low, high = (round(v * 10000) for v in display[1])
-        params.append(
-            f"master-display=G({xy[2]},{xy[3]})B({xy[4]},{xy[5]})R({xy[0]},{xy[1]})WP({xy[6]},{xy[7]})L({high},{low})"
-        )
-    levels = _light(light_level)
-    if levels is not None:
-        params.append(f"max-cll={levels[0]},{levels[1]}")
-    if params:
-        params += ["hdr10=1", "repeat-headers=1"]
-    return params
-
-
-def _svt_hdr(mastering: bytes | None, light_level: bytes | None) -> list[str]:
-    params = []
-    display = _mastering(mastering)
-    if display is not None:
-        xy = [f"{float(v):.5f}" for v in display[0]]
-        low, high = (f"{float(v):.4f}" for v in display[1])
-        params.append(
-            f"mastering-display=G({xy[2]},{xy[3]})B({xy[4]},{xy[5]})R({xy[0]},{xy[1]})WP({xy[6]},{xy[7]})L({high},{low})"
-        )
-    levels = _light(light_level)
-    if levels is not None:
-        params.append(f"content-light={levels[0]},{levels[1]}")
-    return params
-
-
-def _light(data: bytes | None) -> tuple[int, int] | None:
-    """(MaxCLL, MaxFALL) in cd/m2 of AVContentLightMetadata."""
-    if data is None or len(data) < 8:
-        return None
-    peak, average = struct.unpack_from("<2I", data)
-    return (peak, average) if peak or average else None
+    Without those that are unspecified, and without the matrix of RGB, which has none.
+    """
+    encoder, tags = ENCODERS[plan.codec], plan.tags
+    found = {}
+    if encoder.tags_colour or plan.muxer in _TAGGING_MUXERS:
+        found = {"matrix": tags.matrix, "transfer": tags.transfer, "primaries": tags.primaries}
+        if tags.subsampling == "rgb":
+            del found["matrix"]
+    found = {kind: value for kind, value in found.items() if value != MATRIX_UNSPECIFIED}
+    if tags.range and (encoder.tags_range or plan.muxer in _RANGE_MUXERS):
+        found["range"] = tags.range
+    return found

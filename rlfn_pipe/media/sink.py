@@ -6,11 +6,8 @@ output's clock itself, since encoders know neither variable rates nor durations.
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -32,7 +29,6 @@ from rlfn_pipe.media.encoding import (
     configure,
     encoder_options,
     encoder_rate,
-    picture_for,
     refused,
     unusable,
 )
@@ -41,8 +37,8 @@ from rlfn_pipe.media.matroska import TrackChange, amend_tracks
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.segment import SegmentHeader, read_header, read_packets
 from rlfn_pipe.media.streams import Carrier, StreamPlan
-from rlfn_pipe.media.timing import Clock
-from rlfn_pipe.types import Frame
+from rlfn_pipe.media.ticks import FrameTicks, SinkTimes
+from rlfn_pipe.media.verify import Expectation
 
 _MOVED_APART = "some frames lie closer together than the output's ticks; they were moved on by the least step"
 _PACKETS_BETWEEN_CHECKS = 64
@@ -54,22 +50,6 @@ _SILENT_REORDERING = {"libx265": 2, "hevc_nvenc": 4, "h264_nvenc": 4}
 
 #: More frames than any encoder here holds back to put them in order.
 _DEEPEST_REORDERING = 250
-
-
-@dataclass(frozen=True, slots=True)
-class SinkTimes:
-    """How source times become output times.
-
-    `time_base`: of the frames' pts; `rate`: nominal frames a second; `last_duration`: source
-    ticks that the last frame is shown; `base`: source seconds that become zero; `clock`: the
-    output's ticks.
-    """
-
-    time_base: Fraction
-    rate: Fraction
-    last_duration: int
-    base: Fraction
-    clock: Clock
 
 
 class VideoSink:
@@ -96,7 +76,7 @@ class VideoSink:
         path: Path,
         plan: EncodePlan,
         times: SinkTimes,
-        pts: Sequence[int] | np.ndarray | None = None,
+        pts: Sequence[int] | np.ndarray,
         *,
         name: str,
         sample_aspect_ratio: Fraction | None = None,
@@ -112,11 +92,9 @@ class VideoSink:
         self._carrier = carrier
         self.notes: list[str] = []
         self._path = path
-        self._pts = array("q")
-        self._ticks = array("q")
         self._first_dts: int | None = None
         self._starts: dict[int, Fraction] = {}
-        self._pending: deque[Packet[Any]] = deque()
+        self._kinds: Counter[str] = Counter()
         self._output = self._open(path)
         try:
             if carrier is not None:
@@ -135,8 +113,9 @@ class VideoSink:
         self._joined = 0
         self._delay = 0
         self._last_dts: int | None = None
-        if pts is not None:
-            self._set_times(pts)
+        self._ticks = FrameTicks(pts, times, self._packet_tick)
+        if self._ticks.moved:
+            self.notes.append(_MOVED_APART)
 
     # ------------------------------------------------------------------ set-up
 
@@ -170,10 +149,12 @@ class VideoSink:
         for plan in stream_plans:
             if plan.action == "main":
                 add_video()
-            elif self._carrier is not None:
-                self._carrier.add_stream(self._output, plan)
+                self._kinds["video"] += 1
+            elif self._carrier is not None and self._carrier.add_stream(self._output, plan) is not None:
+                self._kinds[plan.kind] += 1
         if not stream_plans:
             add_video()
+            self._kinds["video"] += 1
 
     def _add_video(
         self,
@@ -209,20 +190,6 @@ class VideoSink:
         check_options(self._stream.codec_context, self._plan)
         self._packet_tick = self._stream.time_base or self._times.clock.tick
 
-    def _set_times(self, pts: Sequence[int] | np.ndarray) -> None:
-        """Every frame's time in the output's ticks; frames closer than those are moved apart."""
-        self._pts = array("q", np.asarray(pts, dtype=np.int64).tobytes())
-        times = self._times
-        factor, shift = times.time_base / self._packet_tick, times.base / self._packet_tick
-        common = math.lcm(factor.denominator, shift.denominator)
-        a, b = int(factor * common), int(shift * common)
-        nearest = np.array([_rounded(a * time - b, common) for time in self._pts], dtype=np.int64)
-        places = np.arange(len(nearest))
-        ticks = np.maximum.accumulate(nearest - places) + places
-        if (ticks != nearest).any():
-            self._say(_MOVED_APART)
-        self._ticks = array("q", ticks.tobytes())
-
     # ----------------------------------------------------------------- writing
 
     def write_segment(self, path: Path, first: int, *, check_stop: Callable[[], None] | None = None) -> None:
@@ -247,7 +214,7 @@ class VideoSink:
                 check_stop()
             assert packet.pts is not None
             index = first + packet.pts
-            if not first <= index < len(self._pts) or self._joined >= len(self._pts):
+            if not first <= index < len(self._ticks) or self._joined >= len(self._ticks):
                 raise OutputError(f"{self._name}: {path.name} holds more frames than belong there; remove it")
             if ahead:
                 packet, ahead = _with_headers(packet, ahead), b""
@@ -267,12 +234,12 @@ class VideoSink:
         elif header.codec in _SILENT_REORDERING:
             depth = max(depth, _SILENT_REORDERING[header.codec])
         # A film of n frames has no more than n - 1 to wait for.
-        return min(depth, len(self._pts) - 1)
+        return min(depth, len(self._ticks) - 1)
 
     def _mux_video(self, packet: Packet[Any], index: int, order: int) -> None:
         """Mux the picture of frame `index`, which is the one that is decoded at frame `order`'s time."""
-        start, end = self._tick(index), self._tick(index + 1)
-        packet.pts, packet.dts = start, min(self._tick(order), start)
+        start, end = self._ticks.at(index), self._ticks.at(index + 1)
+        packet.pts, packet.dts = start, min(self._ticks.at(order), start)
         packet.time_base = self._packet_tick
         packet.duration = end - start
         if self._first_dts is None:
@@ -282,7 +249,7 @@ class VideoSink:
                 f"{self._name}: frame {index} would be decoded after it is shown; use fewer B-frames (--encoder-option bf=2)"
             )
         self._last_dts = packet.dts
-        if self._joined == len(self._pts) - 1 and self._plan.muxer in ("mp4", "mov"):
+        if self._joined == len(self._ticks) - 1 and self._plan.muxer in ("mp4", "mov"):
             packet.duration = max(packet.duration, self._closing_duration(packet.dts, start))
         packet.stream = self._stream
         if self._carrier is not None:
@@ -292,26 +259,10 @@ class VideoSink:
             self._output.mux(self._empty_packet())
         self._output.mux(packet)
 
-    def write(self, frame: Frame) -> None:
-        """Encode one frame. `frame.pts` must exceed that of the frame before.
-
-        Raises:
-            OutputError: the file cannot be written (disk full, say) or the encoder fails.
-        """
-        picture = picture_for(frame, self._plan, len(self._pts), self._stream.codec_context.time_base)
-        assert frame.pts is not None
-        self._append(frame.pts)
-        self._guarded(lambda: self._pending.extend(self._stream.encode(picture)))
-        self._guarded(lambda: self._mux_ready(final=False))
-
     def close(self) -> None:
         """Flush the other streams, write the trailer."""
-        if self._joined:
-            if self._joined != len(self._pts):
-                raise OutputError(f"{self._name}: {self._joined} of {len(self._pts)} frames were joined")
-        else:
-            self._guarded(lambda: self._pending.extend(self._stream.encode(None)))
-            self._guarded(lambda: self._mux_ready(final=True))
+        if self._joined != len(self._ticks):
+            raise OutputError(f"{self._name}: {self._joined} of {len(self._ticks)} frames were joined")
         if self._carrier is not None:
             for packet in self._carrier.packets_until(None):
                 self._guarded(lambda p=packet: self._mux_other(p))
@@ -342,19 +293,6 @@ class VideoSink:
         except (av.error.FFmpegError, ValueError, OSError):
             return  # the output is being thrown away; why it cannot be finished does not matter
 
-    def _append(self, pts: int) -> None:
-        """Enter a frame into the table; frames closer than the output's ticks are moved apart."""
-        self._pts.append(pts)
-        tick = round(self._seconds(len(self._pts) - 1) / self._packet_tick)
-        if self._ticks and tick <= self._ticks[-1]:
-            tick = self._ticks[-1] + 1
-            self._say(_MOVED_APART)
-        self._ticks.append(tick)
-
-    def _say(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
-
     def _guarded(self, action: Any) -> None:
         try:
             action()
@@ -363,35 +301,6 @@ class VideoSink:
             hint = "; free some space and run the command again" if "space" in reason else ""
             raise OutputError(f"{self._name}: writing failed ({reason}){hint}") from error
 
-    def _mux_ready(self, *, final: bool) -> None:
-        """Mux what the encoder gave, as soon as the next frame's time (the duration) is known."""
-        rate_base = self._stream.codec_context.time_base
-        while self._pending:
-            packet = self._pending[0]
-            assert packet.pts is not None
-            index = round(packet.pts * packet.time_base / rate_base)
-            if index + 1 >= len(self._pts) and not final:
-                return
-            self._pending.popleft()
-            order = index if packet.dts is None else round(packet.dts * packet.time_base / rate_base)
-            if not index - _DEEPEST_REORDERING <= order <= index:
-                order = index  # libx265 leaves it unset where there is but a frame or two
-            start, end = self._tick(index), self._tick(index + 1)
-            packet.pts, packet.dts = start, min(self._tick(order), start)
-            packet.time_base = self._packet_tick
-            packet.duration = end - start
-            if self._first_dts is None:
-                self._first_dts = packet.dts
-            if final and not self._pending and self._plan.muxer in ("mp4", "mov"):
-                packet.duration = max(packet.duration, self._closing_duration(packet.dts, start))
-            packet.stream = self._stream
-            if self._carrier is not None:
-                for other in self._carrier.packets_until(packet.dts * self._packet_tick):
-                    self._mux_other(other)
-            if index == 0 and start > 0 and self._plan.muxer == "avi":
-                self._output.mux(self._empty_packet())
-            self._output.mux(packet)
-
     def _closing_duration(self, dts: int, pts: int) -> int:
         """Duration of the last packet in decoding order, after which mp4's media last to the film's end.
 
@@ -399,8 +308,8 @@ class VideoSink:
         is not the last frame's own duration.
         """
         assert self._first_dts is not None
-        end = self._tick(len(self._ticks))
-        missing = (end - self._ticks[0]) - (dts - self._first_dts)
+        end = self._ticks.at(len(self._ticks))
+        missing = (end - self._ticks.at(0)) - (dts - self._first_dts)
         return min(missing, end - pts)
 
     def _mux_other(self, packet: Packet[Any]) -> None:
@@ -416,38 +325,26 @@ class VideoSink:
         packet.duration = 1
         return packet
 
-    def _seconds(self, index: int) -> Fraction:
-        """Output presentation time of a frame; indices before the first or after the last extrapolate."""
-        times = self._times
-        if index < 0:
-            return self._seconds(0) + index / times.rate
-        if index >= len(self._pts):
-            return (self._pts[-1] + times.last_duration) * times.time_base - times.base
-        return self._pts[index] * times.time_base - times.base
-
-    def _tick(self, index: int) -> int:
-        if index < 0:
-            return min(round(self._seconds(index) / self._packet_tick), self._ticks[0] + index)
-        if index < len(self._ticks):
-            return self._ticks[index]
-        return max(round(self._seconds(index) / self._packet_tick), self._ticks[-1] + 1)
-
     # ------------------------------------------------------------------ checks
 
     @property
     def frames(self) -> int:
         """Frames written so far."""
-        return self._joined or len(self._pts)
+        return self._joined
+
+    def expectation(self) -> Expectation:
+        """What the closed file must hold, for `verify.verify_video`."""
+        ticks = self._ticks
+        # Matroska tells when the film ends, mp4 how long the track lasts.
+        begin = ticks.at(0) if self._plan.muxer in ("mp4", "mov") else 0
+        length = ticks.at(len(ticks)) - begin
+        return Expectation(
+            self._plan, self.stream_index, ticks.array, self._packet_tick, length, dict(self._kinds)
+        )
 
     def expected_ticks(self) -> tuple[np.ndarray, Fraction]:
-        """Presentation time of every frame in ticks, and the tick in seconds."""
-        return np.array(self._ticks, dtype=np.int64), self._packet_tick
-
-
-def _rounded(top: int, bottom: int) -> int:
-    """top / bottom to the nearest whole number, halves to the even one, as `round` does it."""
-    whole, rest = divmod(top, bottom)
-    return whole + (2 * rest > bottom or (2 * rest == bottom and whole & 1))
+        """Presentation time of every frame in ticks (int64), and the tick in seconds."""
+        return self._ticks.array, self._packet_tick
 
 
 def _with_headers(packet: Packet[Any], headers: bytes) -> Packet[Any]:
