@@ -13,7 +13,7 @@ from training_helpers import RECIPE, picture, write_images
 
 from rlfn_pipe.models import registry, weights
 from rlfn_pipe.resources import data_path
-from rlfn_pipe.training import compare, publish
+from rlfn_pipe.training import compare, publish, report
 from rlfn_pipe.training.loop import train
 from rlfn_pipe.training.recipe import parse_recipe
 from rlfn_pipe.training.start import RunOptions
@@ -117,3 +117,16 @@ def test_comparison_on_held_back_photographs(
     other = data_path("weights") / "rlfn-s-x3.safetensors"
     assert compare.main([str(SHIPPED), str(other), *command[2:]]) == 1
     assert "compare weights of our own training of one scale" in capsys.readouterr().err
+
+
+def test_curves_of_sittings_in_a_row(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    joined = report._joined([folder / "raw", folder / "first"])
+    assert [r["images"] for r in joined if r["kind"] == "train"] == [6, 12]
+    target = tmp_path / "curves.png"
+    assert report.main([str(folder / "raw"), str(folder / "first"), "--to", str(target)]) == 0
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert report.main([str(tmp_path)]) == 1
+    assert "has no log to draw" in capsys.readouterr().err

@@ -1,22 +1,28 @@
-"""What a run came to: curves as a picture, and a Markdown report."""
+"""What a run came to: curves as a picture, and a Markdown report.
+
+`python -m rlfn_pipe.training.report RUN [RUN ...] --to CURVES.png` draws the sittings of one network in a row.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
-from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.errors import RlfnPipeError, TrainingError
 from rlfn_pipe.training import checkpoint
 from rlfn_pipe.training.log import read_log
 from rlfn_pipe.training.recipe import parse_recipe
 from rlfn_pipe.training.start import CHECKPOINT, LOG
 
 
-def write_curves(run: Path, target: Path | None = None) -> Path:
+def write_curves(run: Path, target: Path | None = None, earlier: tuple[Path, ...] = ()) -> Path:
     """Draw loss, validation PSNR and rate over the patches seen; returns the PNG (`curves.png`).
 
-    Raises TrainingError without matplotlib (the extra `report`) or without a log.
+    The runs `earlier`, oldest first, are drawn before it, as sittings of the same network. Raises
+    TrainingError without matplotlib (the extra `report`) or without a log.
     """
     try:
         import matplotlib
@@ -27,7 +33,7 @@ def write_curves(run: Path, target: Path | None = None) -> Path:
         raise TrainingError(
             'curves need matplotlib; pip install "rlfn-pipe[report]", or do without'
         ) from error
-    records = read_log(run / LOG)
+    records = _joined([*earlier, run])
     steps = [record for record in records if record["kind"] == "train"]
     checks = [record for record in records if record["kind"] == "validation"]
     if not steps:
@@ -53,6 +59,16 @@ def write_curves(run: Path, target: Path | None = None) -> Path:
     finally:
         pyplot.close(figure)
     return target
+
+
+def _joined(runs: list[Path]) -> list[dict[str, Any]]:
+    """The logs of sittings in a row: patches counted on, stages by (sitting, stage)."""
+    joined: list[dict[str, Any]] = []
+    for number, run in enumerate(runs):
+        seen = joined[-1]["images"] if joined else 0
+        for record in read_log(run / LOG):
+            joined.append({**record, "images": record["images"] + seen, "stage": (number, record["stage"])})
+    return joined
 
 
 def write_report(run: Path) -> Path:
@@ -104,3 +120,22 @@ def write_report(run: Path) -> Path:
 def _last_psnr(rows: list[dict[str, Any]]) -> str:
     found = [r["psnr"] for r in rows if r["kind"] == "validation"]
     return f"{found[-1]:.3f}" if found else ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m rlfn_pipe.training.report", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, oldest first")
+    parser.add_argument("--to", type=Path, help="the picture (default: curves.png in the last run's folder)")
+    given = parser.parse_args(arguments)
+    try:
+        target = write_curves(given.runs[-1], given.to, tuple(given.runs[:-1]))
+    except RlfnPipeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    sys.stdout.write(f"{target}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
