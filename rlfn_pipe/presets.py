@@ -7,6 +7,7 @@ optional `description`. What is given explicitly wins over the preset, the prese
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,11 +49,14 @@ def load_preset(name: str) -> Preset:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise UsageError(f"preset {path} is larger than {_LARGEST_FILE} bytes; is it a preset file?")
+        if not path.is_file():
+            raise UsageError(f"preset {path} is no file; name a .toml file")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"preset {path} cannot be read: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
+    # A plain ValueError: a number of thousands of digits; RecursionError: brackets in brackets.
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"preset {path} is not valid TOML: {error}") from error
 
     description = table.pop(DESCRIPTION, "")
@@ -67,6 +71,8 @@ def load_preset(name: str) -> Preset:
         if allowed[known] in values:
             raise UsageError(f"preset {path}: {key} is given twice")
         values[allowed[known]] = parse_option(allowed[known], value, where=f"preset {path}")
+    if "model" in values:
+        values["model"] = _model(values["model"], path)
     return Preset(path.stem, path, description, values)
 
 
@@ -116,6 +122,20 @@ def _find(name: str) -> Path:
             f"there is no preset {name!r}{_nearest(name, names)} (presets: {shipped}, or a .toml file)"
         )
     return path
+
+
+def _model(model: str, preset: Path) -> str:
+    """The model that a preset may name: a network of the list, or a file in the preset's own folder."""
+    if not any(sign in model for sign in "/\\") and not model.endswith((".safetensors", ".pth", ".pt")):
+        return model
+    folder = Path(os.path.realpath(preset.parent))
+    file = Path(os.path.realpath(preset.parent / model))
+    if Path(model).is_absolute() or not file.is_relative_to(folder):
+        raise UsageError(
+            f"preset {preset}: model must be a network's name or a file beside the preset, not {model};"
+            " give --model on the command line"
+        )
+    return str(preset.parent / model)
 
 
 def _refusal(key: str, known: str, allowed: Iterable[str]) -> str:

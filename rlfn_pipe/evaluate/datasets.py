@@ -20,7 +20,16 @@ from PIL import Image, ImageOps
 from rlfn_pipe.errors import InputError
 from rlfn_pipe.evaluate.resize import downscale
 
-__all__ = ["EXTENSIONS", "ImagePair", "ImageSet", "LowSource", "find_sets", "read_image", "read_pair"]
+__all__ = [
+    "EXTENSIONS",
+    "FORMATS",
+    "ImagePair",
+    "ImageSet",
+    "LowSource",
+    "find_sets",
+    "read_image",
+    "read_pair",
+]
 
 LowSource = Literal["auto", "make", "read"]
 
@@ -28,6 +37,9 @@ LowSource = Literal["auto", "make", "read"]
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
 )
+#: Pillow's plug-ins that may see the files. Left to itself it would try all, whatever the name, and
+#: hand PostScript to Ghostscript.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,7 @@ def read_image(path: Path) -> np.ndarray:
     Samples of 16 bit grey are scaled to 8. Raises InputError when the file is missing or does not decode.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I;16"):
                 grey = np.asarray(picture, dtype=np.float64)

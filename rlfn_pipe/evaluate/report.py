@@ -91,7 +91,7 @@ def as_markdown(reports: Sequence[Report], per_image: bool = False) -> str:
     header, rows = _rows(reports, per_image)
     left = _text_columns(per_image)
     rule = ["---" if i in left else "---:" for i in range(len(header))]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rows = [[_markdown(cell) for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
 
 
@@ -161,6 +161,19 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(numbers) / len(numbers)
 
 
+def _visible(text: str) -> str:
+    """Names of files and folders with what a terminal would obey (and line ends) as escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )
+
+
+def _markdown(text: str) -> str:
+    """Text that shows as it is in a Markdown table, HTML and links included."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\|`*_[]!" else c for c in text)
+
+
 def _text_columns(per_image: bool) -> set[int]:
     return {0, 2, 3} if per_image else {0, 2}
 
@@ -178,7 +191,8 @@ def _rows(reports: Sequence[Report], per_image: bool) -> tuple[list[str], list[l
                 lines += [(image.name, image) for image in each.images]
             lines.append(("(mean)" if per_image else str(len(each.images)), each))
             for label, result in lines:
-                cells = [name, f"x{report.scale}", each.name, label, *_quality(result, lpips)]
+                texts = [_visible(text) for text in (name, f"x{report.scale}", each.name, label)]
+                cells = [*texts, *_quality(result, lpips)]
                 rows.append([*cells, f"{1000 * result.seconds:.0f}", *_cost(report)])
     return header, rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 import tomllib
 from dataclasses import replace
 from functools import cache
@@ -117,14 +118,48 @@ def _parsed(path: Path, _modified: int) -> tuple[dict[str, Any], ...]:
     """The index's rows, read once per version of the file."""
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8")).get("weights", [])
-        for row in rows:
-            for key in ("name", "network", "scale", "file", "sha256"):
-                row[key]
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        if not isinstance(rows, list):
+            raise ValueError("weights is no list of tables")
+        for number, row in enumerate(rows, 1):
+            fault = _fault(row)
+            if fault:
+                raise ValueError(f"{fault} in entry {number}")
+    # A ValueError: no TOML, no UTF-8, or a number too long; RecursionError: brackets in brackets.
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path}: the weights index is damaged ({error}); install the package again"
         ) from error
     return tuple(rows)
+
+
+def _fault(row: Any) -> str:
+    """What is wrong with a row of the index; "" for nothing."""
+    if not isinstance(row, dict):
+        return "no table"
+    for key in ("name", "network", "file", "sha256"):
+        if not isinstance(row.get(key), str) or not row[key]:
+            return f"no text {key!r}"
+    if not re.fullmatch(r"[0-9a-f]{64}", row["sha256"]):
+        return "no checksum"
+    # Only files beside the index.
+    if row["file"] in (".", "..") or re.search(r"[/\\\0]", row["file"]):
+        return f"a file {row['file']!r} elsewhere"
+    psnr = row.get("psnr", {})
+    if not isinstance(psnr, dict) or not all(_is_number(value) for value in psnr.values()):
+        return "a psnr that is no number"
+    if row.get("input_range", 1.0) not in (1.0, 255.0) or isinstance(row.get("input_range"), bool):
+        return "an input_range that is neither 1 nor 255"
+    if type(row.get("parameters", 0)) is not int or not isinstance(row.get("licence", ""), str):
+        return "odd parameters or licence"
+    try:
+        architecture(row["network"], row.get("scale", 0))
+    except (UsageError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _spec(row: dict[str, Any], folder: Path) -> ModelSpec:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from rlfn_pipe.errors import OutputError, WeightsError
 from rlfn_pipe.files import write_atomically
 from rlfn_pipe.models import registry
 from rlfn_pipe.models.architectures import ARCHITECTURES
+from rlfn_pipe.models.pickles import Unreadable, load_plain
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.types import ModelSpec
 
@@ -26,6 +25,13 @@ __all__ = ["detect", "import_file", "load", "load_file", "save"]
 
 #: No network of the family comes near this many bytes.
 _LARGEST = 512 * 1024 * 1024
+#: Ours has a few thousand; the library would take 100 MB of JSON.
+_LARGEST_HEADER = 4 * 1024 * 1024
+#: Wider and deeper than any RLFN that will be trained. Shapes cost a file nothing: a tensor can claim
+#: any size over a handful of stored values.
+_MOST_CHANNELS, _MOST_BLOCKS, _MOST_PARAMETERS = 1024, 64, 64_000_000
+#: Names end up in file names and on terminals.
+_FIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 #: State dicts are often wrapped by the training code that wrote them.
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "ema", "model")
 
@@ -49,7 +55,17 @@ def detect(
         raise WeightsError(
             f"{where}: is no RLFN (it lacks {error}); give the weights of an RLFN network"
         ) from error
-    numbers = {int(match[1]) for key in state if (match := re.match(r"block_(\d+)\.", key))}
+    numbers = {int(match[1]) for key in state if (match := re.match(r"block_(\d{1,9})\.", key))}
+    parameters = sum(tensor.numel() for tensor in state.values())
+    if (
+        not all(0 < width <= _MOST_CHANNELS for width in (channels, mid_channels, esa_channels))
+        or len(numbers) > _MOST_BLOCKS
+        or parameters > _MOST_PARAMETERS
+    ):
+        raise WeightsError(
+            f"{where}: claims {channels} channels, {len(numbers)} blocks and {parameters} parameters,"
+            " which no RLFN has; give another file"
+        )
     scale = round((outputs / 3) ** 0.5)
     if 3 * scale**2 != outputs or scale not in (2, 3, 4) or numbers != set(range(1, len(numbers) + 1)):
         raise WeightsError(
@@ -58,15 +74,18 @@ def detect(
         )
     shape = (channels, mid_channels, len(numbers))
     known = {value: name for name, value in ARCHITECTURES.items()}
+    stated = metadata.get("name", "")
     spec = ModelSpec(
-        name=metadata.get("name") or known.get(shape, f"rlfn-{channels}-{mid_channels}-{len(numbers)}"),
+        name=stated
+        if _FIT_NAME.fullmatch(stated)
+        else known.get(shape, f"rlfn-{channels}-{mid_channels}-{len(numbers)}"),
         scale=scale,
         channels=channels,
         mid_channels=mid_channels,
         blocks=len(numbers),
         esa_channels=esa_channels,
         input_range=_input_range(metadata, where),
-        parameters=sum(tensor.numel() for tensor in state.values()),
+        parameters=parameters,
         licence=metadata.get("licence", ""),
     )
     with torch.device("meta"):
@@ -104,19 +123,31 @@ def load_file(path: Path) -> tuple[ModelSpec, RLFN]:
     spec = detect(state, metadata, str(path))
     spec = replace(spec, path=path, sha256=registry.file_sha256(path))
     module = RLFN(spec)
-    module.load_state_dict({key: value.float() for key, value in state.items()})
+    try:
+        module.load_state_dict({key: value.float() for key, value in state.items()})
+    except (RuntimeError, TypeError, ValueError) as error:
+        # Tensors of unusual kinds (sparse, quantised, without data) have the right shape only.
+        raise WeightsError(
+            f"{path}: holds tensors of a kind that is not read ({type(error).__name__}); save it as fp32"
+        ) from error
     if not all(bool(torch.isfinite(value).all()) for value in module.state_dict().values()):
         raise WeightsError(f"{path}: holds values that are not finite; the training that made it went wrong")
     return spec, module.eval().requires_grad_(False)
 
 
 def save(
-    path: Path, module: torch.nn.Module, spec: ModelSpec, metadata: Mapping[str, str] | None = None
+    path: Path,
+    module: torch.nn.Module,
+    spec: ModelSpec,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = True,
 ) -> str:
     """Write `module` as safetensors (fp32) by way of a temporary file; returns the file's SHA-256.
 
     `metadata` (text to text) is kept in the file beside name, scale, input range and licence.
-    Raises OutputError when `path` cannot be written; what was there before is then untouched.
+    Raises OutputError when `path` cannot be written, or is there and `overwrite` is False; what was
+    there before is then untouched.
     """
     state = {key: value.detach().cpu().float().contiguous() for key, value in module.state_dict().items()}
     notes = {
@@ -129,7 +160,9 @@ def save(
         **(metadata or {}),
     }
     try:
-        write_atomically(path, _ordered(safetensors.torch.save(state, notes)))
+        write_atomically(path, _ordered(safetensors.torch.save(state, notes)), overwrite=overwrite)
+    except FileExistsError as error:
+        raise OutputError(f"{path}: exists already; give -y to replace it") from error
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); choose another place"
@@ -154,7 +187,8 @@ def import_file(source: Path, target: Path, overwrite: bool = False) -> ModelSpe
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; give -y to replace it")
     spec, module = load_file(source)
-    digest = save(target, module, spec, {"imported_from": source.name, "source_sha256": spec.sha256})
+    notes = {"imported_from": source.name, "source_sha256": spec.sha256}
+    digest = save(target, module, spec, notes, overwrite=overwrite)
     return replace(spec, path=target, sha256=digest)
 
 
@@ -204,10 +238,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as opened:
             start = opened.read(9)
+            header = int.from_bytes(start[:8], "little")
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     # The content decides, not the name: safetensors begin with a length and a JSON object.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
+        if not 0 < header <= min(_LARGEST_HEADER, size - 8):
+            raise WeightsError(
+                f"{path}: is no whole safetensors file (its header would be {header} bytes); fetch it again"
+            )
         return _read_safetensors(path)
     return _read_pickle(path)
 
@@ -229,32 +268,14 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Files and checkpoints of our training say what their values range over; foreign ones do not.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch reports both refused code and garbage so; its long advice is of no use here.
-        raise WeightsError(
-            f"{path}: is no plain weights file (it is damaged, or asks for code to be run, which is refused)"
-        ) from error
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:
-        raise WeightsError(
-            f"{path}: is damaged or no weights file ({type(error).__name__}); get it again"
-        ) from error
+        found = load_plain(path)
+    except Unreadable as error:
+        raise WeightsError(f"{path}: cannot be used as weights: it {error}; get it again") from error
     notes: dict[str, str] = {}
     if isinstance(found, dict):
-        stated = found.get("architecture") or found.get("spec")
-        if isinstance(stated, dict):
-            notes = {key: str(stated[key]) for key in ("name", "input_range") if key in stated}
+        for stated in (found.get("architecture"), found.get("spec")):
+            if isinstance(stated, dict):
+                notes |= {key: str(stated[key]) for key in ("name", "input_range") if key in stated}
         inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), found)
         found = {str(key).removeprefix("module."): value for key, value in inner.items()}
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):

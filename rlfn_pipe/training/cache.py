@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.evaluate.resize import downscale
@@ -20,6 +20,8 @@ from rlfn_pipe.files import atomic_path, write_atomically
 from rlfn_pipe.training.hashes import find_test_image, load_test_hashes, orientation_hashes
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+#: Pillow's plug-ins that may see the files (it would hand PostScript of any name to Ghostscript).
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF")
 #: HR sides are cropped to a multiple of this, so that one HR image serves x2, x3 and x4.
 MULTIPLE = 12
 #: Images with a shorter side than this (pixels) are left out: no patch fits.
@@ -87,9 +89,9 @@ def fingerprint(folder: Path, files: list[Path]) -> str:
 def _read(path: Path) -> tuple[np.ndarray, list[bytes]]:
     """Decode one image to RGB uint8, cropped to the multiple, and hash it before the crop."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             image = np.asarray(opened.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise TrainingError(f"{path}: cannot be read as an image ({error}); repair or remove it") from error
     height, width = (side // MULTIPLE * MULTIPLE for side in image.shape[:2])
     return np.ascontiguousarray(image[:height, :width]), orientation_hashes(image)

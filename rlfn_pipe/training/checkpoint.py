@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.files import atomic_path
+from rlfn_pipe.models.pickles import Unreadable, load_plain
 
 _FORMAT = 1
 
@@ -84,24 +83,29 @@ def save_tensors(path: Path, data: dict[str, Any]) -> None:
 def load(path: Path) -> State:
     """Read a checkpoint; TrainingError with one sentence when it is not one."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as e:
-        raise TrainingError(
-            f"{path}: cannot be read as a checkpoint ({type(e).__name__}); use another"
-        ) from e
-    if not isinstance(found, dict) or found.get("format") != _FORMAT or "recipe_name" not in found:
+        found = load_plain(path)
+    except Unreadable as error:
+        raise TrainingError(f"{path}: cannot be read as a checkpoint: it {error}; use another") from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT or not _is_whole(found):
         raise TrainingError(
             f"{path}: is not a checkpoint of rlfn-pipe's training (format {_FORMAT}); use another"
         )
     return State(**{f.name: found[f.name] for f in fields(State) if f.name in found})
+
+
+def _is_whole(found: dict[Any, Any]) -> bool:
+    """Whether the fields without default are there and plain fields hold values of their kind."""
+    kinds: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
+    if not all(isinstance(found.get(name), dict) for name in ("model", "architecture")):
+        return False
+    if not all(isinstance(found.get(name), str) for name in ("recipe", "recipe_name")):
+        return False
+    tensors = [*found["model"].values(), *(found.get("ema") or {}).values()]
+    if not all(isinstance(value, Tensor) for value in tensors):
+        return False
+    return all(
+        isinstance(found.get(f.name, f.default), kinds.get(str(f.type), object)) for f in fields(State)
+    )
 
 
 def random_states() -> dict[str, Any]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, UnidentifiedImageError
+from PIL import Image, ImageFilter
 
 from rlfn_pipe.errors import RlfnPipeError, TrainingError
+from rlfn_pipe.training.cache import FORMATS
 from rlfn_pipe.training.device import to_tensor
 from rlfn_pipe.training.losses import Extractor, RandomExtractor, VggExtractor, feature_difference_map
 
@@ -48,9 +49,9 @@ def _stretched(values: np.ndarray) -> np.ndarray:
 def write_difference_maps(source: Path, target: Path, blur: float = 2.0, vgg: Path | None = None) -> None:
     """Write the image and its maps side by side; TrainingError when a file cannot be read or written."""
     try:
-        with Image.open(source) as opened:
+        with Image.open(source, formats=FORMATS) as opened:
             image = np.asarray(opened.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise TrainingError(f"{source}: cannot be read as an image ({error})") from error
     height, width = image.shape[:2]
     maps = difference_maps(image, blur, vgg)
