@@ -111,7 +111,7 @@ class VideoSink:
             self.abort()
             raise
         self._joined = 0
-        self._delay = 0
+        self._delay = self._media = 0
         self._last_dts: int | None = None
         self._ticks = FrameTicks(pts, times, self._packet_tick)
         if self._ticks.moved:
@@ -251,6 +251,7 @@ class VideoSink:
         self._last_dts = packet.dts
         if self._joined == len(self._ticks) - 1 and self._plan.muxer in ("mp4", "mov"):
             packet.duration = max(packet.duration, self._closing_duration(packet.dts, start))
+        self._media = packet.dts + packet.duration - self._first_dts
         packet.stream = self._stream
         if self._carrier is not None:
             for other in self._carrier.packets_until(packet.dts * self._packet_tick):
@@ -335,9 +336,10 @@ class VideoSink:
     def expectation(self) -> Expectation:
         """What the closed file must hold, for `verify.verify_video`."""
         ticks = self._ticks
-        # Matroska tells when the film ends, mp4 how long the track lasts.
-        begin = ticks.at(0) if self._plan.muxer in ("mp4", "mov") else 0
-        length = ticks.at(len(ticks)) - begin
+        # Matroska tells when the film ends; mp4 how long its media last, cut by its edit list.
+        length = ticks.at(len(ticks))
+        if self._plan.muxer in ("mp4", "mov"):
+            length = min(length - ticks.at(0), self._media)
         return Expectation(
             self._plan, self.stream_index, ticks.array, self._packet_tick, length, dict(self._kinds)
         )

@@ -20,9 +20,8 @@ from rlfn_pipe.media.encoders import EncodePlan, carried_tags
 from rlfn_pipe.media.opening import describe_av_error, open_media
 from rlfn_pipe.media.stream_plan import stream_kind
 from rlfn_pipe.media.timing import Timeline, scan
+from rlfn_pipe.types import RANGE_LIMITED
 
-#: Containers whose headers tell when the video ends.
-_TELL_THE_END = frozenset({"mp4", "mov", "matroska", "webm"})
 #: Containers that may move all times by the same amount.
 _SHIFTING = frozenset({"mpegts", "avi"})
 #: Packets after which a picture that does not come will not come.
@@ -34,8 +33,9 @@ class Expectation:
     """What a finished file must hold.
 
     `plan`: of its video; `stream_index`: the video's; `ticks`: int64 presentation times of its
-    frames, `tick` seconds each; `length`: ticks from zero (mp4, mov: from the first frame) to
-    the end of the last one; `streams`: how many streams there are of each kind (as in `StreamPlan.kind`).
+    frames, `tick` seconds each; `length`: ticks that the container says it lasts (Matroska: to
+    the end of its last frame; mp4, mov: the steps between decoding times, up to the same end);
+    `streams`: how many streams there are of each kind (as in `StreamPlan.kind`).
     """
 
     plan: EncodePlan
@@ -125,7 +125,9 @@ def _check_picture(container: InputContainer, stream: VideoStream, name: str, pl
         "range": (int(picture.color_range), int(context.color_range)),
     }
     for kind, value in carried_tags(plan).items():
-        if value not in tags[kind]:
+        # Limited range is what goes without saying, and what encoders leave unsaid.
+        unsaid = kind == "range" and value == RANGE_LIMITED and not any(tags[kind])
+        if value not in tags[kind] and not unsaid:
             raise _failed(name, f"its colour {kind} reads as {tags[kind][0]} instead of {value}")
 
 
@@ -175,18 +177,19 @@ def _check_times(timeline: Timeline, name: str, expected: np.ndarray, tick: Frac
 
 
 def _check_length(container: InputContainer, timeline: Timeline, name: str, expectation: Expectation) -> None:
-    """The video's length within a tick; Matroska tells only that of the whole film, which sound may outlast."""
-    if expectation.plan.muxer not in _TELL_THE_END:
-        return
-    wanted = expectation.length * expectation.tick
+    """The video's length within a tick, where a header tells it.
+
+    Matroska's is that of the whole film, which sound may outlast.
+    """
+    muxer, tick = expectation.plan.muxer, expectation.tick
+    wanted = expectation.length * tick
     stream = container.streams[expectation.stream_index]
-    if stream.duration is not None:
-        unit = Fraction(stream.time_base or timeline.time_base)
-        found, allowed, longer = stream.duration * unit, max(unit, expectation.tick), False
-    elif container.duration is not None:
-        found, allowed = Fraction(container.duration, 1_000_000), expectation.tick + Fraction(1, 1_000_000)
+    if muxer in ("mp4", "mov") and stream.duration is not None:
+        found, allowed, longer = stream.duration * timeline.time_base, tick, False
+    elif muxer in ("matroska", "webm") and container.duration is not None:
+        found, allowed = Fraction(container.duration, 1_000_000), tick + Fraction(1, 1_000_000)
         longer = sum(expectation.streams.values()) > 1
     else:
-        raise _failed(name, "its length is not told")
+        return
     if found < wanted - allowed or (found > wanted + allowed and not longer):
         raise _failed(name, f"it lasts {float(found):.6f} s instead of {float(wanted):.6f} s")
