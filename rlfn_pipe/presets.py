@@ -50,7 +50,7 @@ def load_preset(name: str) -> Preset:
         if path.stat().st_size > _LARGEST_FILE:
             raise UsageError(f"preset {path} is larger than {_LARGEST_FILE} bytes; is it a preset file?")
         if not path.is_file():
-            raise UsageError(f"preset {path} is no file; name a .toml file")
+            raise UsageError(f"preset {path} cannot be read: it is no file")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

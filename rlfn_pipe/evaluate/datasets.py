@@ -39,7 +39,7 @@ EXTENSIONS = frozenset(
 )
 #: Pillow's plug-ins that may see the files. Left to itself it would try all, whatever the name, and
 #: hand PostScript to Ghostscript.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 
 
 @dataclass(frozen=True, slots=True)

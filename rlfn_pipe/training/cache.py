@@ -21,7 +21,7 @@ from rlfn_pipe.training.hashes import find_test_image, load_test_hashes, orienta
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 #: Pillow's plug-ins that may see the files (it would hand PostScript of any name to Ghostscript).
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
 #: HR sides are cropped to a multiple of this, so that one HR image serves x2, x3 and x4.
 MULTIPLE = 12
 #: Images with a shorter side than this (pixels) are left out: no patch fits.
