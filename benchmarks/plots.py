@@ -1,0 +1,213 @@
+"""Time against frame size, tile and batch, and the roofline: measured into a file, drawn from it.
+
+    python benchmarks/plots.py size --size 320x180 --baseline compile --baseline openvino >> bench.jsonl
+    python benchmarks/plots.py tile >> bench.jsonl
+    python benchmarks/plots.py batch >> bench.jsonl
+    python benchmarks/plots.py roofline >> bench.jsonl
+    python benchmarks/plots.py draw bench.jsonl --to docs
+
+The measurements take turns within each call. `draw` needs matplotlib (`pip install "rlfn-pipe[report]"`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import drawing
+import torch
+import torch.nn.functional as functional
+from torch import nn
+
+from rlfn_pipe.bench.clip import COLOUR, moving_frames
+from rlfn_pipe.bench.engine import build_engine, engine_speed
+from rlfn_pipe.bench.report import as_data
+from rlfn_pipe.bench.timing import in_turns, repeats
+from rlfn_pipe.engine.device import DTYPES
+from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.weights import load
+from rlfn_pipe.types import Target
+
+SIZES = ("96x96", "176x144", "320x180", "480x270", "640x360", "960x540", "1280x720", "1920x1080")
+TILES = (0, 480, 360, 240, 192, 144, 96, 72, 48)
+BATCHES = (1, 2, 4, 8, 16)
+BATCH_TILES = (48, 96, 192)
+_SLICE = 0.03
+
+
+def row(plot: str, data: dict[str, Any]) -> None:
+    print(json.dumps({"plot": plot, **data}), flush=True)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure_size(options: argparse.Namespace) -> None:
+    """The engine and the baselines at one size after the other."""
+    for text in options.size or SIZES:
+        width, height = map(int, text.split("x"))
+        speed = engine_speed(
+            options.model,
+            scale=options.scale,
+            size=(width, height),
+            baselines=options.baseline,
+            rounds=options.rounds,
+        )
+        row("size", as_data(speed))
+
+
+def _engines(options: argparse.Namespace, settings: Iterable[dict[str, Any]]) -> list[Engine]:
+    spec, module = load(options.model, options.scale)
+    return [Engine(InferenceFactory(spec, module), spec, **each) for each in settings]
+
+
+def _engine_times(
+    options: argparse.Namespace, engines: list[Engine], size: tuple[int, int], frames: int
+) -> list[float]:
+    """Milliseconds a frame of each engine on `frames` moving frames, in turns."""
+    stock = list(moving_frames(*size, frames))
+
+    def run(engine: Engine) -> None:
+        target = Target(size[0] * engine.scale, size[1] * engine.scale, COLOUR)
+        for _ in engine.run((frame, target) for frame in islice(stock, frames)):
+            pass
+
+    roads: dict[str, Callable[[], object]] = {
+        str(number): partial(run, engine) for number, engine in enumerate(engines)
+    }
+    times = in_turns(roads, options.rounds, engines[0].device)
+    return [times[str(number)].ms / frames for number in range(len(engines))]
+
+
+def measure_tile(options: argparse.Namespace) -> None:
+    """One frame in tiles, without overlap (what tiles cost or gain by themselves) and with the default one."""
+    width, height = map(int, (options.size or ["960x540"])[0].split("x"))
+    settings: list[dict[str, Any]] = [{"tile": tile, "overlap": 0} for tile in TILES]
+    settings += [{"tile": tile} for tile in TILES if tile > 60]
+    engines = _engines(options, settings)
+    times = _engine_times(options, engines, (width, height), 1)
+    for each, ms in zip(settings, times, strict=True):
+        row("tile", {**each, "width": width, "height": height, "ms": ms, "threads": engines[0].threads})
+
+
+def measure_batch(options: argparse.Namespace) -> None:
+    """Small frames in batches across frames; a frame is one tile."""
+    for tile in BATCH_TILES:
+        settings: list[dict[str, Any]] = [{"batch": batch, "tile": 0} for batch in BATCHES]
+        engines = _engines(options, settings)
+        times = _engine_times(options, engines, (tile, tile), max(BATCHES))
+        for each, ms in zip(settings, times, strict=True):
+            row("batch", {"batch": each["batch"], "tile": tile, "ms": ms, "threads": engines[0].threads})
+
+
+def _moved_bytes(module: nn.Module, height: int, width: int, itemsize: int) -> tuple[float, float]:
+    """(operations, bytes) of all convolutions, each reading its input and weights and writing its output once."""
+    work = [0.0, 0.0]
+
+    def counted(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        work[0] += 2.0 * output.numel() * layer.weight[0].numel()
+        work[1] += float(itemsize) * (inputs[0].numel() + output.numel() + layer.weight.numel())
+
+    handles = [m.register_forward_hook(counted) for m in module.modules() if isinstance(m, nn.Conv2d)]
+    module(torch.empty(1, 3, height, width, device="meta"))
+    for handle in handles:
+        handle.remove()
+    return work[0], work[1]
+
+
+@torch.inference_mode()
+def measure_roofline(options: argparse.Namespace) -> None:
+    """Single layers of the network by their arithmetic intensity, the engine, the plain network, the ceilings."""
+    width, height = map(int, (options.size or ["320x180"])[0].split("x"))
+    engine, _ = build_engine(options.model, options.scale)
+    torch.set_num_threads(engine.threads)
+    dtype, spec = DTYPES[engine.precision], engine.spec
+    channels, esa = spec.channels, spec.esa_channels
+    roads: dict[str, Callable[[], object]] = {}
+    work: dict[str, tuple[float, float]] = {}
+    for name, inside, outside, side in (
+        ("3x3, 3 to C", 3, channels, 3),
+        ("3x3, C to C", channels, channels, 3),
+        ("3x3, C to last", channels, 3 * spec.scale**2, 3),
+        ("1x1, C to C", channels, channels, 1),
+        ("1x1, C to ESA", channels, esa, 1),
+        ("1x1, ESA to C", esa, channels, 1),
+    ):
+        x = torch.randn(1, inside, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(outside, inside, side, side).to(dtype)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        roads[name] = partial(functional.conv2d, x, weight, None, 1, side // 2)
+        pixels = height * width
+        work[name] = (
+            2.0 * pixels * inside * outside * side**2,
+            dtype.itemsize * float(pixels * (inside + outside) + weight.numel()),
+        )
+    a, b = (
+        torch.randn(1, channels, height, width).to(dtype).to(memory_format=torch.channels_last) for _ in "ab"
+    )
+    elements = float(a.numel())
+    roads["leaky ReLU"] = lambda: functional.leaky_relu(a, 0.05)
+    work["leaky ReLU"] = elements, 2 * elements * dtype.itemsize
+    roads["x times sigmoid"] = lambda: a * torch.sigmoid(b)
+    work["x times sigmoid"] = 4 * elements, 5 * elements * dtype.itemsize
+    cached = torch.zeros(1 << 17, dtype=torch.uint8), torch.zeros(1 << 17, dtype=torch.uint8)
+    roads["copy in cache"] = lambda: cached[0].copy_(cached[1])
+    counts = {name: repeats(road, engine.device, seconds=_SLICE, most=20000) for name, road in roads.items()}
+
+    def many(name: str) -> None:
+        for _ in range(counts[name]):
+            roads[name]()
+
+    times = in_turns({name: partial(many, name) for name in roads}, options.rounds, engine.device)
+    seconds = {name: timing.ms * 1e-3 / counts[name] for name, timing in times.items()}
+    for name, (operations, moved) in work.items():
+        label = (
+            name.replace("C", str(channels), 2)
+            .replace("ESA", str(esa))
+            .replace("last", str(3 * spec.scale**2))
+        )
+        row(
+            "layer",
+            {"name": label, "intensity": operations / moved, "tflops": operations / seconds[name] / 1e12},
+        )
+    speed = engine_speed(options.model, scale=options.scale, size=(width, height), rounds=options.rounds)
+    twin = load(options.model, options.scale)[1].to("meta")
+    intensity = {}
+    for name, itemsize in (("official", 4), ("ours", dtype.itemsize)):
+        operations, moved = _moved_bytes(twin, height, width, itemsize)
+        intensity[f"{name}_intensity"] = operations / moved
+    cache = 2.0 * cached[0].numel() / seconds["copy in cache"] / 1e9
+    row("roofline", {**as_data(speed), **intensity, "cache_copy_gb_s": cache})
+
+
+MEASURES = {"size": measure_size, "tile": measure_tile, "batch": measure_batch, "roofline": measure_roofline}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=[*MEASURES, "draw"])
+    parser.add_argument("files", type=Path, nargs="*", help="for draw: what was measured")
+    parser.add_argument("--to", type=Path, default=Path("docs"))
+    parser.add_argument("--model", default="rlfn-s")
+    parser.add_argument("--scale", type=float, default=4)
+    parser.add_argument("--size", action="append")
+    parser.add_argument("--baseline", action="append", default=["official"])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if options.what == "draw":
+        drawing.draw(options.files, options.to)
+    else:
+        MEASURES[options.what](options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
