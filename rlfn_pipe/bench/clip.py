@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from rlfn_pipe.media.encoders import EncodePlan, plan_encoding
-from rlfn_pipe.media.sink import SinkTimes, VideoSink
+from rlfn_pipe.media.segment import SegmentSink
+from rlfn_pipe.media.sink import VideoSink
+from rlfn_pipe.media.ticks import SinkTimes
 from rlfn_pipe.media.timing import Timeline, clock_for
 from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo, Frame
 
@@ -67,31 +71,40 @@ def encoding(path: Path, colour: ColourInfo, size: tuple[int, int]) -> EncodePla
     return plan_encoding(path, tags=colour, resolved=colour, picture=size, codec="libx264")
 
 
-def write_clip(path: Path, frames: Iterable[Frame], threads: int = 0) -> int:
-    """Encode frames that show at a constant rate, by the project's own sink; returns how many.
+def encode(path: Path, frames: Iterable[Frame], threads: int = 0) -> list[int]:
+    """Encode frames of one size and layout into a file of packets, as `upscale` does; returns their numbers.
 
-    `frames`: one or more, of one size and layout; their own times are replaced by a constant rate.
+    `frames`: one or more; their own times are replaced by 0, 1, 2 ...
     """
-    sink: VideoSink | None = None
-    count = 0
+    arriving = iter(frames)
+    first = next(arriving)
+    plan = encoding(path.with_suffix(".mp4"), first.colour, (first.width, first.height))
+    sink = SegmentSink(path, plan, RATE, name=path.name, threads=threads)
     try:
-        for frame in frames:
-            if sink is None:
-                sink = _sink(path, frame, threads)
-            sink.write(Frame(frame.planes, frame.colour, count, count, 1 / RATE))
-            count += 1
-        if sink is not None:
-            sink.close()
+        for index, frame in enumerate(chain((first,), arriving)):
+            sink.write(replace(frame, pts=index, time_base=1 / RATE))
+        sink.close()
     except BaseException:
-        if sink is not None:
-            sink.abort()
+        sink.abort()
         raise
-    return count
+    return sink.pts
 
 
-def _sink(path: Path, first: Frame, threads: int) -> VideoSink:
+def write_clip(path: Path, frames: Iterable[Frame]) -> int:
+    """Write an mp4 of frames (see `encode`) at a constant rate; returns how many."""
+    frames = iter(frames)
+    first = next(frames)
+    packets = path.with_suffix(".packets")
+    pts = encode(packets, chain((first,), frames))
     plan = encoding(path, first.colour, (first.width, first.height))
-    timeline = Timeline(np.arange(1, dtype=np.int64), 1 / RATE, 1, RATE, True, True, 1)
-    clock = clock_for(plan.muxer, timeline, RATE, [])
-    times = SinkTimes(1 / RATE, RATE, 1, Fraction(0), clock)
-    return VideoSink(path, plan, times, name=path.name, threads=threads)
+    timeline = Timeline(np.array(pts, dtype=np.int64), 1 / RATE, 1, RATE, True, True, len(pts))
+    times = SinkTimes(1 / RATE, RATE, 1, Fraction(0), clock_for(plan.muxer, timeline, RATE, []))
+    sink = VideoSink(path, plan, times, pts, name=path.name)
+    try:
+        sink.write_segment(packets, 0)
+        sink.close()
+    except BaseException:
+        sink.abort()
+        raise
+    packets.unlink()
+    return len(pts)

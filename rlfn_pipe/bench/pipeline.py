@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlfn_pipe.api import upscale
-from rlfn_pipe.bench.clip import moving_frames, write_clip
+from rlfn_pipe.bench.clip import encode, moving_frames, write_clip
 from rlfn_pipe.bench.engine import build_engine
 from rlfn_pipe.bench.machine import cores
 from rlfn_pipe.bench.timing import Timing, in_turns, repeats
@@ -151,7 +151,7 @@ def pipeline_speed(
             {
                 "decode": lambda: _decoded(clip, len(small), keep=False),
                 "compute": lambda: _drain(engine, small, target),
-                "encode": lambda: write_clip(folder / "encoded.mp4", large),
+                "encode": lambda: encode(folder / "encoded.packets", large),
                 "whole": whole,
             },
             rounds,
