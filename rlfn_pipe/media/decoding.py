@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 
 import av.codec.codec
@@ -30,6 +32,9 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 #: Seconds to look further back where an index leads past the wanted keyframe, and for another keyframe.
 _FURTHER_SEEK, _FURTHER_BACK = 2, 10
+
+#: Pictures behind a keyframe that must be the table's.
+_PROVING_PICTURES = 3
 
 #: Called with a decoding error and the packet that it came with (None: the file, or the end of it).
 OnFailure = Callable[[av.error.FFmpegError, "Packet[VideoStream] | None"], None]
@@ -156,13 +161,12 @@ class Decoding:
                     break
 
 
-def starts(timeline: Timeline, first: int, early: int) -> Iterator[int | None]:
-    """Where to begin decoding for the frame at table index `first`, the best place first.
-
-    Keyframes at least `early` frames before it: the next one, the one before that, one about
-    ten seconds further back; at last None, which is the beginning of the file.
-    """
+def _places(timeline: Timeline, first: int, early: int) -> Iterator[int]:
+    """Keyframes at least `early` frames before `first`: the next one, the one before that, one 10 s further back."""
     keys = timeline.keyframes
+    if first - 1 in keys[np.searchsorted(keys, first - 1) :][:1]:
+        # Decoders of intra-only codecs mend a picture from the one before; here it costs nothing.
+        early = max(early, 1)
     at = int(np.searchsorted(keys, max(0, first - early), side="right")) - 1
     if at >= 0:
         back = timeline.pts[keys[at]] - round(Fraction(_FURTHER_BACK) / timeline.time_base)
@@ -170,4 +174,69 @@ def starts(timeline: Timeline, first: int, early: int) -> Iterator[int | None]:
         for place in dict.fromkeys((at, at - 1, min(far, at - 2))):
             if place >= 0 and keys[place] > 0:
                 yield int(keys[place])
-    yield None
+
+
+@dataclass(slots=True)
+class Run:
+    """A decoding that has begun: its first pictures, and all of them (the first ones included)."""
+
+    decoding: Decoding
+    head: VideoFrame | None
+    pictures: Iterator[VideoFrame]
+
+
+def begin(
+    path: Path, timeline: Timeline, first: int, *, early: int, threads: int, on_failure: OnFailure
+) -> Run:
+    """Begin to decode so that from table index `first` on all is as when decoding from the start.
+
+    That is so from a keyframe that comes out itself, unharmed, with the table's next pictures
+    behind it (the leading pictures of an open group are not among them). Where no keyframe near
+    does, the furthest that comes out at all is taken, and at last the beginning of the file
+    (damage, recovery points without a keyframe, a wrong index). `early`: frames that must be
+    decoded before `first`.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
+    likely: int | None = None
+    for start in _places(timeline, first, early) if first else ():
+        decoding = Decoding.of_file(path, timeline, start, threads)
+        try:
+            pictures = decoding.pictures(on_failure)
+            head = next(pictures, None)
+            if head is not None and _is_clean(decoding, timeline, head):
+                following = list(islice(pictures, _PROVING_PICTURES))
+                if _follow(timeline, start, [head, *following]):
+                    return Run(decoding, head, chain([head, *following], pictures))
+                likely = start
+        except BaseException:
+            decoding.close()
+            raise
+        decoding.close()
+    decoding = Decoding.of_file(path, timeline, likely, threads)
+    return started(decoding, on_failure)
+
+
+def started(decoding: Decoding, on_failure: OnFailure) -> Run:
+    """Begin an opened decoding where it stands."""
+    try:
+        pictures = decoding.pictures(on_failure)
+        head = next(pictures, None)
+    except BaseException:
+        decoding.close()
+        raise
+    return Run(decoding, head, pictures if head is None else chain([head], pictures))
+
+
+def _is_clean(decoding: Decoding, timeline: Timeline, head: VideoFrame) -> bool:
+    assert decoding.start is not None
+    wanted = int(timeline.pts[decoding.start])
+    return head.pts == wanted and not head.is_corrupt and not decoding.errors
+
+
+def _follow(timeline: Timeline, start: int, head: list[VideoFrame]) -> bool:
+    """Whether these are the table's pictures from `start` on; not to be told where fields are coded."""
+    wanted = timeline.pts[start : start + len(head)].tolist()
+    there = [picture.pts for picture in head[: len(wanted)]]
+    return there == wanted or any(picture.interlaced_frame for picture in head)

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import av.error
-import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
 from rlfn_pipe.media.colour import colour_of, planar_format, planes_of
-from rlfn_pipe.media.decoding import Decoding, main_video, starts
+from rlfn_pipe.media.decoding import Run, begin, main_video
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
 from rlfn_pipe.media.limits import check_picture_size
+from rlfn_pipe.media.matching import Item, Matcher
 from rlfn_pipe.media.opening import describe_av_error, open_media
 from rlfn_pipe.media.orientation import DisplayMatrix, display_matrix
 from rlfn_pipe.media.timing import Timeline, scan, select
@@ -33,9 +33,6 @@ from rlfn_pipe.types import ColourInfo, Frame, Subsampling
 
 if TYPE_CHECKING:
     from av.sidedata.sidedata import SideDataContainer
-
-#: A gap this many frames after a decoding error is still put down to it (frame threads, reordering).
-_ERROR_REACH = 48
 
 #: Table entries before the first wanted frame that a deinterlacer must have seen (two a frame where fields are coded).
 _FILTER_HISTORY = 8
@@ -135,9 +132,8 @@ class VideoSource:
         self._threads = threads
         self._given = part
         self._stack = ExitStack()
-        self._decoding: Decoding | None = None
-        self._pictures: Iterator[VideoFrame] = iter(())
-        self._items: Iterator[tuple[int, VideoFrame, bool]] = iter(())
+        self._run: Run | None = None
+        self._items: Iterator[Item] = iter(())
 
     def __enter__(self) -> VideoSource:
         try:
@@ -150,7 +146,7 @@ class VideoSource:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         # An abandoned iteration would hold on to its decoder otherwise.
-        self._decoding, self._pictures, self._items = None, iter(()), iter(())
+        self._run, self._items = None, iter(())
 
     def part(self, first: int, last: int) -> Part:
         """A range of the table, for a source of its own. Only of an entered source."""
@@ -176,51 +172,36 @@ class VideoSource:
             self.first, self.last = self._selected_range()
         else:
             self.timeline, self.first, self.last = given.timeline, given.first, given.last
-        head = self._start()
-        if given is not None:
-            self._is_interlaced = given.interlaced
-        else:
-            self._is_interlaced = head is not None and is_interlaced(self.stream, head)
-        self._begin()
-
-    def _start(self) -> VideoFrame | None:
-        """Begin to decode at the best place that proves good; its first picture."""
         history = _FILTER_HISTORY if self._filters_in_time() else 0
-        for start in starts(self.timeline, self.first, history) if self.first else (None,):
-            decoding = Decoding.of_file(self.path, self.timeline, start, self._threads)
-            self._stack.callback(decoding.close)
-            pictures = decoding.pictures(self._decoding_failed)
-            head = next(pictures, None)
-            if start is None or self._is_clean(decoding, head):
-                break
-            decoding.close()
-        self._take(decoding, head, pictures)
-        return head
-
-    def _is_clean(self, decoding: Decoding, head: VideoFrame | None) -> bool:
-        """Whether decoding began with the keyframe itself, unharmed, so that all after it is as in the whole."""
-        assert decoding.start is not None
-        wanted = int(self.timeline.pts[decoding.start])
-        return head is not None and head.pts == wanted and not head.is_corrupt and not decoding.errors
+        run = begin(
+            self.path,
+            self.timeline,
+            self.first,
+            early=history,
+            threads=self._threads,
+            on_failure=self._decoding_failed,
+        )
+        self._stack.callback(run.decoding.close)
+        self._begin(run)
 
     def _filters_in_time(self) -> bool:
         if self._given is not None and self._deinterlace == "auto":
             return self._given.interlaced
         return self._deinterlace != "off"
 
-    def _take(self, decoding: Decoding, head: VideoFrame | None, pictures: Iterator[VideoFrame]) -> None:
-        self._decoding, self.stream = decoding, decoding.stream
-        self.stream_index = self.stream.index
-        self._pictures = pictures if head is None else chain([head], pictures)
-
-    def _begin(self) -> None:
+    def _begin(self, run: Run) -> None:
         """Settle what all pictures are brought to: by the first that is shown, or as the part says."""
-        self._items = self._shown()
+        self._run, self.stream = run, run.decoding.stream
+        self.stream_index = self.stream.index
         given = self._given
         if given is not None:
             self.format, self._size, self._pix_fmt = given.format, given.coded_size, given.format.pix_fmt
             self._colour, self._orientation = given.format.colour, given.baked
+            self._is_interlaced = given.interlaced
+            self._items = self._shown(run)
             return
+        self._is_interlaced = run.head is not None and is_interlaced(self.stream, run.head)
+        self._items = self._shown(run)
         first = next(self._items, None)
         if first is None:
             raise InputError(
@@ -310,19 +291,23 @@ class VideoSource:
             f"{self.path}: a frame{at} does not decode ({reason}); repair the file or use --on-error conceal"
         )
 
-    def _decoded(self) -> Iterator[VideoFrame]:
+    def _decoded(self, pictures: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         """Pictures as they are decoded, with those that are harmed counted."""
-        for picture in self._pictures:
+        for picture in pictures:
             if picture.is_corrupt and self._within(picture.pts):
+                if self._on_error == "fail":
+                    raise self._undecodable(picture.pts, "part of it is lost")
                 self.damaged += 1
             yield picture
 
-    def _filtered(self) -> Iterator[VideoFrame]:
+    def _filtered(self, pictures: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        decoded = self._decoded(pictures)
         if self._deinterlace == "off":
-            return self._decoded()
+            return decoded
         forced = self._deinterlace == "on"
-        filters = Deinterlacer(self.stream, interlaced=self._is_interlaced, force=forced, notes=self.notes)
-        return filters.run(self._decoded())
+        return Deinterlacer(self.stream, interlaced=self._is_interlaced, force=forced, notes=self.notes).run(
+            decoded
+        )
 
     # ---------------------------------------------------------------- iteration
 
@@ -337,83 +322,25 @@ class VideoSource:
         if self.damaged and self._given is None:
             self.notes.append(f"{self.damaged} frames were decoded with damage")
 
-    def _shown(self) -> Iterator[tuple[int, VideoFrame, bool]]:
-        """(pts, picture, concealed) for every frame to show, times strictly increasing.
+    def _shown(self, run: Run) -> Iterator[Item]:
+        """What to show, in order.
 
-        What lies before the first one is gone through in the same way, so that a range of the
+        Pictures before the first one are gone through in the same way, so that a range of the
         whole comes out as the whole has it there.
         """
-        table = self.timeline.pts
+        table, decoding = self.timeline.pts, run.decoding
         begin = int(table[self.first]) if len(table) else None
-        for item in self._matched():
+        matcher = Matcher(
+            self.timeline,
+            decoding.start or 0,
+            self.last,
+            errors=lambda: decoding.errors,
+            codec=self.stream.codec_context.name,
+            notes=self.notes,
+        )
+        for item in matcher.run(self._filtered(run.pictures)):
             if begin is None or item[0] >= begin:
                 yield item
-
-    def _matched(self) -> Iterator[tuple[int, VideoFrame, bool]]:
-        """Decoded pictures matched with the table from where decoding began, to the last frame to show."""
-        assert self._decoding is not None
-        decoding, table, trusted = self._decoding, self.timeline.pts, self.timeline.trusted
-        expected, stop = decoding.start or 0, self.last
-        begin = int(table[expected]) if len(table) else None
-        # Times from here on belong to others, or to nobody where the table ends.
-        end = int(table[stop]) if stop < len(table) else int(table[-1]) + 1 if trusted else None
-        last_pts: int | None = None
-        last_good: VideoFrame | None = None
-        errors_seen, error_at = 0, -_ERROR_REACH
-        step = max(1, round(1 / (self.timeline.rate * self.timeline.time_base)))
-        for decoded in self._filtered():
-            if decoding.errors > errors_seen:
-                errors_seen, error_at = decoding.errors, expected
-            pts = (
-                decoded.pts
-                if decoded.pts is not None
-                else (last_pts + step if last_pts is not None else begin or 0)
-            )
-            if begin is not None and pts < begin:
-                continue
-            beyond = end is not None and pts >= end
-            if beyond and not trusted:
-                return
-            if last_pts is not None and pts <= last_pts:
-                self._note_time_once()
-                pts = last_pts + 1
-            if trusted:
-                position = int(np.searchsorted(table, pts))
-                missing = range(expected, min(position, stop))
-                if missing and self._is_loss(decoded, last_good is None, expected - error_at):
-                    for gap in missing:
-                        yield int(table[gap]), last_good or decoded, True
-                if beyond:
-                    return
-                expected = position + (position < len(table) and int(table[position]) == pts)
-            yield pts, decoded, False
-            last_pts, last_good = pts, decoded
-            if trusted and expected >= stop:
-                return
-        if decoding.errors > errors_seen:
-            error_at = expected
-        if trusted and last_good is not None and expected - error_at < _ERROR_REACH:
-            for gap in range(expected, stop):
-                if last_pts is None or int(table[gap]) > last_pts:
-                    yield int(table[gap]), last_good, True
-
-    def _is_loss(self, decoded: VideoFrame, leading: bool, since_error: int) -> bool:
-        """Whether a gap in the table is lost pictures rather than ones never meant to be shown.
-
-        Field-coded streams have two packets a frame, so their tables have gaps that mean nothing.
-        """
-        if leading or since_error < _ERROR_REACH:
-            return True
-        return not decoded.interlaced_frame and self.stream.codec_context.name in (
-            "h264",
-            "hevc",
-            "mpeg2video",
-        )
-
-    def _note_time_once(self) -> None:
-        note = "some frames repeat or go back in time; they were moved on by the least step"
-        if note not in self.notes:
-            self.notes.append(note)
 
     def _frame(self, decoded: VideoFrame) -> Frame:
         if (decoded.width, decoded.height) != self._size or planar_format(

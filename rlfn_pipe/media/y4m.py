@@ -19,8 +19,7 @@ from av.video.frame import VideoFrame
 
 from rlfn_pipe.errors import InputError, OutputError, UsageError
 from rlfn_pipe.media.colour import LAYOUTS, frame_from_planes
-from rlfn_pipe.media.decoding import Decoding
-from rlfn_pipe.media.deinterlace import is_interlaced
+from rlfn_pipe.media.decoding import Decoding, started
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.source import Selection, VideoSource
 from rlfn_pipe.media.timing import Timeline
@@ -75,11 +74,7 @@ class PipeSource(VideoSource):
         )
         self.first = self.last = 0
         decoding = Decoding(container, self.stream, self.timeline, threads=self._threads)
-        pictures = decoding.pictures(self._decoding_failed)
-        head = next(pictures, None)
-        self._is_interlaced = head is not None and is_interlaced(self.stream, head)
-        self._take(decoding, head, pictures)
-        self._begin()
+        self._begin(started(decoding, self._decoding_failed))
 
     def __iter__(self) -> Iterator[Frame]:
         part, index = self._chosen, 0

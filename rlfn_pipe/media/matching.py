@@ -1,0 +1,128 @@
+"""Decoded pictures matched with the table of times, so that nothing shifts when one does not decode."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from av.video.frame import VideoFrame
+
+from rlfn_pipe.media.timing import Timeline
+
+#: (pts, picture, concealed) of a frame to show.
+Item = tuple[int, VideoFrame, bool]
+
+#: A gap this many frames after a decoding error is still put down to it (frame threads, reordering).
+_ERROR_REACH = 48
+#: How many frames back a decoder may give the same picture once more.
+_REPEAT_REACH = 512
+#: Codecs in which every packet of a progressive stream is a picture to show.
+_ONE_EACH = frozenset({"h264", "hevc", "mpeg2video"})
+
+
+class Matcher:
+    """Gives every entry of a table its picture, from index `start` up to but without `stop`.
+
+    A missing one is concealed by the last good picture, leading ones by the first good one.
+    Where the table is not trusted, pictures are taken as they come, with times made to rise.
+
+    Args:
+        errors: how many packets did not decode so far.
+        codec: libav's name of the decoder.
+        notes: gets a sentence on what was mended.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        start: int,
+        stop: int,
+        *,
+        errors: Callable[[], int],
+        codec: str,
+        notes: list[str],
+    ) -> None:
+        self._table, self._trusted = timeline.pts, timeline.trusted
+        self._expected, self._stop = start, stop
+        self._errors, self._codec, self._notes = errors, codec, notes
+        self._errors_seen, self._error_at = 0, -_ERROR_REACH
+        self._step = max(1, round(1 / (timeline.rate * timeline.time_base)))
+        self._last_pts: int | None = None
+        self._last_good: VideoFrame | None = None
+        self._recent: deque[int] = deque(maxlen=_REPEAT_REACH)
+        self._begin = int(self._table[start]) if len(self._table) else None
+        # Times from here on belong to others, or to nobody where the table ends.
+        self._end = None
+        if stop < len(self._table):
+            self._end = int(self._table[stop])
+        elif self._trusted:
+            self._end = int(self._table[-1]) + 1
+
+    def run(self, pictures: Iterator[VideoFrame]) -> Iterator[Item]:
+        """What to show, times strictly increasing."""
+        for picture in pictures:
+            self._watch_errors()
+            pts = self._time_of(picture)
+            if pts is None:
+                continue
+            beyond = self._end is not None and pts >= self._end
+            if self._trusted:
+                position = int(np.searchsorted(self._table, pts))
+                missing = range(self._expected, min(position, self._stop))
+                if missing and self._is_loss(picture):
+                    yield from self._concealed(missing, self._last_good or picture)
+            if beyond:
+                return
+            self._recent.append(pts)
+            yield pts, picture, False
+            self._last_pts, self._last_good = pts, picture
+            if self._trusted:
+                there = position < len(self._table) and int(self._table[position]) == pts
+                self._expected = position + there
+                if self._expected >= self._stop:
+                    return
+        self._watch_errors()
+        if self._trusted and self._last_good is not None and self._since_error() < _ERROR_REACH:
+            yield from self._concealed(range(self._expected, self._stop), self._last_good)
+
+    def _time_of(self, picture: VideoFrame) -> int | None:
+        """When to show a picture; None for one that is not to be shown, or was already."""
+        pts, last = picture.pts, self._last_pts
+        if pts is None:
+            pts = last + self._step if last is not None else self._begin or 0
+        if self._begin is not None and pts < self._begin:
+            return None
+        if last is not None and pts <= last:
+            if self._trusted and pts in self._recent:
+                # After a loss decoders give pictures late or twice; their place is filled.
+                return None
+            note = "some frames repeat or go back in time; they were moved on by the least step"
+            if note not in self._notes:
+                self._notes.append(note)
+            pts = last + 1
+        return pts
+
+    def _concealed(self, missing: range, picture: VideoFrame) -> Iterator[Item]:
+        for gap in missing:
+            pts = int(self._table[gap])
+            if self._last_pts is None or pts > self._last_pts:
+                self._recent.append(pts)
+                yield pts, picture, True
+                self._last_pts = pts
+
+    def _watch_errors(self) -> None:
+        if self._errors() > self._errors_seen:
+            self._errors_seen, self._error_at = self._errors(), self._expected
+
+    def _since_error(self) -> int:
+        return self._expected - self._error_at
+
+    def _is_loss(self, picture: VideoFrame) -> bool:
+        """Whether a gap in the table is lost pictures rather than ones never meant to be shown.
+
+        Field-coded streams have two packets a frame, so their tables have gaps that mean nothing.
+        """
+        if self._last_good is None or self._since_error() < _ERROR_REACH:
+            return True
+        return not picture.interlaced_frame and self._codec in _ONE_EACH
