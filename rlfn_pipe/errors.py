@@ -58,7 +58,11 @@ class Interrupted(RlfnPipeError):
     `signum` is the signal that arrived; the exit code is 128 + signum as shells expect.
     """
 
-    def __init__(self, signum: int = signal.SIGINT) -> None:
-        super().__init__("stopped before the end; the unfinished output was removed")
+    def __init__(
+        self,
+        signum: int = signal.SIGINT,
+        message: str = "stopped before the end; the unfinished output was removed",
+    ) -> None:
+        super().__init__(message)
         self.signum = signum
         self.exit_code = 128 + signum

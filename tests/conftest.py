@@ -23,7 +23,9 @@ def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """See `nearest_engine`; for subprocesses."""
     from rlfn_pipe.engine.reference import nearest_factory, nearest_spec
     from rlfn_pipe.engine.runner import Engine
+    from rlfn_pipe.jobs import run
     from rlfn_pipe.jobs.room import EngineRoom
+    from rlfn_pipe.jobs.workers import Inline
 
     def native(factor: float) -> int:
         return next((scale for scale in (1, 2, 3, 4) if scale >= factor), 4)
@@ -34,6 +36,8 @@ def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(EngineRoom, "engine_for", engine_for)
     monkeypatch.setattr(EngineRoom, "spec_for", lambda self, factor: nearest_spec(native(factor)))
+    # A patched class does not reach other processes.
+    monkeypatch.setattr(run, "workers_for", lambda options, on_warning, isolate: Inline(options, on_warning))
 
 
 @pytest.fixture

@@ -62,7 +62,9 @@ def plan_lines(plan: PlanSummary) -> list[str]:
             ("size", _sizes(plan)),
             ("format", _format(plan)),
             ("frames", _frames(plan)),
+            ("segments", f"{plan.segments}, kept until the file is whole" if plan.segments > 1 else ""),
             ("estimated size", f"about {human_bytes(plan.estimated_bytes)}" if plan.estimated_bytes else ""),
+            ("disk", _disk(plan)),
         ]
     )
     if plan.streams:
@@ -78,6 +80,12 @@ def _sizes(plan: PlanSummary) -> str:
 
     shown = f", shown as {by(plan.display_size)}" if plan.display_size != plan.output_size else ""
     return f"{by(plan.source_size)} -> {by(plan.output_size)} (x{plan.scale:g}){shown}"
+
+
+def _disk(plan: PlanSummary) -> str:
+    if not plan.work_bytes or plan.free_bytes is None:
+        return ""
+    return f"about {human_bytes(plan.work_bytes)} while it works, {human_bytes(plan.free_bytes)} are free"
 
 
 def _frames(plan: PlanSummary) -> str:

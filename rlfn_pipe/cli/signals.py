@@ -22,9 +22,11 @@ class StopToken(threading.Event):
 def stop_on_signals() -> Iterator[StopToken]:
     """Install handlers for SIGINT and SIGTERM for the time of the block and restore the old ones.
 
-    The first signal sets the token: the job ends at its next step and removes what is unfinished.
+    The first signal sets the token: the job ends at its next step and keeps what is finished.
     The second raises KeyboardInterrupt in the main thread, the third ends the process on the spot.
-    Outside the main thread, where Python allows no handlers, the token is never set by signals.
+    After a block that was asked to stop both signals are ignored: the program is on its way out, and a
+    late second one must not end it with a traceback. Outside the main thread, where Python allows no
+    handlers, the token is never set by signals.
     """
     stop = StopToken()
     arrived = 0
@@ -48,4 +50,4 @@ def stop_on_signals() -> Iterator[StopToken]:
         yield stop
     finally:
         for signum, old in before.items():
-            signal.signal(signum, old)
+            signal.signal(signum, signal.SIG_IGN if arrived else old)

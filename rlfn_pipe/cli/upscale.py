@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -77,9 +78,9 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
 
     with stop_on_signals() as stop, Reporter(options, stop) as reporter:
         try:
-            report = run(input, output, options, on_event=reporter.on_event, stop=stop)
-        except (Interrupted, KeyboardInterrupt):
-            error = Interrupted(stop.signum) if stop.signum else Interrupted()
+            report = run(input, output, options, on_event=reporter.on_event, stop=stop, isolate=True)
+        except (Interrupted, KeyboardInterrupt) as reason:
+            error = reason if isinstance(reason, Interrupted) else Interrupted(stop.signum or signal.SIGINT)
             reporter.stopped(error)
             if reporter.output_closed:
                 return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -55,31 +55,43 @@ class Unreadable:
     error: RlfnPipeError
 
 
-class ImageRun:
-    """Upscales images in order; one that fails does not stop the others, unless it is the only item.
+@dataclass(frozen=True, slots=True)
+class ImageTask:
+    """Images to work on. Picklable.
 
-    `finished` and `failed` grow as events are sent.
+    `workers`: threads that read and write; `total`: items of the whole run; `offset`: items of it
+    that come before these; `before`: images of this task that earlier attempts have dealt with.
     """
+
+    items: tuple[Item, ...]
+    options: UpscaleOptions
+    workers: int
+    total: int
+    offset: int = 0
+    before: int = 0
+
+    def run(self, room: EngineRoom, on_event: Callable[[Event], None], stop: threading.Event) -> None:
+        """Work through all items; see `ImageRun.run`."""
+        ImageRun(self, room, on_event, stop).run()
+
+
+class ImageRun:
+    """Upscales images in order; one that fails does not stop the others, unless it is the only item."""
 
     def __init__(
         self,
-        items: Sequence[Item],
-        options: UpscaleOptions,
+        task: ImageTask,
         room: EngineRoom,
-        *,
         on_event: Callable[[Event], None],
         stop: threading.Event,
-        workers: int,
-        position: tuple[int, int] = (0, 1),
     ) -> None:
-        self._items, self._options, self._room = list(items), options, room
-        self._on_event, self._stop, self._workers = on_event, stop, workers
-        self._offset, self._total = position
+        self._task, self._room = task, room
+        self._items, self._options, self._workers = task.items, task.options, task.workers
+        self._on_event, self._stop = on_event, stop
         self._waiting: dict[int, Picture] = {}
         self._begin = time.monotonic()
         self._bytes = 0
-        self.finished: list[Finished] = []
-        self.failed: list[Failed] = []
+        self._done = 0
 
     def run(self) -> None:
         """Work through all items. Raises `Interrupted`, and errors that concern every item."""
@@ -198,33 +210,33 @@ class ImageRun:
             height=picture.target.height,
             notes=picture.notes,
         )
-        self.finished.append(done)
+        self._done += 1
         self._on_event(done)
         self._progress(done.input)
 
     def _fail(self, item: Item, error: RlfnPipeError) -> None:
-        if self._total == 1:
+        if self._task.total == 1:
             raise error
+        self._done += 1
         failed = Failed(str(item.source), str(error))
-        self.failed.append(failed)
         self._on_event(failed)
         self._progress(failed.input)
 
     def _progress(self, name: str) -> None:
-        done = len(self.finished) + len(self.failed)
         elapsed = time.monotonic() - self._begin
-        fps = done / elapsed if elapsed > 0 else 0.0
-        left = len(self._items) - done
+        fps = self._done / elapsed if elapsed > 0 else 0.0
+        left = len(self._items) - self._done
+        done = self._task.before + self._done
         self._on_event(
             Progress(
                 input=name,
                 frames_done=done,
-                frames_total=len(self._items),
+                frames_total=done + left,
                 fps=fps,
                 eta_seconds=left / fps if fps else None,
                 bytes_written=self._bytes,
                 limit=None,
-                items_done=self._offset + done,
-                items_total=self._total,
+                items_done=self._task.offset + done,
+                items_total=self._task.total,
             )
         )

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry
-from rlfn_pipe.jobs.temporary import finished_by_rename
-from rlfn_pipe.jobs.video import encoding_for, sample_aspect
+from rlfn_pipe.jobs.join import end_check
+from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
+from rlfn_pipe.jobs.video_plan import encoding_for, sample_aspect
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout
+from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
 from rlfn_pipe.media.source import Selection, VideoSource
-from rlfn_pipe.media.timing import clock_for
-from rlfn_pipe.media.verify import verify_video
+from rlfn_pipe.media.timing import Clock, clock_for
 from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
 from rlfn_pipe.pipeline.stages import Pipeline
 from rlfn_pipe.types import ColourInfo, Event, Finished, Frame, Progress, Started, Target, Warned
@@ -116,7 +117,7 @@ def upscale_pipe(
         width=geometry.width,
         height=geometry.height,
         notes=(*work.notes, *source.notes),
-        stage_seconds=dict(pipeline.clock.busy),
+        stages=pipeline.clock.times(),
     )
 
 
@@ -195,7 +196,7 @@ def _raw_format(wanted: str, colour: ColourInfo) -> str:
 
 
 class _FileOut:
-    """A video file made from a pipe."""
+    """A video file made from a pipe: one segment, which cannot be resumed, then the file."""
 
     size = 0
 
@@ -209,39 +210,55 @@ class _FileOut:
     ) -> None:
         if path.exists() and not options.overwrite:
             raise OutputError(f"{path} exists; -y overwrites")
-        form, timeline = source.format, source.timeline
-        plan = encoding_for(path, options, form, size)
+        form, self._timeline = source.format, source.timeline
+        self._plan = plan = encoding_for(path, options, form, size)
         self.colour, self.notes = plan.colour, plan.notes
         self.description = f"{plan.codec} {plan.pix_fmt}"
-        self._path, self._muxer = path, plan.muxer
+        self._path, self._threads = path, options.threads or 0
+        self._aspect = sample_aspect(source)
         self._temporary = stack.enter_context(finished_by_rename(path, overwrite=options.overwrite))
-        clock = clock_for(plan.muxer, timeline, timeline.rate)
-        times = SinkTimes(timeline.time_base, timeline.rate, timeline.last_duration, Fraction(0), clock)
-        self._sink = VideoSink(
-            self._temporary,
+        self._packets = stack.enter_context(private_file(path.parent))
+        self._segment = SegmentSink(
+            self._packets,
             plan,
-            times,
+            self._timeline.rate,
             name=str(path),
-            sample_aspect_ratio=sample_aspect(source),
-            threads=options.threads or 0,
+            sample_aspect_ratio=self._aspect,
+            threads=self._threads,
         )
 
     @property
     def frames(self) -> int:
-        return self._sink.frames
+        return self._segment.frames
 
     def write(self, frames: list[Frame]) -> None:
         for frame in frames:
-            self._sink.write(frame)
+            self._segment.write(frame)
 
     def close(self) -> None:
-        self._sink.close()
-        expected, tick = self._sink.expected_ticks()
-        shifted = self._muxer in ("mpegts", "avi")
-        verify_video(
-            self._temporary, str(self._path), self._sink.stream_index, expected, tick, shifted=shifted
+        self._segment.close()
+        plan, line = self._plan, self._timeline
+        times = SinkTimes(line.time_base, line.rate, line.last_duration, Fraction(0), self._clock())
+        sink = VideoSink(
+            self._temporary,
+            plan,
+            times,
+            self._segment.pts,
+            name=str(self._path),
+            sample_aspect_ratio=self._aspect,
+            threads=self._threads,
         )
+        try:
+            sink.write_segment(self._packets, 0)
+            sink.close()
+        except BaseException:
+            sink.abort()
+            raise
+        end_check(self._temporary, str(self._path), plan, sink)
         self.size = self._temporary.stat().st_size
 
+    def _clock(self) -> Clock:
+        return clock_for(self._plan.muxer, self._timeline, self._timeline.rate)
+
     def abort(self) -> None:
-        self._sink.abort()
+        self._segment.abort()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from rlfn_pipe.jobs.geometry import output_geometry
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.run import plan_items
-from rlfn_pipe.jobs.video import open_source, plan_video
+from rlfn_pipe.jobs.segments import plan_segments, segment_seconds
+from rlfn_pipe.jobs.video_plan import open_source, plan_video
 from rlfn_pipe.media.images import (
     check_output_size,
     conversion_notes,
@@ -68,6 +70,16 @@ def _same_kind_beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}-upscaled{path.suffix if known else '.mkv'}")
 
 
+def _free_bytes(folder: Path) -> int | None:
+    """Free space where `folder` is or will be; None where the system does not say."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
 def _engine_facts(options: UpscaleOptions) -> tuple[str, str]:
     """Device and precision as text, without loading a network."""
     from rlfn_pipe.engine.device import device_name, resolve_device, resolve_precision
@@ -82,6 +94,8 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
         plan = plan_video(item, options, source)
         form, encoding, geometry = source.format, plan.encoding, plan.geometry
         frames = source.frames
+        seconds = segment_seconds(encoding.width, encoding.height, options.segment)
+        segments = len(plan_segments(source.timeline, source.first, source.last, seconds))
         warnings = source_warnings(source)
         swapped = form.matrix is not None and form.matrix.swaps_axes
     media = probe(item.source)
@@ -95,6 +109,13 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
     )
     bits = _BITS_PER_PIXEL.get(encoding.codec)
     size = (encoding.width, encoding.height)
+    estimate = round(bits * size[0] * size[1] * frames / 8) if bits else None
+    free = _free_bytes(options.work_dir or item.output.parent)
+    if estimate is not None and free is not None and free < 2 * estimate:
+        warnings = (
+            *warnings,
+            f"the disk has {free >> 20} MiB free and the work may need {estimate >> 19} MiB",
+        )
     return summary.PlanSummary(
         input=str(item.source),
         output=str(item.output),
@@ -111,7 +132,11 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
         pix_fmt=encoding.pix_fmt,
         frames=frames,
         streams=streams,
-        estimated_bytes=round(bits * size[0] * size[1] * frames / 8) if bits else None,
+        segments=segments,
+        estimated_bytes=estimate,
+        # Segments and the file that is put together from them lie side by side in the end.
+        work_bytes=2 * estimate if estimate is not None else None,
+        free_bytes=free,
         device=device,
         precision=precision,
         tile="auto" if options.tile is None else str(options.tile or "whole frames"),

@@ -6,15 +6,20 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 
 from rlfn_pipe.errors import RlfnPipeError
-from rlfn_pipe.jobs.images import ImageRun
+from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
+from rlfn_pipe.jobs.ledger import Ledger
 from rlfn_pipe.jobs.pipe import PIPE, upscale_pipe
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.summary import Report
+from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video import upscale_video
+from rlfn_pipe.jobs.work import has_work
+from rlfn_pipe.jobs.workers import Workers, workers_for
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.pipeline.stages import interrupted
 from rlfn_pipe.types import Event, Failed, Finished, Warned
@@ -23,16 +28,24 @@ from rlfn_pipe.types import Event, Failed, Finished, Warned
 DEFAULT_IMAGE_WORKERS = 4
 
 
-def plan_items(input: str, output: str, options: UpscaleOptions) -> Plan:
-    """The files that INPUT means, and where each goes."""
-    return expand(
+def plan_items(input: str, output: str, options: UpscaleOptions, ledger: Ledger | None = None) -> Plan:
+    """The files that INPUT means, and where each goes; what `ledger` calls finished is skipped."""
+    plan = expand(
         input,
         output,
         recursive=options.recursive,
         format=options.format,
         skip_existing=options.skip_existing,
         overwrite=options.overwrite,
+        resumable=lambda path: (
+            options.resume and (has_work(path, options.work_dir) or (ledger is not None and ledger.has(path)))
+        ),
     )
+    if ledger is None:
+        return plan
+    finished = tuple(item for item in plan.items if ledger.finished(item))
+    rest = tuple(item for item in plan.items if item not in finished)
+    return replace(plan, items=rest, skipped=(*plan.skipped, *finished))
 
 
 def run(
@@ -42,12 +55,16 @@ def run(
     *,
     on_event: Callable[[Event], None] | None = None,
     stop: threading.Event | None = None,
+    isolate: bool = False,
 ) -> Report:
     """Upscale everything that INPUT means into OUTPUT.
 
     Args:
         on_event: called with each event, one at a time, from several threads.
-        stop: when set, the run ends at its next step and removes what is unfinished.
+        stop: when set, the run ends at its next step; finished segments are kept, what is
+            unfinished is removed.
+        isolate: compute in worker processes, which may die without taking the run along. The
+            caller's main module must then be importable, as `multiprocessing` asks.
 
     Returns:
         What was done. With several items a failed one is in `Report.failed` and the others go on.
@@ -59,101 +76,103 @@ def run(
     begin = time.monotonic()
     if options.nice and hasattr(os, "nice"):
         os.nice(options.nice)
+    state = _Run(options, on_event or (lambda event: None), stop or threading.Event())
     if PIPE in (input, output):
-        return _run_pipe(input, output, options, on_event or (lambda event: None), stop or threading.Event())
-    plan = plan_items(input, output, options)
-    state = _Run(options, on_event or (lambda event: None), stop or threading.Event(), len(plan.items))
+        state.pipe(input, output)
+        return state.report((), begin)
+    ledger = Ledger(input, output, options) if options.resume and not Path(input).is_file() else None
+    plan = plan_items(input, output, options, ledger)
     for warning in plan.warnings:
         state.emit(Warned(input, warning))
-    state.work(plan.items)
-    return Report(
-        finished=tuple(state.finished),
-        failed=tuple(state.failed),
-        warned=tuple(state.warned),
-        skipped=tuple(str(item.source) for item in plan.skipped),
-        seconds=time.monotonic() - begin,
-    )
+    # Wrong options must not be told once an item.
+    EngineRoom(options, lambda text: None).spec_for(options.factor or 1.0)
+    if plan.items:
+        state.work(plan.items, isolate, ledger)
+    if ledger is not None and not state.failed:
+        ledger.remove()
+    return state.report(tuple(str(item.source) for item in plan.skipped), begin)
 
 
-def _run_pipe(
-    input: str, output: str, options: UpscaleOptions, on_event: Callable[[Event], None], stop: threading.Event
-) -> Report:
-    begin = time.monotonic()
-    state = _Run(options, on_event, stop, 1)
-    done = upscale_pipe(input, output, options, state.room, on_event=state.emit, stop=stop)
-    state.emit(done)
-    return Report(finished=(done,), warned=tuple(state.warned), seconds=time.monotonic() - begin)
-
-
-@dataclass
 class _Run:
-    options: UpscaleOptions
-    on_event: Callable[[Event], None]
-    stop: threading.Event
-    total: int
-    finished: list[Finished] = field(default_factory=list)
-    failed: list[Failed] = field(default_factory=list)
-    warned: list[Warned] = field(default_factory=list)
+    """What is going on, and what came of it."""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, options: UpscaleOptions, on_event: Callable[[Event], None], stop: threading.Event
+    ) -> None:
+        self._options, self._on_event, self._stop = options, on_event, stop
+        self._finished: list[Finished] = []
+        self._failed: list[Failed] = []
+        self._warned: list[Warned] = []
         self._lock = threading.Lock()
         self._current = ""
-        self.room = EngineRoom(self.options, lambda text: self.emit(Warned(self._current, text)))
+        self._ledger: Ledger | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether an item failed."""
+        return bool(self._failed)
+
+    def report(self, skipped: tuple[str, ...], begin: float) -> Report:
+        return Report(
+            finished=tuple(self._finished),
+            failed=tuple(self._failed),
+            warned=tuple(self._warned),
+            skipped=skipped,
+            seconds=time.monotonic() - begin,
+        )
 
     def emit(self, event: Event) -> None:
         """Hand an event on, one at a time whatever thread it comes from."""
         with self._lock:
             if isinstance(event, Warned):
-                self.warned.append(event)
-            self.on_event(event)
+                self._warned.append(event)
+            elif isinstance(event, Finished):
+                self._finished.append(event)
+                if self._ledger is not None:
+                    self._ledger.add(Path(event.input), Path(event.output))
+            elif isinstance(event, Failed):
+                self._failed.append(event)
+            self._on_event(event)
 
-    def work(self, items: tuple[Item, ...]) -> None:
-        """Images first, together; then the videos, one after another."""
-        images = [item for item in items if item.kind == "image"]
+    def _warn(self, text: str) -> None:
+        self.emit(Warned(self._current, text))
+
+    def pipe(self, input: str, output: str) -> None:
+        """Raw video from or to a shell pipe: computed here, since the pipe is this process'."""
+        room = EngineRoom(self._options, self._warn)
+        self.emit(upscale_pipe(input, output, self._options, room, on_event=self.emit, stop=self._stop))
+
+    def work(self, items: tuple[Item, ...], isolate: bool, ledger: Ledger | None) -> None:
+        """Images first, together; then the videos, as many at a time as there are workers."""
+        self._ledger = ledger
+        images = tuple(item for item in items if item.kind == "image")
         videos = [item for item in items if item.kind == "video"]
-        # Wrong options must not be told once an item.
-        self.room.spec_for(self.options.factor or 1.0)
-        if images:
-            self._images(images)
-        for done, item in enumerate(videos):
-            if self.stop.is_set():
-                raise interrupted(self.stop)
-            self._video(item, len(images) + done)
-
-    def _images(self, items: list[Item]) -> None:
-        workers = self.options.jobs or min(DEFAULT_IMAGE_WORKERS, os.cpu_count() or 1)
-        run = ImageRun(
-            items,
-            self.options,
-            self.room,
-            on_event=self.emit,
-            stop=self.stop,
-            workers=min(workers, len(items)),
-            position=(0, self.total),
-        )
+        workers = workers_for(self._options, self._warn, isolate=isolate)
         try:
-            run.run()
+            if images:
+                threads = self._options.jobs or min(DEFAULT_IMAGE_WORKERS, os.cpu_count() or 1)
+                task = ImageTask(images, self._options, min(threads, len(images)), len(items))
+                workers.images(task, self.emit, self._stop)
+            for_each(
+                list(enumerate(videos, len(images))),
+                lambda numbered: self._video(numbered[1], workers, (numbered[0], len(items))),
+                workers.count,
+                on_abort=workers.close,
+            )
         finally:
-            self.finished += run.finished
-            self.failed += run.failed
+            workers.close()
 
-    def _video(self, item: Item, done: int) -> None:
-        self._current = str(item.source)
+    def _video(self, item: Item, workers: Workers, position: tuple[int, int]) -> None:
+        if self._stop.is_set():
+            raise interrupted(self._stop)
+        name = self._current = str(item.source)
         try:
             result = upscale_video(
-                item,
-                self.options,
-                self.room,
-                on_event=self.emit,
-                stop=self.stop,
-                position=(done, self.total),
+                item, self._options, workers, on_event=self.emit, stop=self._stop, position=position
             )
         except RlfnPipeError as error:
-            if self.stop.is_set() or self.total == 1:
+            if self._stop.is_set() or position[1] == 1:
                 raise
-            failed = Failed(self._current, str(error))
-            self.failed.append(failed)
-            self.emit(failed)
+            self.emit(Failed(name, str(error)))
             return
-        self.finished.append(result)
         self.emit(result)

@@ -35,7 +35,9 @@ class PlanSummary:
     `display_size` is the output after rotation. `native_scale` is the factor that the network
     computes before any Lanczos resize. `codec` is the encoder, `container` the format's name
     (both the image format for images). `frames` is None where the container does not state it.
-    `estimated_bytes` is None where no estimate is possible. `warnings` are things that may go
+    `estimated_bytes` (of the output) and `work_bytes` (of all that lies on the disk at the end of
+    the work) are None where no estimate is possible; `free_bytes` is what the disk has. A video is
+    made in `segments`. `warnings` are things that may go
     wrong; `notes` are decisions that the person did not ask for (padding to even sides, colour
     guessed, precision chosen).
     """
@@ -55,7 +57,10 @@ class PlanSummary:
     pix_fmt: str
     frames: int | None = None
     streams: tuple[StreamPlan, ...] = ()
+    segments: int = 0
     estimated_bytes: int | None = None
+    work_bytes: int | None = None
+    free_bytes: int | None = None
     device: str = ""
     precision: str = ""
     tile: str = ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlfn_pipe.errors import OutputError
-from rlfn_pipe.files import atomic_path
+from rlfn_pipe.files import TEMPORARY_SUFFIX, atomic_path
 
 
 @contextmanager
@@ -39,6 +41,24 @@ def finished_by_rename(output: Path, *, overwrite: bool) -> Iterator[Path]:
         except OSError as error:
             advice = "free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its folder"
             raise OutputError(f"{output}: cannot be put in place ({_reason(error)}); {advice}") from None
+
+
+@contextmanager
+def private_file(folder: Path) -> Iterator[Path]:
+    """An empty file with an unpredictable name that only the user can read, gone after the block.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=".", suffix=TEMPORARY_SUFFIX, dir=folder)
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({_reason(error)}); choose another folder") from None
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _reason(error: OSError) -> str:

@@ -1,195 +1,44 @@
-"""One video, from file to file."""
+"""One video, from file to file: segments are made, kept in a work folder, joined, checked, put in place."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING
 
-from rlfn_pipe.errors import OutputError
-from rlfn_pipe.jobs.geometry import Geometry, output_geometry
-from rlfn_pipe.jobs.temporary import finished_by_rename
-from rlfn_pipe.media.avi import whole_frames
-from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
-from rlfn_pipe.media.opening import open_media
-from rlfn_pipe.media.sink import SinkTimes, VideoSink
-from rlfn_pipe.media.source import Selection, SourceFormat, VideoSource
-from rlfn_pipe.media.streams import Carrier, StreamPlan, earliest, plan_streams
-from rlfn_pipe.media.tags import stream_tags
-from rlfn_pipe.media.timing import Clock, Timeline, clock_for
-from rlfn_pipe.media.verify import verify_video
-from rlfn_pipe.pipeline.stages import Pipeline
-from rlfn_pipe.types import Event, Finished, Frame, Progress, Started, Target, Warned
+from rlfn_pipe.errors import EngineError, Interrupted, OutputError, RlfnPipeError
+from rlfn_pipe.jobs.fingerprint import fingerprint
+from rlfn_pipe.jobs.join import join, work_threads
+from rlfn_pipe.jobs.journal import Done, Header
+from rlfn_pipe.jobs.patience import Patience
+from rlfn_pipe.jobs.progress import Meter
+from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
+from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, file_digest
+from rlfn_pipe.jobs.together import for_each
+from rlfn_pipe.jobs.video_plan import VideoPlan, open_source, plan_video
+from rlfn_pipe.jobs.work import Work, entered
+from rlfn_pipe.media.segment import count_segment
+from rlfn_pipe.media.source import VideoSource
+from rlfn_pipe.pipeline.stages import interrupted
+from rlfn_pipe.types import Event, Finished, StageTimes, Started, Target, Warned
 
 if TYPE_CHECKING:
-    from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.jobs.inputs import Item
-    from rlfn_pipe.jobs.room import EngineRoom
+    from rlfn_pipe.jobs.workers import Workers
     from rlfn_pipe.options import UpscaleOptions
 
-_PROGRESS_SECONDS = 0.25
-
-#: A window that begins with the clip keeps what other streams have before the first frame.
-_LONG_AGO = Fraction(-(1 << 40))
-
-#: Containers in which no stream may begin before zero.
-_NO_NEGATIVE_TIMES = frozenset({"matroska", "webm", "avi", "mpegts", "nut"})
-
-
-@dataclass(frozen=True, slots=True)
-class VideoPlan:
-    """Everything that is settled before the first frame is computed."""
-
-    geometry: Geometry
-    encoding: EncodePlan
-    streams: tuple[StreamPlan, ...]
-    times: SinkTimes
-    matrix: tuple[int, ...] | None
-    window: tuple[Fraction, Fraction | None] | None
-    notes: tuple[str, ...]
-
-
-def open_source(item: Item, options: UpscaleOptions) -> VideoSource:
-    """The item's frames with the options that concern reading. Enter it as a context."""
-    muxer = muxer_for(item.output)
-    return VideoSource(
-        item.source,
-        selection=Selection(options.start, options.end, options.frames, options.sample),
-        on_error=options.on_error,
-        deinterlace=options.deinterlace,
-        bake_rotation=options.rotate == "bake" or muxer not in ROTATING_MUXERS,
-        threads=options.threads or 0,
-    )
-
-
-def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> VideoPlan:
-    """Settle size, encoder, streams and clock for an opened source.
-
-    Raises:
-        UsageError: the options cannot be met for this source.
-        OutputError: the container cannot hold this source's times.
-    """
-    form = source.format
-    swapped = form.matrix is not None and form.matrix.swaps_axes
-    geometry = output_geometry(
-        options, form.width, form.height, swapped=swapped, even=True, name=str(item.source)
-    )
-    encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
-    notes = list(encoding.notes)
-    matrix = None
-    if form.matrix is not None:
-        matrix = form.matrix.scaled(geometry.width / form.width, geometry.height / form.height)
-    elif source.baked and options.rotate == "keep":
-        notes.append(
-            f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright"
-        )
-    if (
-        sample_aspect(source) not in (None, 1)
-        and encoding.codec == "mpeg2video"
-        and encoding.muxer == "mpegts"
-    ):
-        notes.append("mpeg2video in .ts knows few picture aspects: the nearest one is written")
-    with open_media(item.source) as container:
-        streams = plan_streams(
-            container,
-            source.stream_index,
-            encoding.muxer,
-            audio=cast("Literal['copy', 'none']", options.audio),
-            subtitles=cast("Literal['copy', 'none']", options.subtitles),
-        )
-        kept = {plan.index for plan in streams if plan.action != "drop"}
-        rates = [stream.rate for stream in container.streams.audio if stream.index in kept and stream.rate]
-    timeline = source.timeline
-    if encoding.muxer == "avi" and not timeline.constant:
-        raise OutputError(
-            f"{item.output}: avi cannot hold the varying frame rate of {item.source.name}; write .mkv or .mp4 instead"
-        )
-    window = _window(source)
-    clock = clock_for(encoding.muxer, timeline, timeline.rate, rates)
-    if not clock.exact and not _on_ticks(timeline, clock):
-        per_second = 1 / clock.tick
-        notes.append(
-            f"{item.output.suffix} counts time in 1/{float(per_second):g} s: times are the nearest of those"
-        )
-    times = SinkTimes(
-        time_base=timeline.time_base,
-        rate=timeline.rate,
-        last_duration=_last_duration(source),
-        base=_base(item, source, streams, encoding.muxer, window),
-        clock=clock,
-    )
-    return VideoPlan(geometry, encoding, streams, times, matrix, window, tuple(notes))
-
-
-def encoding_for(
-    path: Path, options: UpscaleOptions, form: SourceFormat, picture: tuple[int, int]
-) -> EncodePlan:
-    """The encoder settings for an output whose picture has this width and height."""
-    return plan_encoding(
-        path,
-        tags=form.tags,
-        resolved=form.colour,
-        picture=picture,
-        codec=options.codec,
-        crf=options.crf,
-        encoder_preset=options.encoder_preset,
-        pix_fmt=options.pix_fmt,
-        encoder_options=options.encoder_options,
-        mastering=form.mastering,
-        light_level=form.light_level,
-    )
-
-
-def _window(source: VideoSource) -> tuple[Fraction, Fraction | None] | None:
-    """The chosen part in source seconds, for the other streams; None for all of it."""
-    timeline = source.timeline
-    if source.whole or not timeline.frames:
-        return None
-    start = timeline.seconds(source.first) if source.first else _LONG_AGO
-    end = timeline.seconds(source.last) if source.last < timeline.frames else None
-    return start, end
-
-
-def _last_duration(source: VideoSource) -> int:
-    timeline = source.timeline
-    if timeline.frames and source.last < timeline.frames:
-        return int(timeline.pts[source.last] - timeline.pts[source.last - 1])
-    return timeline.last_duration
-
-
-def _base(
-    item: Item,
-    source: VideoSource,
-    streams: tuple[StreamPlan, ...],
-    muxer: str,
-    window: tuple[Fraction, Fraction | None] | None,
-) -> Fraction:
-    """Source seconds that become the output's zero: the start of the earliest kept stream."""
-    timeline = source.timeline
-    first = timeline.seconds(source.first) if timeline.frames else Fraction(0)
-    if window is not None and source.first > 0:
-        return first
-    shown, packets = earliest(lambda: open_media(item.source), streams, muxer)
-    start = min(first, shown) if shown is not None else first
-    if muxer in _NO_NEGATIVE_TIMES and packets is not None:
-        start = min(start, packets)
-    return first - whole_frames(first - start, timeline.rate) if muxer == "avi" else start
-
-
-def _on_ticks(timeline: Timeline, clock: Clock) -> bool:
-    ratio = timeline.time_base / clock.tick
-    return bool((timeline.pts * ratio.numerator % ratio.denominator == 0).all())
+#: Free bytes that are left alone.
+_RESERVE = 1 << 20
 
 
 def upscale_video(
     item: Item,
     options: UpscaleOptions,
-    room: EngineRoom,
+    workers: Workers,
     *,
     on_event: Callable[[Event], None],
     stop: threading.Event,
@@ -198,135 +47,210 @@ def upscale_video(
     """Upscale one video. `position`: items done before this one, and items in all.
 
     Raises:
-        RlfnPipeError: the item failed or was interrupted; its output was not touched.
+        RlfnPipeError: the item failed or was interrupted; its output was not touched, and the
+            segments that are done are kept for the next run (unless `options.resume` is off).
     """
     begin = time.monotonic()
     name = str(item.source)
     with ExitStack() as stack:
+        folder = stack.enter_context(
+            entered(item.output, options.work_dir, lasting=options.resume, anew=options.overwrite)
+        )
         source = stack.enter_context(open_source(item, options))
         plan = plan_video(item, options, source)
-        engine = room.engine_for(plan.geometry.factor)
-        on_event(Started(name, str(item.output), source.frames, _describe(source, plan, engine)))
-        for note in plan.notes:
+        facts = workers.facts(plan.geometry.factor)
+        segments = plan_segments(
+            source.timeline,
+            source.first,
+            source.last,
+            segment_seconds(plan.encoding.width, plan.encoding.height, options.segment),
+        )
+        header = _header(item, options, facts, segments)
+        work = folder.begin(header, segments, _is_whole)
+        _refuse_existing(item.output, options, work)
+        description = _describe(source, plan, facts)
+        if work.done:
+            description += f", going on with {len(work.done)} of {len(segments)} segments done"
+        on_event(Started(name, str(item.output), source.frames or None, description))
+        for note in (*plan.notes, *folder.notes):
             on_event(Warned(name, note))
-        temporary = stack.enter_context(finished_by_rename(item.output, overwrite=options.overwrite))
-        carrier = stack.enter_context(
-            Carrier(lambda: open_media(item.source), plan.streams, base=plan.times.base, window=plan.window)
-        )
-        stream = source.stream
-        sink = VideoSink(
-            temporary,
-            plan.encoding,
-            plan.times,
-            name=str(item.output),
-            sample_aspect_ratio=sample_aspect(source),
-            display_matrix=plan.matrix,
-            carrier=carrier,
-            stream_plans=plan.streams,
-            tags=stream_tags(stream.metadata, plan.encoding.muxer, copied=False, whole=source.whole),
-            disposition=stream.disposition,
-            threads=options.threads or 0,
-        )
-        meter = _Meter(name, source, sink, temporary, on_event, position)
-        target = Target(plan.geometry.width, plan.geometry.height, plan.encoding.colour)
-        pipeline: Pipeline[Frame, Frame] = Pipeline(
-            source, lambda frames: engine.run(_work(frames, target)), meter.write, stop=stop
-        )
-        meter.clock = pipeline.clock
+        job = _Job(item, options, workers, plan, source, work)
+        meter = Meter(name, source.frames, on_event, position, work.done.values())
+        tasks = [segment for segment in segments if segment.number not in work.done]
         try:
-            pipeline.run()
-            if not sink.frames:
-                raise OutputError(f"{item.output}: no frame reached the encoder")
-            sink.close()
-        except BaseException:
-            sink.abort()
-            raise
-        expected, tick = sink.expected_ticks()
-        shifted = plan.encoding.muxer in ("mpegts", "avi")
-        muxer = plan.encoding.muxer
-        verify_video(
-            temporary, str(item.output), sink.stream_index, expected, tick, shifted=shifted, muxer=muxer
-        )
-        size = temporary.stat().st_size
-        late = list(dict.fromkeys((*source.notes, *sink.notes, *carrier.notes)))
-        notes = (*plan.notes, *late)
-        if source.concealed:
-            late.append(f"{source.concealed} of {sink.frames} frames did not decode and repeat a neighbour")
+            job.make(tasks, meter, stop)
+        except RlfnPipeError as error:
+            raise _with_hint(error, work, segments, options) from error.__cause__
+        joined = join(item, options, plan, work, segments, stop)
+        folder.spent()
+    done = [work.done[segment.number] for segment in segments]
+    stages = sum((StageTimes(**one.stages) for one in done), StageTimes())
+    concealed, damaged = sum(one.concealed for one in done), sum(one.damaged for one in done)
+    late = list(dict.fromkeys((*(note for one in done for note in one.notes), *joined.notes)))
+    if damaged:
+        late.append(f"{damaged} frames were decoded with damage")
+    frames = sum(len(one.pts) for one in done)
+    if concealed:
+        late.append(f"{concealed} of {frames} frames did not decode and repeat a neighbour")
     for note in late:
         on_event(Warned(name, note))
     return Finished(
         input=name,
         output=str(item.output),
-        frames=sink.frames,
-        concealed=source.concealed,
+        frames=frames,
+        concealed=concealed,
         seconds=time.monotonic() - begin,
-        bytes_written=size,
+        bytes_written=joined.bytes,
         width=plan.encoding.width,
         height=plan.encoding.height,
-        notes=tuple(dict.fromkeys(notes)),
-        stage_seconds=dict(pipeline.clock.busy),
+        notes=tuple(dict.fromkeys((*plan.notes, *folder.notes, *late))),
+        stages=stages,
     )
 
 
-def _work(frames: Iterable[Frame], target: Target) -> Iterator[tuple[Frame, Target]]:
-    for frame in frames:
-        yield frame, target
-
-
-def sample_aspect(source: VideoSource) -> Fraction | None:
-    """The stored picture's sample aspect ratio (turned with the pixels when rotation is baked)."""
-    ratio = source.stream.sample_aspect_ratio
-    if not ratio:
-        return None
-    ratio = Fraction(ratio)
-    return 1 / ratio if source.baked and source.baked.swaps_axes else ratio
-
-
-def _describe(source: VideoSource, plan: VideoPlan, engine: Engine) -> str:
-    form, encoding = source.format, plan.encoding
-    return (
-        f"{form.width}x{form.height} to {encoding.width}x{encoding.height}, {engine.spec.name} x{engine.spec.scale} "
-        f"on {engine.device} in {engine.precision}, {encoding.codec} {encoding.pix_fmt}"
-    )
-
-
-class _Meter:
-    """Writes frames and tells how it goes, a few times a second."""
-
-    clock: Any = None
+class _Job:
+    """The segments of one film on their way through the workers."""
 
     def __init__(
         self,
-        name: str,
+        item: Item,
+        options: UpscaleOptions,
+        workers: Workers,
+        plan: VideoPlan,
         source: VideoSource,
-        sink: VideoSink,
-        temporary: Any,
-        on_event: Callable[[Event], None],
-        position: tuple[int, int],
+        work: Work,
     ) -> None:
-        self._name, self._source, self._sink, self._file = name, source, sink, temporary
-        self._on_event, self._position = on_event, position
-        self._begin = self._last = time.monotonic()
+        self._item, self._options, self._workers = item, options, workers
+        self._plan, self._source, self._work = plan, source, work
+        self._settings = dict(work.settings)
+        self._finishing = threading.Lock()
 
-    def write(self, frames: list[Frame]) -> None:
-        for frame in frames:
-            self._sink.write(frame)
-        now = time.monotonic()
-        if now - self._last >= _PROGRESS_SECONDS or self._sink.frames == self._source.frames:
-            self._last = now
-            self._on_event(self._progress(now - self._begin))
+    def make(self, segments: list[Segment], meter: Meter, stop: threading.Event) -> None:
+        """Make all of `segments`; what one worker fails at does not keep the others from going on.
 
-    def _progress(self, elapsed: float) -> Progress:
-        done, total = self._sink.frames, self._source.frames
-        fps = done / elapsed if elapsed > 0 else 0.0
-        return Progress(
-            input=self._name,
-            frames_done=done,
-            frames_total=total or None,
-            fps=fps,
-            eta_seconds=max(0, total - done) / fps if fps and total else None,
-            bytes_written=self._file.stat().st_size,
-            limit=self.clock.limit if self.clock is not None else None,
-            items_done=self._position[0],
-            items_total=self._position[1],
+        Raises:
+            RlfnPipeError: the first failure, after the others have ended.
+        """
+        failed: list[RlfnPipeError] = []
+
+        def one(segment: Segment) -> None:
+            if any(not isinstance(error, EngineError) for error in failed):
+                return
+            try:
+                self._make_one(segment, meter, stop)
+            except RlfnPipeError as error:
+                failed.append(error)
+
+        for_each(segments, one, self._workers.count, on_abort=self._workers.close)
+        if stop.is_set() and (failed or any(s.number not in self._work.done for s in segments)):
+            raise interrupted(stop)
+        if failed:
+            raise failed[0]
+
+    def _make_one(self, segment: Segment, meter: Meter, stop: threading.Event) -> None:
+        if stop.is_set():
+            raise interrupted(stop)
+        self._watch_disk()
+        made = self._work.new_file()
+        try:
+            result = self._workers.run(
+                self._task(segment, made),
+                on_progress=lambda progress: meter.update(segment.number, progress, made),
+                patience=Patience(stop, segment.frames),
+            )
+            self._check(segment, made, result.pts)
+            done = Done(
+                number=segment.number,
+                bytes=result.bytes,
+                digest=result.digest,
+                pts=result.pts,
+                concealed=result.concealed,
+                damaged=result.damaged,
+                notes=result.notes,
+                stages=asdict(result.stages),
+                exception=result.exception,
+            )
+            with self._finishing:
+                self._work.finish(segment, made, done)
+            meter.finished(segment.number, done)
+        finally:
+            made.unlink(missing_ok=True)
+
+    def _task(self, segment: Segment, made: Path) -> SegmentTask:
+        plan = self._plan
+        return SegmentTask(
+            input=self._item.source,
+            part=self._source.part(segment.first, segment.last),
+            encoding=plan.encoding,
+            target=Target(plan.geometry.width, plan.geometry.height, plan.encoding.colour),
+            factor=plan.geometry.factor,
+            rate=plan.times.rate,
+            sample_aspect_ratio=plan.sample_aspect_ratio,
+            path=made,
+            name=str(self._item.output),
+            options=self._options,
+            settings=self._settings,
+            threads=work_threads(self._work),
         )
+
+    def _check(self, segment: Segment, made: Path, pts: list[int]) -> None:
+        """What lies in the file is what was reported, at times of this stretch of the table."""
+        name, table = str(self._item.output), self._source.timeline
+        frames, _, _ = count_segment(made, name)
+        inside = not table.trusted or (
+            int(table.pts[segment.first]) <= pts[0] and pts[-1] <= int(table.pts[segment.last - 1])
+        )
+        if frames != len(pts) or not inside:
+            raise OutputError(
+                f"{name}: segment {segment.number} holds {frames} frames of {len(pts)}, or others than it should; "
+                "this is a defect, please report it"
+            )
+
+    def _watch_disk(self) -> None:
+        """Stop while there is still room, rather than with half a segment."""
+        done = self._work.done.values()
+        needed = max((one.bytes for one in done), default=0) + _RESERVE
+        free = self._work.free_bytes()
+        if free < needed:
+            raise OutputError(
+                f"{self._item.output}: the disk has {free >> 20} MiB left and the next segment may need "
+                f"{-(-needed >> 20)} MiB; free some space and run the same command again"
+            )
+
+
+def _header(item: Item, options: UpscaleOptions, facts: EngineFacts, segments: tuple[Segment, ...]) -> Header:
+    cuts = [segment.first for segment in segments] + [segments[-1].last]
+    return Header(fingerprint(item.source, options, facts.machine), facts.settings, cuts, options.overwrite)
+
+
+def _is_whole(path: Path, done: Done) -> bool:
+    """Whether a finished segment's file is still what the journal says."""
+    try:
+        return path.stat().st_size == done.bytes and file_digest(path) == done.digest
+    except OSError:
+        return False
+
+
+def _refuse_existing(output: Path, options: UpscaleOptions, work: Work) -> None:
+    if output.exists() and not (options.overwrite or work.header.overwrite):
+        raise OutputError(f"{output} exists; -y overwrites, --skip-existing leaves what is there")
+
+
+def _with_hint(
+    error: RlfnPipeError, work: Work, segments: tuple[Segment, ...], options: UpscaleOptions
+) -> RlfnPipeError:
+    """The error, with what is kept for the next run."""
+    if isinstance(error, Interrupted):
+        if not work.done or not options.resume:
+            return error
+        kept = f"{len(work.done)} of {len(segments)} segments are kept, the same command goes on from there"
+        return Interrupted(error.signum, f"stopped before the end; {kept}")
+    return error
+
+
+def _describe(source: VideoSource, plan: VideoPlan, facts: EngineFacts) -> str:
+    form, encoding = source.format, plan.encoding
+    return (
+        f"{form.width}x{form.height} to {encoding.width}x{encoding.height}, {facts.model} x{facts.scale} "
+        f"on {facts.device} in {facts.precision}, {encoding.codec} {encoding.pix_fmt}"
+    )

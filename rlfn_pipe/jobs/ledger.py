@@ -1,0 +1,71 @@
+"""Which files of a run with many are finished, so that the same command goes on behind them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlfn_pipe.files import TEMPORARY_SUFFIX
+from rlfn_pipe.jobs.fingerprint import lasting_options
+from rlfn_pipe.jobs.lines import append_line, read_lines
+
+if TYPE_CHECKING:
+    from rlfn_pipe.jobs.inputs import Item
+    from rlfn_pipe.options import UpscaleOptions
+
+
+class Ledger:
+    """The finished items of one command; kept beside the outputs until all of them are done.
+
+    An item counts as finished while its source and its output are as they were then (size and
+    time of change). Another command (other input, output or options) has a ledger of its own.
+    """
+
+    def __init__(self, input: str, output: str, options: UpscaleOptions) -> None:
+        from rlfn_pipe import __version__
+
+        what = [os.path.abspath(input), os.path.abspath(output), lasting_options(options), __version__]
+        mark = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+        self._path = (options.work_dir or Path(output)) / f".files-{mark}{TEMPORARY_SUFFIX}"
+        records = read_lines(self._path) if self._path.is_file() else []
+        self._done = {record["output"]: record for record in records if record and "output" in record}
+
+    def has(self, output: Path) -> bool:
+        """Whether an output was finished by an earlier run of the same command and is unchanged."""
+        record = self._done.get(str(output))
+        return record is not None and record.get("written") == _identity(output)
+
+    def finished(self, item: Item) -> bool:
+        """Whether an item needs no work: `has`, and its source is unchanged."""
+        record = self._done.get(str(item.output))
+        return record is not None and self.has(item.output) and record.get("read") == _identity(item.source)
+
+    def add(self, source: Path, output: Path) -> None:
+        """Say that an item is finished.
+
+        Raises:
+            OutputError: the ledger cannot be written.
+        """
+        record: dict[str, Any] = {
+            "output": str(output),
+            "read": _identity(source),
+            "written": _identity(output),
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        append_line(self._path, record)
+        self._done[str(output)] = record
+
+    def remove(self) -> None:
+        """Everything is done: the next run is a new one."""
+        self._path.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,76 @@
+"""Files of plain lines that survive a power cut: JSON, a tab, and a checksum of the JSON.
+
+Lines are only appended, each flushed to the disk before the call returns. A last line that is torn
+is cut off when the file is read, a damaged line elsewhere reads as None.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from rlfn_pipe.errors import OutputError
+
+
+def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> None:
+    """Write one more line, whole or not at all; `new`: the file must not exist yet.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    text = json.dumps(record, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
+    line = b"%s\t%08x\n" % (text, zlib.crc32(text))
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | (os.O_EXCL if new else 0)
+    try:
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                if os.write(descriptor, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            except OSError:
+                # Half a line must not stand before later ones.
+                os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({_reason(error)}); free some space and run the same command again"
+        ) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any] | None]:
+    """The records of all whole lines, None for damaged ones; a torn last line is cut off the file.
+
+    Raises:
+        OutputError: the file cannot be read or mended.
+    """
+    try:
+        data = path.read_bytes()
+        *whole, torn = data.split(b"\n")
+        if torn:
+            os.truncate(path, len(data) - len(torn))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({_reason(error)}); remove it and run again") from None
+    return [_parse(line) for line in whole]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    text, _, check = line.rpartition(b"\t")
+    if check != b"%08x" % zlib.crc32(text):
+        return None
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

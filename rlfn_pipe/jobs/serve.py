@@ -1,0 +1,132 @@
+"""Inside a worker process: take work from a pipe, tell progress and results back."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from rlfn_pipe.errors import Interrupted, RlfnPipeError
+from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.room import EngineRoom
+from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, engine_facts, run_segment
+from rlfn_pipe.options import UpscaleOptions
+
+#: Sent to a worker instead of work.
+STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class FactsTask:
+    """Ask for the engine of a factor."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """The engine warns."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The work is done; its result."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The work failed with an error of ours (`error`), or by a defect (`trace`)."""
+
+    error: RlfnPipeError | None = None
+    trace: str = ""
+    interrupted: bool = False
+
+
+class Rooms:
+    """The engines of one process, by the settings that they are pinned to."""
+
+    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None]) -> None:
+        self._options, self._on_warning = options, on_warning
+        self._rooms: dict[str, EngineRoom] = {}
+        #: The room with settings of its own choice.
+        self.first = EngineRoom(options, on_warning)
+
+    def facts(self, factor: float) -> EngineFacts:
+        """The engine of a factor; a segment pinned to its settings will meet the same one."""
+        facts = engine_facts(self.first, factor)
+        self._rooms[_key(facts.settings)] = self.first
+        return facts
+
+    def room(self, task: SegmentTask) -> EngineRoom:
+        """The room that computes with a task's settings."""
+        key = _key(task.settings)
+        if key not in self._rooms:
+            self._rooms[key] = EngineRoom(self._options, self._on_warning, task.settings)
+        return self._rooms[key]
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def serve(connection: Connection, options: UpscaleOptions) -> None:
+    """Work until the other end closes the pipe, which also happens when its process dies."""
+    # The terminal sends Ctrl-C to every process; the coordinator decides what becomes of it.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    sending = threading.Lock()
+
+    def send(message: object) -> None:
+        with sending:
+            try:
+                connection.send(message)
+            except OSError:
+                os._exit(1)  # nobody is there any more
+
+    work: queue.Queue[Any] = queue.Queue()
+    stop = threading.Event()
+
+    def listen() -> None:
+        while True:
+            try:
+                message = connection.recv()
+            except (EOFError, OSError):
+                os._exit(0)
+            if message == STOP:
+                stop.set()
+            else:
+                stop.clear()
+                work.put(message)
+
+    threading.Thread(target=listen, name="rlfn-pipe control", daemon=True).start()
+    rooms = Rooms(options, lambda text: send(Warn(text)))
+    while True:
+        task = work.get()
+        try:
+            send(Done(_run(task, rooms, send, stop)))
+        except Interrupted:
+            send(Failed(interrupted=True))
+        except RlfnPipeError as error:
+            send(Failed(error))
+        except Exception:
+            send(Failed(trace=traceback.format_exc()))
+
+
+def _run(task: Any, rooms: Rooms, send: Callable[[object], None], stop: threading.Event) -> Any:
+    if isinstance(task, FactsTask):
+        return rooms.facts(task.factor)
+    if isinstance(task, SegmentTask):
+        return run_segment(task, rooms.room(task), on_progress=send, stop=stop)
+    assert isinstance(task, ImageTask)
+    return task.run(rooms.first, send, stop)

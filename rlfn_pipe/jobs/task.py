@@ -1,0 +1,198 @@
+"""The work on one segment: what a worker is told, what it does, what it gives back."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlfn_pipe.errors import OutputError
+from rlfn_pipe.media.encoders import EncodePlan
+from rlfn_pipe.media.segment import SegmentSink
+from rlfn_pipe.media.source import Part, VideoSource
+from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.pipeline.stages import Pipeline
+from rlfn_pipe.types import Frame, StageTimes, Target
+
+if TYPE_CHECKING:
+    from rlfn_pipe.jobs.room import EngineRoom
+
+#: Seconds between two words about progress.
+_PROGRESS_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTask:
+    """One segment to make. Picklable; a pure function of its fields.
+
+    `path`: the file to write; `name`: how messages call the output; `factor`: what the engine is
+    chosen by; `settings`: the resolved settings that the engine is pinned to; `rate`: the
+    encoder's frames a second.
+    """
+
+    input: Path
+    part: Part
+    encoding: EncodePlan
+    target: Target
+    factor: float
+    rate: Fraction
+    sample_aspect_ratio: Fraction | None
+    path: Path
+    name: str
+    options: UpscaleOptions
+    settings: dict[str, Any]
+    threads: int
+
+    @property
+    def frames(self) -> int:
+        """Frames that are expected (exact for tables that are trusted)."""
+        return self.part.last - self.part.first
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentResult:
+    """A segment that lies in its file, flushed to disk. `exception`: what was not as planned."""
+
+    bytes: int
+    digest: str
+    pts: list[int]
+    concealed: int
+    damaged: int
+    notes: list[str]
+    stages: StageTimes
+    exception: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentProgress:
+    """How far a segment is. `steps` rises with anything that is done, also before the first frame."""
+
+    frames: int
+    steps: int
+    limit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What a worker says of the engine for a factor, before it is used.
+
+    `settings`: all that was resolved; `machine`: the part of it that must be the same for a
+    resumed job.
+    """
+
+    model: str
+    scale: int
+    device: str
+    precision: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+def engine_facts(room: EngineRoom, factor: float) -> EngineFacts:
+    """Ask a room for its engine. Raises UsageError and WeightsError as the room does."""
+    engine = room.engine_for(factor)
+    settings: dict[str, Any] = engine.resolved()
+    # Free memory differs from run to run; a resumed job keeps the budget that it began with.
+    machine = {key: value for key, value in settings.items() if key != "budget"}
+    machine["weights"] = engine.spec.sha256 or engine.spec.name
+    return EngineFacts(
+        engine.spec.name, engine.spec.scale, str(engine.device), engine.precision, settings, machine
+    )
+
+
+def run_segment(
+    task: SegmentTask,
+    room: EngineRoom,
+    *,
+    on_progress: Callable[[SegmentProgress], None],
+    stop: threading.Event,
+) -> SegmentResult:
+    """Decode, upscale and encode one segment into its file.
+
+    Raises:
+        RlfnPipeError: it failed or `stop` was set; the file is of no use then.
+    """
+    options, part = task.options, task.part
+    engine = room.engine_for(task.factor)
+    source = VideoSource(
+        task.input,
+        on_error=options.on_error,
+        deinterlace=options.deinterlace,
+        threads=task.threads,
+        part=part,
+    )
+    with source:
+        sink = SegmentSink(
+            task.path,
+            task.encoding,
+            task.rate,
+            name=task.name,
+            sample_aspect_ratio=task.sample_aspect_ratio,
+            threads=task.threads,
+        )
+        meter = _Meter(sink, on_progress)
+        pipeline: Pipeline[Frame, Frame] = Pipeline(
+            meter.count(source),
+            lambda frames: engine.run((frame, task.target) for frame in frames),
+            meter.write,
+            stop=stop,
+        )
+        meter.limit = lambda: pipeline.clock.times().limit
+        try:
+            pipeline.run()
+            if not sink.frames:
+                raise OutputError(f"{task.name}: no frame reached the encoder")
+            sink.close()
+        except BaseException:
+            sink.abort()
+            raise
+        meter.tell(always=True)
+    return SegmentResult(
+        bytes=task.path.stat().st_size,
+        digest=file_digest(task.path),
+        pts=sink.pts,
+        concealed=source.concealed,
+        damaged=source.damaged,
+        notes=list(source.notes),
+        stages=pipeline.clock.times(),
+        exception="memory ran out: smaller tiles or batches" if engine.shrunk else "",
+    )
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b of a file, as the journal has it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class _Meter:
+    """Counts what is decoded and encoded, and tells it a few times a second."""
+
+    def __init__(self, sink: SegmentSink, on_progress: Callable[[SegmentProgress], None]) -> None:
+        self._sink, self._on_progress = sink, on_progress
+        self._last = time.monotonic()
+        self._decoded = 0
+        self.limit: Callable[[], str | None] = lambda: None
+
+    def count(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            self._decoded += 1
+            self.tell()
+            yield frame
+
+    def write(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            self._sink.write(frame)
+        self.tell()
+
+    def tell(self, *, always: bool = False) -> None:
+        now = time.monotonic()
+        if always or now - self._last >= _PROGRESS_SECONDS:
+            self._last = now
+            done = self._sink.frames
+            self._on_progress(SegmentProgress(done, done + self._decoded, self.limit()))

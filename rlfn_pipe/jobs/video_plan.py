@@ -1,0 +1,199 @@
+"""What is settled for one video before the first frame is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from rlfn_pipe.errors import OutputError
+from rlfn_pipe.jobs.geometry import Geometry, output_geometry
+from rlfn_pipe.media.avi import whole_frames
+from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
+from rlfn_pipe.media.opening import open_media
+from rlfn_pipe.media.sink import SinkTimes
+from rlfn_pipe.media.source import Selection, SourceFormat, VideoSource
+from rlfn_pipe.media.streams import StreamPlan, earliest, plan_streams
+from rlfn_pipe.media.tags import stream_tags
+from rlfn_pipe.media.timing import Clock, Timeline, clock_for
+
+if TYPE_CHECKING:
+    from av.stream import Disposition
+
+    from rlfn_pipe.jobs.inputs import Item
+    from rlfn_pipe.options import UpscaleOptions
+
+#: A window that begins with the clip keeps what other streams have before the first frame.
+_LONG_AGO = Fraction(-(1 << 40))
+
+#: Containers in which no stream may begin before zero.
+_NO_NEGATIVE_TIMES = frozenset({"matroska", "webm", "avi", "mpegts", "nut"})
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPlan:
+    """Everything that is settled before the first frame is computed."""
+
+    geometry: Geometry
+    encoding: EncodePlan
+    streams: tuple[StreamPlan, ...]
+    times: SinkTimes
+    matrix: tuple[int, ...] | None
+    window: tuple[Fraction, Fraction | None] | None
+    sample_aspect_ratio: Fraction | None
+    tags: dict[str, str]
+    disposition: Disposition | None
+    notes: tuple[str, ...]
+
+
+def open_source(item: Item, options: UpscaleOptions) -> VideoSource:
+    """The item's frames with the options that concern reading. Enter it as a context."""
+    muxer = muxer_for(item.output)
+    return VideoSource(
+        item.source,
+        selection=Selection(options.start, options.end, options.frames, options.sample),
+        on_error=options.on_error,
+        deinterlace=options.deinterlace,
+        bake_rotation=options.rotate == "bake" or muxer not in ROTATING_MUXERS,
+        threads=options.threads or 0,
+    )
+
+
+def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> VideoPlan:
+    """Settle size, encoder, streams and clock for an opened source.
+
+    Raises:
+        UsageError: the options cannot be met for this source.
+        OutputError: the container cannot hold this source's times.
+    """
+    form = source.format
+    swapped = form.matrix is not None and form.matrix.swaps_axes
+    geometry = output_geometry(
+        options, form.width, form.height, swapped=swapped, even=True, name=str(item.source)
+    )
+    encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
+    notes = list(encoding.notes)
+    matrix = None
+    if form.matrix is not None:
+        matrix = form.matrix.scaled(geometry.width / form.width, geometry.height / form.height)
+    elif source.baked and options.rotate == "keep":
+        notes.append(
+            f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright"
+        )
+    if (
+        sample_aspect(source) not in (None, 1)
+        and encoding.codec == "mpeg2video"
+        and encoding.muxer == "mpegts"
+    ):
+        notes.append("mpeg2video in .ts knows few picture aspects: the nearest one is written")
+    with open_media(item.source) as container:
+        streams = plan_streams(
+            container,
+            source.stream_index,
+            encoding.muxer,
+            audio=cast("Literal['copy', 'none']", options.audio),
+            subtitles=cast("Literal['copy', 'none']", options.subtitles),
+        )
+        kept = {plan.index for plan in streams if plan.action != "drop"}
+        rates = [stream.rate for stream in container.streams.audio if stream.index in kept and stream.rate]
+    timeline = source.timeline
+    if encoding.muxer == "avi" and not timeline.constant:
+        raise OutputError(
+            f"{item.output}: avi cannot hold the varying frame rate of {item.source.name}; write .mkv or .mp4 instead"
+        )
+    window = _window(source)
+    clock = clock_for(encoding.muxer, timeline, timeline.rate, rates)
+    if not clock.exact and not _on_ticks(timeline, clock):
+        per_second = 1 / clock.tick
+        notes.append(
+            f"{item.output.suffix} counts time in 1/{float(per_second):g} s: times are the nearest of those"
+        )
+    times = SinkTimes(
+        time_base=timeline.time_base,
+        rate=timeline.rate,
+        last_duration=_last_duration(source),
+        base=_base(item, source, streams, encoding.muxer, window),
+        clock=clock,
+    )
+    return VideoPlan(
+        geometry=geometry,
+        encoding=encoding,
+        streams=streams,
+        times=times,
+        matrix=matrix,
+        window=window,
+        sample_aspect_ratio=sample_aspect(source),
+        tags=stream_tags(source.stream.metadata, encoding.muxer, copied=False, whole=source.whole),
+        disposition=source.stream.disposition,
+        notes=tuple(notes),
+    )
+
+
+def encoding_for(
+    path: Path, options: UpscaleOptions, form: SourceFormat, picture: tuple[int, int]
+) -> EncodePlan:
+    """The encoder settings for an output whose picture has this width and height."""
+    return plan_encoding(
+        path,
+        tags=form.tags,
+        resolved=form.colour,
+        picture=picture,
+        codec=options.codec,
+        crf=options.crf,
+        encoder_preset=options.encoder_preset,
+        pix_fmt=options.pix_fmt,
+        encoder_options=options.encoder_options,
+        mastering=form.mastering,
+        light_level=form.light_level,
+    )
+
+
+def _window(source: VideoSource) -> tuple[Fraction, Fraction | None] | None:
+    """The chosen part in source seconds, for the other streams; None for all of it."""
+    timeline = source.timeline
+    if source.whole or not timeline.frames:
+        return None
+    start = timeline.seconds(source.first) if source.first else _LONG_AGO
+    end = timeline.seconds(source.last) if source.last < timeline.frames else None
+    return start, end
+
+
+def _last_duration(source: VideoSource) -> int:
+    timeline = source.timeline
+    if timeline.frames and source.last < timeline.frames:
+        return int(timeline.pts[source.last] - timeline.pts[source.last - 1])
+    return timeline.last_duration
+
+
+def _base(
+    item: Item,
+    source: VideoSource,
+    streams: tuple[StreamPlan, ...],
+    muxer: str,
+    window: tuple[Fraction, Fraction | None] | None,
+) -> Fraction:
+    """Source seconds that become the output's zero: the start of the earliest kept stream."""
+    timeline = source.timeline
+    first = timeline.seconds(source.first) if timeline.frames else Fraction(0)
+    if window is not None and source.first > 0:
+        return first
+    shown, packets = earliest(lambda: open_media(item.source), streams, muxer)
+    start = min(first, shown) if shown is not None else first
+    if muxer in _NO_NEGATIVE_TIMES and packets is not None:
+        start = min(start, packets)
+    return first - whole_frames(first - start, timeline.rate) if muxer == "avi" else start
+
+
+def _on_ticks(timeline: Timeline, clock: Clock) -> bool:
+    ratio = timeline.time_base / clock.tick
+    return bool((timeline.pts * ratio.numerator % ratio.denominator == 0).all())
+
+
+def sample_aspect(source: VideoSource) -> Fraction | None:
+    """The stored picture's sample aspect ratio (turned with the pixels when rotation is baked)."""
+    ratio = source.stream.sample_aspect_ratio
+    if not ratio:
+        return None
+    ratio = Fraction(ratio)
+    return 1 / ratio if source.baked and source.baked.swaps_axes else ratio

@@ -1,0 +1,232 @@
+"""The work folder of one job: segments and journal, private, locked, removed at success."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rlfn_pipe.errors import OutputError
+from rlfn_pipe.files import TEMPORARY_SUFFIX, flush_folder
+from rlfn_pipe.jobs.fingerprint import differences
+from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
+from rlfn_pipe.jobs.segments import Segment
+
+_JOURNAL, _LOCK = "journal", "lock"
+_LONGEST_NAME = 200  # bytes; file systems allow 255
+
+
+def work_path(output: Path, work_dir: Path | None = None) -> Path:
+    """The folder for the work on `output`: hidden beside it, or inside `work_dir`."""
+    place = os.fsencode(output.absolute())
+    mark = hashlib.blake2b(place, digest_size=6).hexdigest()
+    name = output.name if len(os.fsencode(output.name)) <= _LONGEST_NAME else "long-name"
+    if work_dir is not None or name != output.name:
+        name = f"{name}.{mark}"
+    return (work_dir or output.parent) / f".{name}{TEMPORARY_SUFFIX}"
+
+
+def has_work(output: Path, work_dir: Path | None = None) -> bool:
+    """Whether a journal of earlier work on `output` is there."""
+    return (work_path(output, work_dir) / _JOURNAL).is_file()
+
+
+class Work:
+    """An entered work folder. `done` holds the segments that are whole; `settings` what is pinned."""
+
+    def __init__(self, path: Path, journal: Journal, header: Header, done: dict[int, Done]) -> None:
+        self.path, self._journal, self.header, self.done = path, journal, header, done
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return self.header.settings
+
+    @property
+    def bytes(self) -> int:
+        """Size of all finished segments."""
+        return sum(done.bytes for done in self.done.values())
+
+    def file(self, segment: Segment) -> Path:
+        """Where a finished segment lies."""
+        return self.path / segment.file_name
+
+    def new_file(self) -> Path:
+        """An empty private file with an unpredictable name, for a segment in the making."""
+        try:
+            handle, name = tempfile.mkstemp(prefix="making-", suffix=".seg", dir=self.path)
+            os.close(handle)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        return Path(name)
+
+    def finish(self, segment: Segment, made: Path, done: Done) -> None:
+        """Give a whole, flushed segment its name, then say so in the journal.
+
+        Raises:
+            OutputError: the folder cannot be written; the segment does not count then.
+        """
+        try:
+            os.replace(made, self.file(segment))
+            flush_folder(self.path)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        self._journal.append(done)
+        self.done[segment.number] = done
+
+    def free_bytes(self) -> int:
+        """Free space where the folder lies."""
+        return shutil.disk_usage(self.path).free
+
+
+@contextmanager
+def entered(output: Path, work_dir: Path | None, *, lasting: bool, anew: bool) -> Iterator[WorkFolder]:
+    """Lock the work folder of `output`, made when missing; at the end it goes unless worth keeping.
+
+    Args:
+        lasting: keep what is finished for the next run (`--resume`).
+        anew: leave to throw away work of another job (`-y`).
+
+    Raises:
+        OutputError: it cannot be made, is not private, or another process works in it.
+    """
+    path = work_path(output, work_dir)
+    _make(path, output)
+    lock = FileLock(path / _LOCK, timeout=0, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"{output}: another process is working on it; wait for that one or choose another output"
+        ) from None
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    folder = WorkFolder(path, output, lasting=lasting, anew=anew)
+    try:
+        yield folder
+    finally:
+        if not folder.keep():
+            shutil.rmtree(path, ignore_errors=True)
+        lock.release()
+
+
+class WorkFolder:
+    """A locked work folder before it is known what lies in it."""
+
+    def __init__(self, path: Path, output: Path, *, lasting: bool, anew: bool) -> None:
+        self.path, self._output, self._lasting, self._anew = path, output, lasting, anew
+        self._work: Work | None = None
+        self._spent = False
+        self.notes: list[str] = []
+
+    def keep(self) -> bool:
+        """Whether something in it is of use to a later run."""
+        if self._spent or not self._lasting:
+            return False
+        if self._work is None:
+            # It failed before the job was known: what an earlier run left stays.
+            return (self.path / _JOURNAL).exists()
+        return bool(self._work.done)
+
+    def spent(self) -> None:
+        """The output is in place: nothing here is of use any more."""
+        self._spent = True
+
+    def earlier(self) -> Header | None:
+        """What an earlier run left here; None for nothing that can be used."""
+        found = self._load()
+        return found[1] if found else None
+
+    def begin(
+        self, header: Header, segments: tuple[Segment, ...], check: Callable[[Path, Done], bool]
+    ) -> Work:
+        """Go on with the earlier work when it is of the same job, else begin anew.
+
+        `check` says whether a segment's file is what the journal says.
+
+        Raises:
+            OutputError: work of another job lies here and may not be thrown away.
+        """
+        found = self._load()
+        if found is not None:
+            journal, before, done = found
+            changes = differences(before.fingerprint, header.fingerprint)
+            if not changes and before.cuts != header.cuts:
+                changes = ["the film is cut otherwise"]
+            if not changes:
+                kept = {
+                    segment.number: done[segment.number]
+                    for segment in segments
+                    if segment.number in done and check(self.path / segment.file_name, done[segment.number])
+                }
+                lost = len(done) - len(kept)
+                if lost:
+                    self.notes.append(f"{lost} segments of the earlier run are damaged and made again")
+                self._sweep({segment.file_name for segment in segments if segment.number in kept})
+                merged = replace(before, overwrite=before.overwrite or header.overwrite)
+                self._work = Work(self.path, journal, merged, kept)
+                return self._work
+            if not self._anew:
+                more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
+                raise OutputError(
+                    f"{self._output}: unfinished work of another job is kept for it ({'; '.join(changes[:2])}{more}); "
+                    "continue with the earlier options and input, or use -y to start anew"
+                )
+            self.notes.append(f"earlier work was thrown away ({'; '.join(changes[:2])})")
+        self._sweep(set(), journal=False)
+        try:
+            journal = Journal.create(self.path / _JOURNAL, header)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        self._work = Work(self.path, journal, header, {})
+        return self._work
+
+    def _load(self) -> tuple[Journal, Header, dict[int, Done]] | None:
+        path = self.path / _JOURNAL
+        if not self._lasting or not path.exists():
+            return None
+        try:
+            return Journal.load(path)
+        except JournalDamaged as error:
+            note = f"the journal of an earlier run cannot be used ({error}); starting anew"
+            if note not in self.notes:
+                self.notes.append(note)
+            return None
+
+    def _sweep(self, kept: set[str], *, journal: bool = True) -> None:
+        """Remove what is of no use: segments in the making when the earlier run ended, and others."""
+        kept = kept | {_LOCK} | ({_JOURNAL} if journal else set())
+        for entry in list(os.scandir(self.path)):
+            if entry.name not in kept:
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+
+
+def _make(path: Path, output: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        status = path.lstat()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(f"{output}: cannot be written ({reason}); choose another folder") from None
+    # Its name can be known beforehand, so somebody else may have put something there.
+    ours = stat.S_ISDIR(status.st_mode)
+    if hasattr(os, "geteuid"):
+        ours = ours and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    if not ours:
+        raise OutputError(f"{path} is not a private folder of yours; remove it or give --work-dir")
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    reason = (error.strerror or str(error)).lower()
+    hint = "free some space and run the same command again" if "space" in reason else "check the folder"
+    return OutputError(f"{path}: cannot be written ({reason}); {hint}")

@@ -1,0 +1,342 @@
+"""Who does the computing: processes of our own that may die or hang without taking the job along.
+
+`Inline` works in the calling process (the Python API's default). `Processes` spawns workers and
+watches them: one that dies or makes no progress is replaced, its segment tried again. Both are used
+from any thread; a call returns when its work is done.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, Protocol
+
+from rlfn_pipe.errors import EngineError, RlfnPipeError
+from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.patience import Patience
+from rlfn_pipe.jobs.serve import STOP, Done, FactsTask, Failed, Rooms, Warn, serve
+from rlfn_pipe.jobs.task import EngineFacts, SegmentProgress, SegmentResult, SegmentTask, run_segment
+from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.pipeline.stages import interrupted
+from rlfn_pipe.types import Event, Finished
+from rlfn_pipe.types import Failed as ItemFailed
+
+#: How often a segment is tried before its death is reported.
+ATTEMPTS = 3
+_POLL_SECONDS = 0.05
+#: A worker that was asked to stop and does not is ended after this.
+_GRACE_SECONDS = 15.0
+
+
+class WorkerDied(Exception):
+    """A worker process died or hung; the text says how."""
+
+
+class Workers(Protocol):
+    """Something that computes segments and images."""
+
+    count: int
+
+    def facts(self, factor: float) -> EngineFacts:
+        """The engine for a factor. Raises UsageError, WeightsError."""
+
+    def run(
+        self, task: SegmentTask, *, on_progress: Callable[[SegmentProgress], None], patience: Patience
+    ) -> SegmentResult:
+        """Make one segment. Raises RlfnPipeError; Interrupted when patience ended."""
+
+    def images(self, task: ImageTask, on_event: Callable[[Event], None], stop: threading.Event) -> None:
+        """Work on images, each of which ends in a Finished or Failed event."""
+
+    def close(self) -> None:
+        """End what is running, from any thread; nothing can be run afterwards."""
+
+
+def workers_for(options: UpscaleOptions, on_warning: Callable[[str], None], *, isolate: bool) -> Workers:
+    """Worker processes, or the calling process itself."""
+    return Processes(options, on_warning) if isolate else Inline(options, on_warning)
+
+
+class Inline:
+    """Computes in this process, one thing at a time."""
+
+    count = 1
+
+    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None]) -> None:
+        self._rooms = Rooms(options, on_warning)
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Nothing to end: work happens in the caller's own thread."""
+
+    def facts(self, factor: float) -> EngineFacts:
+        with self._lock:
+            return self._rooms.facts(factor)
+
+    def run(
+        self, task: SegmentTask, *, on_progress: Callable[[SegmentProgress], None], patience: Patience
+    ) -> SegmentResult:
+        def told(progress: SegmentProgress) -> None:
+            patience.progress(progress.frames)
+            on_progress(progress)
+
+        with self._lock:
+            return run_segment(task, self._rooms.room(task), on_progress=told, stop=patience)
+
+    def images(self, task: ImageTask, on_event: Callable[[Event], None], stop: threading.Event) -> None:
+        with self._lock:
+            task.run(self._rooms.first, on_event, stop)
+
+
+class Processes:
+    """Spawned worker processes, one task at a time each, until `close`.
+
+    Args:
+        options: `device` may list several, which the workers share out; `threads` (or all cores)
+            are divided among the workers; `jobs` is their number (else one a device).
+        on_warning: gets the engines' warnings and what happens to workers.
+    """
+
+    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None]) -> None:
+        devices = options.device.split(",")
+        self.count = options.jobs or len(devices)
+        self._warn = on_warning
+        self._stall = options.stall_timeout
+        threads = options.threads
+        if self.count > 1:
+            threads = max(1, (threads or os.cpu_count() or 1) // self.count)
+        self._all = [
+            _Worker(replace(options, device=devices[i % len(devices)], threads=threads))
+            for i in range(self.count)
+        ]
+        self._closed = threading.Event()
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in reversed(self._all):
+            self._idle.put(worker)
+        self._all[0].start()  # it loads torch while the first film is planned
+
+    def close(self) -> None:
+        """Kill all workers; what runs in other threads ends as interrupted."""
+        self._closed.set()
+        for worker in self._all:
+            worker.kill()
+
+    def facts(self, factor: float) -> EngineFacts:
+        """The engine for a factor. Raises UsageError, WeightsError; EngineError when workers die."""
+        result = self._insist(FactsTask(factor), f"the engine for x{factor:g}", _ignore, threading.Event())
+        assert isinstance(result, EngineFacts)
+        return result
+
+    def run(
+        self, task: SegmentTask, *, on_progress: Callable[[SegmentProgress], None], patience: Patience
+    ) -> SegmentResult:
+        """Make one segment; a worker that dies or hangs costs one of `ATTEMPTS`."""
+
+        def told(message: object) -> None:
+            if isinstance(message, SegmentProgress):
+                patience.progress(message.frames)
+                on_progress(message)
+
+        begin, end = task.part.first, task.part.last
+        result = self._insist(task, f"{task.name}: frames {begin} to {end - 1}", told, patience)
+        assert isinstance(result, SegmentResult)
+        return result
+
+    def images(self, task: ImageTask, on_event: Callable[[Event], None], stop: threading.Event) -> None:
+        """Work on images; one that ends the worker again and again fails, the others go on."""
+        left, deaths = list(task.items), Counter[str]()
+        singly = 0  # how many are to be worked on alone, to find the one that ends the worker
+        while left:
+            batch = left[:1] if singly else left
+            ended: set[str] = set()
+
+            def told(message: object, ended: set[str] = ended) -> None:
+                if isinstance(message, Finished | ItemFailed):
+                    ended.add(message.input)
+                if isinstance(message, Event):
+                    on_event(message)
+
+            one = replace(task, items=tuple(batch), before=task.before + len(task.items) - len(left))
+            try:
+                self._attempt(one, told, stop)
+                left = left[len(batch) :]
+                singly = max(0, singly - 1)
+            except WorkerDied as death:
+                left = [item for item in left if str(item.source) not in ended]
+                if len(batch) > 1:
+                    singly = 4 * task.workers + 8  # more than are read ahead
+                    self._warn(
+                        f"the worker {death}; the images that it had in hand are tried again one by one"
+                    )
+                    continue
+                name = str(batch[0].source)
+                deaths[name] += 1
+                if deaths[name] < ATTEMPTS:
+                    continue
+                error = EngineError(f"{name}: the worker {death} {ATTEMPTS} times")
+                if task.total == 1:
+                    raise error from None
+                on_event(ItemFailed(name, str(error)))
+                left = left[1:]
+
+    def _insist(self, task: Any, what: str, told: Callable[[object], None], stop: threading.Event) -> Any:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._attempt(task, told, stop)
+            except WorkerDied as death:
+                if attempt == ATTEMPTS:
+                    raise EngineError(
+                        f"{what}: the worker {death} {ATTEMPTS} times; try a smaller --tile, fewer --jobs, "
+                        "or leave the place out with --start and --end"
+                    ) from None
+                self._warn(f"the worker {death}; what it was doing is tried again")
+        raise AssertionError("the loop above returns or raises")
+
+    def _attempt(self, task: Any, told: Callable[[object], None], stop: threading.Event) -> Any:
+        while True:
+            if stop.is_set() or self._closed.is_set():
+                raise interrupted(stop)
+            with suppress(queue.Empty):
+                worker = self._idle.get(timeout=_POLL_SECONDS)
+                break
+        try:
+            return worker.work(task, told, stop, self._warn, self._stall)
+        finally:
+            self._idle.put(worker)
+
+
+def _ignore(message: object) -> None:
+    """For tasks that tell nothing on their way."""
+
+
+class _Worker:
+    """One process, started when it is first needed and again after it died."""
+
+    def __init__(self, options: UpscaleOptions) -> None:
+        self._options = options
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+
+    def start(self) -> Connection:
+        """The pipe to the process, which is started when there is none."""
+        if self._connection is None:
+            context = multiprocessing.get_context("spawn")
+            self._connection, other = context.Pipe()
+            self._process = context.Process(
+                target=serve, args=(other, self._options), name="rlfn-pipe worker", daemon=True
+            )
+            self._process.start()
+            other.close()
+        return self._connection
+
+    def kill(self) -> None:
+        """End the process at once."""
+        process, connection = self._process, self._connection
+        self._process = self._connection = None
+        if connection is not None:
+            connection.close()
+        if process is not None:
+            process.kill()
+            process.join()
+            process.close()
+
+    def work(
+        self,
+        task: Any,
+        told: Callable[[object], None],
+        stop: threading.Event,
+        warn: Callable[[str], None],
+        stall: float,
+    ) -> Any:
+        """Hand over a task and wait for its end.
+
+        Raises:
+            WorkerDied: the process died or went `stall` seconds without a word.
+            RlfnPipeError: the task's own failure; Interrupted when `stop` was set.
+        """
+        try:
+            connection = self.start()
+            with self._watched():
+                connection.send(task)
+            return self._wait(connection, told, stop, warn, stall)
+        except (RlfnPipeError, TaskDefect):
+            raise  # the worker itself is well, or was ended below
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait(
+        self,
+        connection: Connection,
+        told: Callable[[object], None],
+        stop: threading.Event,
+        warn: Callable[[str], None],
+        stall: float,
+    ) -> Any:
+        heard, asked = time.monotonic(), None
+        while True:
+            with self._watched():
+                message = connection.recv() if connection.poll(_POLL_SECONDS) else None
+            now = time.monotonic()
+            if message is not None:
+                heard = now
+            match message:
+                case None if asked is not None and now - asked > _GRACE_SECONDS:
+                    self.kill()
+                    raise interrupted(stop)
+                case None if now - heard > stall:
+                    raise WorkerDied(f"made no progress for {stall:g} s")
+                case Done():
+                    return message.value
+                case Failed():
+                    raise _raised(message, stop)
+                case Warn():
+                    warn(message.text)
+                case _:
+                    told(message)
+            if asked is None and stop.is_set():
+                asked = now
+                with self._watched():
+                    connection.send(STOP)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Turn a broken pipe into what became of the process."""
+        try:
+            yield
+        except (EOFError, OSError):
+            raise WorkerDied(self._fate()) from None
+
+    def _fate(self) -> str:
+        assert self._process is not None
+        self._process.join(5)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            with suppress(ValueError):
+                name = signal.Signals(-code).name
+                return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return "closed its pipe" if code is None else f"ended with code {code}"
+
+
+class TaskDefect(RuntimeError):
+    """A defect of the program inside a worker; its traceback is the exception's note."""
+
+
+def _raised(failed: Failed, stop: threading.Event) -> BaseException:
+    if failed.interrupted:
+        return interrupted(stop)
+    if failed.error is not None:
+        return failed.error
+    defect = TaskDefect(failed.trace.rstrip().rpartition("\n")[2])
+    defect.add_note(failed.trace)
+    return defect

@@ -1,0 +1,76 @@
+"""Worker processes that misbehave, and one that computes with the nearest pixel; for test_workers.py."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+
+from rlfn_pipe.jobs import serve as real
+from rlfn_pipe.jobs.task import SegmentTask
+from rlfn_pipe.options import UpscaleOptions
+
+
+def nearest(connection: Connection, options: UpscaleOptions) -> None:
+    """A worker whose engine repeats pixels."""
+    from conftest import use_nearest_engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        use_nearest_engine(patch)
+        real.serve(connection, options)
+
+
+def _odd(connection: Connection, options: UpscaleOptions, act: Any) -> None:
+    run = real._run
+
+    def odd(task: Any, *rest: Any) -> Any:
+        # Only the second segment is fateful.
+        if isinstance(task, SegmentTask) and task.part.first >= 15:
+            act()
+        return run(task, *rest)
+
+    real._run = odd
+    nearest(connection, options)
+
+
+def segfault(connection: Connection, options: UpscaleOptions) -> None:
+    """Dies of a segmentation fault at its second segment, always."""
+    _odd(connection, options, lambda: ctypes.string_at(0))
+
+
+def hang(connection: Connection, options: UpscaleOptions) -> None:
+    """Says nothing any more at its second segment, always."""
+    _odd(connection, options, lambda: time.sleep(600))
+
+
+def leave(connection: Connection, options: UpscaleOptions) -> None:
+    """Ends with an exit code at its second segment, always."""
+    _odd(connection, options, lambda: os._exit(7))
+
+
+def defect(connection: Connection, options: UpscaleOptions) -> None:
+    """Has a defect at its second segment."""
+
+    def act() -> None:
+        raise ZeroDivisionError("by design")
+
+    _odd(connection, options, act)
+
+
+def picky_about_images(connection: Connection, options: UpscaleOptions) -> None:
+    """Dies whenever it reads an image whose name says so."""
+    from rlfn_pipe.jobs import images
+
+    read = images.read_image
+
+    def odd(path: Any, *rest: Any) -> Any:
+        if "deadly" in path.name:
+            os._exit(9)
+        return read(path, *rest)
+
+    images.read_image = odd
+    nearest(connection, options)

@@ -1,0 +1,304 @@
+"""Worker processes die, hang, are stopped; the job goes on or says what happened, and none is left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import odd_workers
+import pytest
+from PIL import Image
+from test_resume import clip, packets, stop_after
+from test_video_errors import damaged
+
+from rlfn_pipe.errors import EngineError, InputError, Interrupted
+from rlfn_pipe.jobs import workers
+from rlfn_pipe.jobs.run import run
+from rlfn_pipe.jobs.work import work_path
+from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.types import Event, Failed, Finished, Progress, Warned
+
+TESTS = Path(__file__).resolve().parent
+OPTIONS: dict[str, Any] = {"scale": 2, "threads": 1, "segment": "0.8", "crf": 30}
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spawned workers find the test modules."""
+    monkeypatch.syspath_prepend(str(TESTS))
+
+
+@pytest.fixture
+def serve_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    return lambda serve: monkeypatch.setattr(workers, "serve", serve)
+
+
+@pytest.fixture
+def pids(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Process numbers of all workers that were started; at the end none of them lives."""
+    found: list[int] = []
+    start = workers._Worker.start
+
+    def noting(self: Any) -> Any:
+        connection = start(self)
+        if self._process.pid not in found:
+            found.append(self._process.pid)
+        return connection
+
+    monkeypatch.setattr(workers._Worker, "start", noting)
+    yield found
+    for pid in found:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    folder = tmp_path_factory.mktemp("whole")
+    source = clip(folder / "in.mkv")
+    with pytest.MonkeyPatch.context() as patch:
+        from conftest import use_nearest_engine
+
+        use_nearest_engine(patch)
+        run(str(source), str(folder / "out.mkv"), UpscaleOptions(**OPTIONS))
+    return source, packets(folder / "out.mkv")
+
+
+def test_processes_make_what_the_caller_makes(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.nearest)
+    source, expected = whole
+    report = run(str(source), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS), isolate=True)
+    assert packets(tmp_path / "out.mkv") == expected
+    assert len(pids) == 1 and not report.failed
+    assert report.finished[0].stages is not None and report.finished[0].stages.encode > 0
+
+
+def test_several_workers_share_a_film_and_several_films(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.nearest)
+    source, expected = whole
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for name in "abc":
+        os.link(source, inputs / f"{name}.mkv")
+    options = UpscaleOptions(**{**OPTIONS, "jobs": 2, "threads": 2})
+    report = run(str(inputs), str(tmp_path / "out"), options, isolate=True)
+    assert len(pids) == 2 and len(report.finished) == 3
+    for name in "abc":
+        assert packets(tmp_path / "out" / f"{name}.mkv") == expected
+    run(str(source), str(tmp_path / "out.mkv"), options, isolate=True)
+    assert packets(tmp_path / "out.mkv") == expected
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_worker_costs_its_segment_only(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int], signum: signal.Signals
+) -> None:
+    serve_with(odd_workers.nearest)
+    source, expected = whole
+    struck, told = [], list[Event]()
+
+    def on_event(event: Event) -> None:
+        told.append(event)
+        if isinstance(event, Progress) and event.frames_done >= 15 and not struck:
+            struck.append(os.kill(pids[-1], signum))
+
+    report = run(
+        str(source), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS), on_event=on_event, isolate=True
+    )
+    assert struck and len(pids) == 2
+    assert packets(tmp_path / "out.mkv") == expected
+    assert any(
+        isinstance(e, Warned) and f"was ended by {signum.name}" in e.message and "tried again" in e.message
+        for e in told
+    )
+    assert report.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("serve", "fate"), [(odd_workers.segfault, "ended by SIGSEGV"), (odd_workers.leave, "ended with code 7")]
+)
+def test_a_segment_that_always_kills_is_reported_after_three_attempts(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int], serve: Any, fate: str
+) -> None:
+    serve_with(serve)
+    source, expected = whole
+    output = tmp_path / "out.mkv"
+    with pytest.raises(
+        EngineError,
+        match=rf"frames \d+ to \d+: the worker was {fate} 3 times"
+        if "SIG" in fate
+        else rf"the worker {fate} 3 times",
+    ):
+        run(str(source), str(output), UpscaleOptions(**OPTIONS), isolate=True)
+    assert not output.exists() and len(list(work_path(output).glob("segment-*"))) == 1
+    serve_with(odd_workers.nearest)
+    run(str(source), str(output), UpscaleOptions(**OPTIONS), isolate=True)
+    assert packets(output) == expected
+
+
+def test_a_worker_that_hangs_is_replaced(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.hang)
+    with pytest.raises(EngineError, match="made no progress for 2 s 3 times"):
+        run(
+            str(whole[0]), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS, stall_timeout=2), isolate=True
+        )
+
+
+def test_others_go_on_when_one_film_fails(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.segfault)
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    os.link(whole[0], inputs / "long.mkv")
+    clip(inputs / "short.mkv", frames=10, times=None, sounds=[], subtitles=())
+    report = run(str(inputs), str(tmp_path / "out"), UpscaleOptions(**OPTIONS), isolate=True)
+    assert [Path(f.input).name for f in report.failed] == ["long.mkv"]
+    assert [Path(f.input).name for f in report.finished] == ["short.mkv"] and report.exit_code == 1
+
+
+def test_an_error_of_ours_is_not_tried_again(tmp_path: Path, serve_with: Any, pids: list[int]) -> None:
+    serve_with(odd_workers.nearest)
+    source = damaged(clip(tmp_path / "whole.mkv"), tmp_path / "in.mkv", {20, 21, 22})
+    told: list[Event] = []
+    with pytest.raises(InputError, match=r"does not decode.*--on-error conceal"):
+        run(
+            str(source),
+            str(tmp_path / "out.mkv"),
+            UpscaleOptions(**OPTIONS, on_error="fail"),
+            on_event=told.append,
+            isolate=True,
+        )
+    assert len(pids) == 1 and not any("tried again" in getattr(e, "message", "") for e in told)
+
+
+def test_a_defect_shows_where_it_is(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.defect)
+    with pytest.raises(workers.TaskDefect, match="ZeroDivisionError: by design"):
+        run(str(whole[0]), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS), isolate=True)
+
+
+def test_stop_ends_workers_and_keeps_segments(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.nearest)
+    source, expected = whole
+    output = tmp_path / "out.mkv"
+    stop, on_event, _ = stop_after(20)
+    with pytest.raises(Interrupted, match="of 3 segments are kept"):
+        run(str(source), str(output), UpscaleOptions(**OPTIONS), on_event=on_event, stop=stop, isolate=True)
+    run(str(source), str(output), UpscaleOptions(**OPTIONS), isolate=True)
+    assert packets(output) == expected
+
+
+def test_an_image_that_kills_fails_alone(tmp_path: Path, serve_with: Any, pids: list[int]) -> None:
+    serve_with(odd_workers.picky_about_images)
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for number in range(14):
+        name = "07-deadly.png" if number == 7 else f"{number:02d}.png"
+        Image.fromarray(np.full((20, 30, 3), number * 10, np.uint8)).save(inputs / name)
+    told: list[Event] = []
+    report = run(
+        str(inputs),
+        str(tmp_path / "out"),
+        UpscaleOptions(scale=2, threads=1),
+        on_event=told.append,
+        isolate=True,
+    )
+    assert [Path(f.input).name for f in report.failed] == ["07-deadly.png"]
+    assert "ended with code 9 3 times" in report.failed[0].message
+    assert len(list((tmp_path / "out").glob("*.png"))) == 13
+    done = [e.input for e in told if isinstance(e, Finished | Failed)]
+    assert len(done) == len(set(done)) == 14
+    last = [e for e in told if isinstance(e, Progress)][-1]
+    assert last.items_total == 14
+
+
+# ------------------------------------------------------------------- the command
+
+
+def children_of(pid: int) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in listed.stdout.split()]
+
+
+def alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat")
+        return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_the_command(tmp_path: Path, signum: signal.Signals) -> None:
+    source = clip(tmp_path / "in.mkv")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", str(source), str(tmp_path / "out.mkv"), "-s", "4", "--threads", "1", "--json"],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if '"progress"' in line:
+                break
+        below = children_of(process.pid)
+        assert below
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signum], err
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in below) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in below)
+    assert not (tmp_path / "out.mkv").exists()
+
+
+@pytest.mark.slow
+def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.mkv", frames=4, times=None, size=(960, 720), picture=None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", str(source), str(tmp_path / "out.mkv"), "--threads", "1", "--json"],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if '"started"' in line:
+                break
+        threading.Timer(0.3, lambda: process.send_signal(signal.SIGINT)).start()
+        process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - begin < 10
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130 and "Traceback" not in err
