@@ -10,6 +10,8 @@ from typing import Any
 from av.packet import Packet
 from av.stream import Stream
 
+from rlfn_pipe.media.timing import CLOCK_SET_BACK
+
 _SAMPLES_PER_FRAME = {"ac3": 1536, "mp3": 1152, "mp2": 1152}
 #: Seconds before the start of a stream that packets may carry only to warm up the decoder.
 _LONGEST_PRIMING = 2
@@ -28,7 +30,8 @@ class Times:
 class Clock:
     """Gives every packet of one stream whole times in exact seconds of the source.
 
-    Missing stamps are filled from the neighbours, decoding times made strictly increasing;
+    Missing stamps are filled from the neighbours, decoding times made strictly increasing; where
+    a recording begins anew, with its clock set back, it goes on behind what came before.
     `repaired` counts the packets that needed it (a missing dts beside a given pts is common
     and not counted).
     """
@@ -38,13 +41,18 @@ class Clock:
         self.reorders = stream.type == "video"
         self.repaired = 0
         self._sound = stream.type == "audio"
+        self._dense = stream.type in ("audio", "video")
         self._start = stream.start_time or 0
         self._last: int | None = None
         self._end: int | None = None
+        self._jumped = 0
+        self._back = round(CLOCK_SET_BACK / self.time_base)
 
     def times(self, packet: Packet[Any]) -> Times:
         """Times of the next packet in file order."""
         pts, dts, duration = packet.pts, packet.dts, max(packet.duration or 0, 0)
+        pts = None if pts is None else pts + self._jumped
+        dts = None if dts is None else dts + self._jumped
         if pts is None and dts is None:
             dts = self._start if self._end is None else self._end
             self.repaired += 1
@@ -53,6 +61,11 @@ class Clock:
         assert pts is not None
         if dts is None:
             dts = pts if not self.reorders else self._guess_dts(pts, duration)
+        if self._dense and self._last is not None and dts < self._last - self._back:
+            jump = self._last + max(duration, 1) - dts
+            self._jumped += jump
+            pts, dts = pts + jump, dts + jump
+            self.repaired += 1
         if self._last is not None and dts <= self._last:
             dts = self._last + 1
             self.repaired += 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from av.video.frame import VideoFrame
 
-from rlfn_pipe.media.timing import Timeline
+from rlfn_pipe.media.timing import CLOCK_SET_BACK, Timeline
 
 #: (pts, picture, concealed) of a frame to show.
 Item = tuple[int, VideoFrame, bool]
@@ -47,6 +47,8 @@ class Matcher:
         self._expected, self._stop = start, stop
         self._errors, self._codec, self._notes = errors, codec, notes
         self._errors_seen, self._error_at = 0, -_ERROR_REACH
+        self._jumped = 0
+        self._back = round(CLOCK_SET_BACK / timeline.time_base)
         self._step = max(1, round(1 / (timeline.rate * timeline.time_base)))
         self._last_pts: int | None = None
         self._last_good: VideoFrame | None = None
@@ -91,15 +93,20 @@ class Matcher:
         pts, last = picture.pts, self._last_pts
         if pts is None:
             pts = last + self._step if last is not None else self._begin or 0
+        elif not self._trusted:
+            pts += self._jumped
+            if last is not None and pts < last - self._back:
+                # Recordings set end to end: what follows goes on where the last one ended.
+                self._jumped += last + self._step - pts
+                pts = last + self._step
+                self._say("the clock of the video is set back in places; what follows was joined on")
         if self._begin is not None and pts < self._begin:
             return None
         if last is not None and pts <= last:
             if self._trusted and pts in self._recent:
                 # After a loss decoders give pictures late or twice; their place is filled.
                 return None
-            note = "some frames repeat or go back in time; they were moved on by the least step"
-            if note not in self._notes:
-                self._notes.append(note)
+            self._say("some frames repeat or go back in time; they were moved on by the least step")
             pts = last + 1
         return pts
 
@@ -110,6 +117,10 @@ class Matcher:
                 self._recent.append(pts)
                 yield pts, picture, True
                 self._last_pts = pts
+
+    def _say(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
 
     def _watch_errors(self) -> None:
         if self._errors() > self._errors_seen:

@@ -29,6 +29,15 @@ _COMMON_RATES = tuple(
 #: Frame rates outside this are not believed (absurd headers).
 _MAX_RATE, _MIN_RATE = Fraction(1000), Fraction(1, 3600)
 
+#: Seconds by which times go back only where a recording begins anew, not for the order of frames.
+CLOCK_SET_BACK = Fraction(1, 2)
+#: Packets that may stand out of order for reordering's sake; more is a clock that was set back.
+_MOST_REORDERING = 128
+#: Packets without a time that the beginning of a stream may have.
+_MOST_EARLY = 64
+#: Steps so many times the usual one are pauses, which say nothing of the rate.
+_PAUSE = 10
+
 _MAX_MP4_TIMESCALE = 2**31 - 1
 
 
@@ -77,6 +86,7 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
     A stream without packets gives an empty table.
     """
     pts, keys = array("q"), array("q")
+    early = 0
     trusted, packets = True, 0
     last_pts, last_duration = None, 0
     codec = stream.codec_context.name if stream.codec_context else ""
@@ -88,17 +98,26 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
         if packet.is_discard or (shown is not None and not shown(bytes(packet))):
             continue
         if packet.pts is None:
-            trusted = False
+            if pts or early >= _MOST_EARLY:
+                trusted = False
+            early += 1
             continue
         pts.append(packet.pts)
         if packet.is_keyframe:
             keys.append(packet.pts)
         if last_pts is None or packet.pts >= last_pts:
             last_pts, last_duration = packet.pts, packet.duration or 0
-    table = np.unique(np.array(pts, dtype=np.int64))
-    trusted = trusted and len(table) == len(pts)
+    found = np.array(pts, dtype=np.int64)
+    table = np.unique(found)
+    trusted = trusted and len(table) == len(found) and _in_order(found)
     time_base = stream.time_base or Fraction(1, 90000)
     rate, constant = _nominal_rate(table, time_base, stream)
+    if early and trusted and len(table):
+        # Matroska's reader gives no times below zero: the frames before the first one that has a time.
+        step = max(1, round(1 / (rate * time_base)))
+        table = np.concatenate([int(table[0]) - step * np.arange(early, 0, -1), table])
+    elif early:
+        trusted = False
     if (
         len(table)
         and "mov" in container.format.name.split(",")
@@ -113,6 +132,13 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
         last_duration = max(1, round(1 / (rate * time_base)))
     keyframes = np.searchsorted(table, np.unique(np.array(keys, dtype=np.int64)))
     return Timeline(table, time_base, last_duration, rate, constant, trusted, packets, keyframes)
+
+
+def _in_order(pts: np.ndarray) -> bool:
+    """Whether times in packet order go back no further than encoders reorder."""
+    places = np.empty(len(pts), dtype=np.int64)
+    places[np.argsort(pts, kind="stable")] = np.arange(len(pts))
+    return len(pts) == 0 or int(np.abs(places - np.arange(len(pts))).max()) <= _MOST_REORDERING
 
 
 def _vp8_shown(packet: bytes) -> bool:
@@ -150,6 +176,9 @@ def _nominal_rate(pts: np.ndarray, time_base: Fraction, stream: VideoStream) -> 
     for rate in dict.fromkeys((*plausible, *_COMMON_RATES, measured.limit_denominator(1001))):
         if _MIN_RATE <= rate <= _MAX_RATE and _fits(pts, time_base, rate):
             return rate, True
+    steps = np.diff(pts)
+    usual = steps[steps <= _PAUSE * max(1, int(np.median(steps)))]
+    measured = len(usual) / (int(usual.sum()) * time_base)
     average = min(max(measured, _MIN_RATE), _MAX_RATE)
     return average.limit_denominator(1001) or Fraction(1), False
 
