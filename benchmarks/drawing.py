@@ -165,14 +165,16 @@ def _draw_roofline(axes: Any, plots: dict[str, Rows]) -> None:
         ls=":",
         label=f"matrix product, {speed['matrix_tflops']:.2f} TFLOP/s",
     )
-    for each in plots.get("layer", ()):
+    for number, each in enumerate(plots.get("layer", ())):
+        left = number % 2 == 0
         axes.plot(each["intensity"], each["tflops"], "o", color="#999999", ms=4)
         axes.annotate(
             each["name"],
             (each["intensity"], each["tflops"]),
             fontsize=6.5,
-            xytext=(4, -8),
+            xytext=(-5 if left else 5, 3 if left else -7),
             textcoords="offset points",
+            ha="right" if left else "left",
         )
     for name, tflops, label in (
         ("ours", speed["tflops"], f"engine, {speed['precision']}"),
@@ -180,7 +182,9 @@ def _draw_roofline(axes: Any, plots: dict[str, Rows]) -> None:
     ):
         axes.plot(speed[f"{name}_intensity"], tflops, "D", color=COLOURS[name], ms=7, label=label)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("operations a byte (each layer's input, weights and output once)")
     axes.set_ylabel("TFLOP/s")
     axes.set_title(

@@ -133,14 +133,18 @@ def measure_roofline(options: argparse.Namespace) -> None:
     channels, esa = spec.channels, spec.esa_channels
     roads: dict[str, Callable[[], object]] = {}
     work: dict[str, tuple[float, float]] = {}
-    for name, inside, outside, side in (
-        ("3x3, 3 to C", 3, channels, 3),
-        ("3x3, C to C", channels, channels, 3),
-        ("3x3, C to last", channels, 3 * spec.scale**2, 3),
-        ("1x1, C to C", channels, channels, 1),
-        ("1x1, C to ESA", channels, esa, 1),
-        ("1x1, ESA to C", esa, channels, 1),
-    ):
+    layers = dict.fromkeys(
+        (
+            (3, channels, 3),
+            (channels, channels, 3),
+            (channels, 3 * spec.scale**2, 3),
+            (channels, channels, 1),
+            (channels, esa, 1),
+            (esa, channels, 1),
+        )
+    )
+    for inside, outside, side in layers:
+        name = f"{side}x{side}, {inside} to {outside}"
         x = torch.randn(1, inside, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
         weight = torch.randn(outside, inside, side, side).to(dtype)
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -169,14 +173,9 @@ def measure_roofline(options: argparse.Namespace) -> None:
     times = in_turns({name: partial(many, name) for name in roads}, options.rounds, engine.device)
     seconds = {name: timing.ms * 1e-3 / counts[name] for name, timing in times.items()}
     for name, (operations, moved) in work.items():
-        label = (
-            name.replace("C", str(channels), 2)
-            .replace("ESA", str(esa))
-            .replace("last", str(3 * spec.scale**2))
-        )
         row(
             "layer",
-            {"name": label, "intensity": operations / moved, "tflops": operations / seconds[name] / 1e12},
+            {"name": name, "intensity": operations / moved, "tflops": operations / seconds[name] / 1e12},
         )
     speed = engine_speed(options.model, scale=options.scale, size=(width, height), rounds=options.rounds)
     twin = load(options.model, options.scale)[1].to("meta")
