@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from rlfn_pipe.engine.reuse import (
     CELL,
     REACH,
     REACH_ALPHA,
+    RECENT,
+    Answer,
+    Gallery,
     Statistics,
     changed_cells,
     same_samples,
@@ -24,7 +29,7 @@ from rlfn_pipe.engine.reuse import (
 from rlfn_pipe.engine.runner import Engine, Grid
 from rlfn_pipe.engine.tiling import plan
 from rlfn_pipe.errors import UsageError
-from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet
 from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import ColourInfo, Frame, Target
 
@@ -69,13 +74,18 @@ def moving(picture: list[np.ndarray], count: int = 5) -> list[list[np.ndarray]]:
     return [*found, found[-1], found[-1]]
 
 
-SCALE4 = load("rlfn-s", 4)
+SPEC, MODULE = load("rlfn-s", 4)
+
+
+@cache
+def network(dtype: torch.dtype, edge_fp32: bool) -> InferenceNet:
+    """The shipped network, built once for all engines of these tests."""
+    return InferenceFactory(SPEC, MODULE)(dtype, edge_fp32)
 
 
 def engine(reuse: str, **settings: object) -> Engine:
-    spec, module = SCALE4
     settings = {"device": "cpu", "threads": 1, **settings}
-    return Engine(InferenceFactory(spec, module), spec, reuse=reuse, **settings)  # type: ignore[arg-type]
+    return Engine(network, SPEC, reuse=reuse, **settings)  # type: ignore[arg-type]
 
 
 def target_of(frame: Frame, scale: int = 4) -> Target:
@@ -159,7 +169,44 @@ def counted(name: str, **settings: object) -> Statistics:
 def test_repeated_frames_are_not_computed() -> None:
     assert counted("static") == Statistics(frames=4, frames_repeated=3, tiles_computed=1)
     assert counted("held") == Statistics(frames=8, frames_repeated=5, tiles_computed=3)
-    assert counted("alternating").frames_repeated == 0
+    assert counted("alternating") == Statistics(frames=6, frames_repeated=2, tiles_computed=4)
+
+
+def test_the_last_few_frames_are_kept() -> None:
+    """P and B frames of a held picture take turns."""
+    gallery: Gallery[int] = Gallery()
+    rng, frames = np.random.default_rng(0), []
+    for number in range(RECENT + 1):
+        (frame,) = clip(planes(rng, YUV, (20, 30)))
+        gallery.add(frame, target_of(frame), number)
+        frames.append(frame)
+    found = [gallery.find(replace(frame, index=99), target_of(frame)) for frame in frames]
+    assert found == [None, *range(1, RECENT + 1)]
+    assert gallery.find(frames[-1], target_of(frames[-1], 2)) is None
+    huge = Target(40_000, 30_000, YUV)
+    gallery.add(frames[0], huge, 7)
+    assert gallery.find(frames[0], huge) == 7
+    assert gallery.find(frames[-1], target_of(frames[-1])) is None
+
+
+def test_what_led_to_a_kept_result_is_let_go() -> None:
+    """However many frames' results are kept, tiles are of one frame."""
+    made = nearest("exact", tile=48, overlap=12)
+    counts: list[int] = []
+
+    def kept_tiles() -> int:
+        gc.collect()
+        return sum(type(o) is Answer and o.part is not None for o in gc.get_objects())
+
+    before = kept_tiles()
+
+    def work() -> Iterator[tuple[Frame, Target]]:
+        for frame in SCENES["held"]:
+            yield frame, target_of(frame, 2)
+            counts.append(kept_tiles() - before)
+
+    list(made.run(work()))
+    assert max(counts) == len(plan(HEIGHT, WIDTH, 48, 12))
 
 
 def test_tiles_that_did_not_change_are_not_computed() -> None:
@@ -173,9 +220,9 @@ def test_tiles_that_did_not_change_are_not_computed() -> None:
 
 
 def test_tiles_of_several_frames_share_batches() -> None:
-    network = Recorder(2)
+    recorder = Recorder(2)
     made = Engine(
-        lambda dtype, edge: network,
+        lambda dtype, edge: recorder,
         nearest_spec(2),
         device="cpu",
         precision="fp32",
@@ -188,7 +235,7 @@ def test_tiles_of_several_frames_share_batches() -> None:
     frames = [replace(frame, index=i, pts=i) for i, frame in enumerate(frames)]
     results = run(made, frames)
     check_same(results, run(nearest("off", tile=48, overlap=12), frames))
-    assert {shape[0] for shape in network.seen} == {6}
+    assert {shape[0] for shape in recorder.seen} == {6}
     assert made.statistics.tiles_reused > made.statistics.tiles_computed
 
 

@@ -1,17 +1,19 @@
 """What need not be computed again: repeated frames, and tiles whose input has not changed.
 
-`exact` keeps the results of one frame. A tile whose input equals the frame before's takes that result, and a
-frame whose every sample does takes the whole picture, planes and all. Equal input gives equal bits because a
-tile's result does not depend on its company: it runs alone, or in batches of one shape for which that was
-tried (`Run`). `near` compares with the input that a tile was last *computed* from, so that nothing drifts.
+`exact` keeps the last few frames' results and one frame's tiles. A frame whose every sample equals one of those
+takes its result, planes and all: encoders code a held picture in turns, P and B frames slightly different, so
+that the frame before is often not the equal one. A tile whose input equals the frame before's takes that result.
+Equal input gives equal bits because a tile's result does not depend on its company: it runs alone, or in batches
+of one shape for which that was tried (`Run`). `near` compares with inputs that results were *computed* from, not
+with the frame before, so that nothing drifts.
 
 Comparisons are made on the host, on the samples as they were decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +22,21 @@ from rlfn_pipe.engine.picture import answer_of
 from rlfn_pipe.engine.tiling import Span, Tile
 from rlfn_pipe.types import Frame, Target
 
-__all__ = ["KEPT_BYTES", "Answer", "Memory", "Mosaic", "Statistics", "changed_cells", "same_samples"]
+__all__ = [
+    "KEPT_BYTES",
+    "Answer",
+    "Gallery",
+    "Memory",
+    "Mosaic",
+    "Statistics",
+    "changed_cells",
+    "same_samples",
+]
 
+T = TypeVar("T")
+
+#: Frames whose results are kept (measured: docs/performance.md), as long as they take no more than this.
+RECENT, RECENT_BYTES = 4, 1 << 28
 #: Side of a cell of `changed_cells` in luma samples.
 CELL = 8
 #: How far, in luma samples, a pixel's RGB depends on samples: chroma interpolation, filling under alpha.
@@ -53,6 +68,11 @@ class Statistics:
 # ---------------------------------------------------------------- comparing samples
 
 
+def code_values(tolerance: float, frame: Frame) -> int:
+    """A tolerance in code values of 8 bit in those of the frame's depth, rounded down."""
+    return int(tolerance * (1 << (frame.colour.bit_depth - 8)))
+
+
 def alike(one: Frame, other: Frame) -> bool:
     """True when two frames have the same layout, so that their samples can be compared."""
     return (
@@ -64,20 +84,18 @@ def alike(one: Frame, other: Frame) -> bool:
     )
 
 
-def same_samples(one: Frame, other: Frame) -> bool:
-    """True when two frames of one layout are equal sample for sample.
+def same_samples(one: Frame, other: Frame, tolerance: int = 0) -> bool:
+    """True when no sample of two frames of one layout differs by more than `tolerance` code values.
 
-    Ends at the first block of rows that differs, and looks at the middle row first.
+    Ends at the first block of rows that does, and looks at the middle row first.
     """
     for p, q in zip(one.planes, other.planes, strict=True):
         if p is q:
             continue
         middle = p.shape[0] // 2
-        if not np.array_equal(p[middle], q[middle]):
+        starts = [(middle, middle + 1), *((row, row + _ROWS) for row in range(0, p.shape[0], _ROWS))]
+        if not all(_within(p[first:end], q[first:end], tolerance) for first, end in starts):
             return False
-        for row in range(0, p.shape[0], _ROWS):
-            if not np.array_equal(p[row : row + _ROWS], q[row : row + _ROWS]):
-                return False
     return True
 
 
@@ -120,11 +138,10 @@ def _steps(frame: Frame, plane: np.ndarray) -> tuple[int, int]:
     return -(-frame.height // height), -(-frame.width // width)
 
 
-def _within(one: Sequence[np.ndarray], other: Sequence[np.ndarray], tolerance: int) -> bool:
-    return all(
-        p.size == 0 or int((np.maximum(p, q) - np.minimum(p, q)).max()) <= tolerance
-        for p, q in zip(one, other, strict=True)
-    )
+def _within(one: np.ndarray, other: np.ndarray, tolerance: int) -> bool:
+    if not tolerance:
+        return np.array_equal(one, other)
+    return one.size == 0 or int((np.maximum(one, other) - np.minimum(one, other)).max()) <= tolerance
 
 
 # ---------------------------------------------------------------- what is kept
@@ -149,11 +166,32 @@ class Answer:
         self.part = part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
 
 
-class Memory:
-    """The last frame, its tiles' answers and, for `near`, the samples that each was computed from.
+class Gallery(Generic[T]):
+    """The last few frames that were computed, each with what holds its result."""
 
-    `mode` is exact, near or off; `tolerance` in code values of 8 bit. Only frames that were computed, in
-    whole or in part, are remembered: one that repeats the last leaves everything as it is.
+    def __init__(self) -> None:
+        self._shown: list[tuple[Frame, Target, T]] = []
+
+    def find(self, frame: Frame, target: Target, tolerance: int = 0) -> T | None:
+        """What belongs to a frame equal to `frame` within `tolerance` code values; the latest if several."""
+        for shown, its_target, item in self._shown:
+            if target == its_target and alike(shown, frame) and same_samples(shown, frame, tolerance):
+                return item
+        return None
+
+    def add(self, frame: Frame, target: Target, item: T) -> None:
+        """Keep a frame; the oldest ones go."""
+        share = target.width * target.height / (frame.width * frame.height)
+        size = share * sum(plane.nbytes for plane in frame.planes)
+        count = max(1, min(RECENT, int(RECENT_BYTES / size)))
+        self._shown = [(frame, target, item), *self._shown[: count - 1]]
+
+
+class Memory:
+    """The last frame that was computed, its tiles' answers and, for `near`, the samples that each came from.
+
+    `mode` is exact, near or off; `tolerance` in code values of 8 bit. A frame that repeats another one
+    leaves everything as it is.
     """
 
     def __init__(self, scale: int, mode: str, tolerance: float) -> None:
@@ -171,12 +209,8 @@ class Memory:
         self._tiles, self._answers, self._inputs = (), [], []
 
     def repeats(self, frame: Frame, target: Target, tiles: tuple[Tile, ...]) -> bool:
-        """Whether the last frame's result holds for all of `frame`."""
-        if self.frame is None or not self._comparable(frame, target, tiles):
-            return False
-        if self._mode == "exact":
-            return same_samples(self.frame, frame)
-        return all(self._unchanged(frame))
+        """Whether every tile's answer holds for `frame`."""
+        return self._comparable(frame, target, tiles) and bool(self._answers) and all(self._unchanged(frame))
 
     def answers(
         self, frame: Frame, target: Target, tiles: tuple[Tile, ...], pictures: int, *, keep: bool
@@ -190,7 +224,7 @@ class Memory:
         if self._mode == "off":
             return None
         unchanged = [False] * len(tiles)
-        if self._comparable(frame, target, tiles) and (self._answers or self._mode == "near"):
+        if self._answers and self._comparable(frame, target, tiles):
             unchanged = self._unchanged(frame)
         size = tiles[0].y.frame * tiles[0].x.frame * pictures
         keep = keep and len(tiles) > 1 and _kept_bytes(size, self._scale) <= KEPT_BYTES
@@ -230,9 +264,9 @@ class Memory:
                 reach = REACH_ALPHA if frame.colour.alpha else REACH
                 found = [not touched(cells, tile, reach) for tile in self._tiles]
             else:
-                limit = int(self._tolerance * (1 << (frame.colour.bit_depth - 8)))
+                limit = code_values(self._tolerance, frame)
                 found = [
-                    _within(samples, _samples_of(frame, tile), limit)
+                    all(_within(p, q, limit) for p, q in zip(samples, _samples_of(frame, tile), strict=True))
                     for tile, samples in zip(self._tiles, self._inputs, strict=True)
                 ]
             self._checked = frame, found

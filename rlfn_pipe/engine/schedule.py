@@ -15,7 +15,7 @@ from rlfn_pipe.engine.batching import Buckets
 from rlfn_pipe.engine.device import is_out_of_memory, release_cached
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
-from rlfn_pipe.engine.reuse import Answer, Memory, Mosaic, Statistics
+from rlfn_pipe.engine.reuse import Answer, Gallery, Memory, Mosaic, Statistics, code_values
 from rlfn_pipe.engine.tiling import Tile, plan
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import Frame, Target
@@ -107,6 +107,7 @@ class Run:
         self._buckets: Buckets[_Key, _Piece] = Buckets()
         self._memory = Memory(engine.scale, engine.reuse, engine.reuse_tolerance)
         self._mosaics = (Mosaic(), Mosaic())
+        self._recent: Gallery[_Job] = Gallery()
         self._last: _Job | None = None
         #: Whether a tile's bits are the same wherever it lies in a full batch, where that was tried.
         self._steady: dict[_Key, bool] = {}
@@ -125,6 +126,7 @@ class Run:
             self._jobs.append(job)
             if job.repeats is None:
                 self._last = job
+                self._recent.add(frame, target, job)
                 self._cut(job)
             self._count(frames=1, frames_repeated=int(job.repeats is not None))
             self._compute(until=None)
@@ -158,14 +160,20 @@ class Run:
     # ------------------------------------------------------------ reuse
 
     def _repeated(self, frame: Frame, target: Target) -> _Job | None:
-        """A job without work, when the result of the frame before holds for the whole frame."""
-        if self._last is None or self._memory.frame is not self._last.frame:
+        """A job without work, when the result of an earlier frame holds for the whole frame."""
+        engine = self._engine
+        if engine.reuse == "off":
             return None
         tiles = self._plan(frame)
-        repeats = self._memory.repeats(frame, target, tiles)
-        if repeats and self._steady_for(frame, target, tiles):
-            return _Job(frame, target, repeats=self._last)
-        if repeats or len(tiles) > 1:
+        near = engine.reuse == "near"
+        # Results of tiles may stand for other inputs already, so that only equal frames may take their sum.
+        tolerance = code_values(engine.reuse_tolerance, frame) if near and len(tiles) == 1 else 0
+        found = self._recent.find(frame, target, tolerance)
+        if found is None and near and self._last is not None and self._memory.frame is self._last.frame:
+            found = self._last if self._memory.repeats(frame, target, tiles) else None
+        if found is not None and self._steady_for(frame, target, tiles):
+            return _Job(frame, target, repeats=found)
+        if found is not None or len(tiles) > 1:
             self._worth_trying.add(_key(tiles[0], frame, target))
         return None
 
@@ -226,7 +234,8 @@ class Run:
             value = round(job.alpha * ((1 << target.colour.bit_depth) - 1))
             arrays.append(np.full((target.height, target.width), value, dtype=arrays[0].dtype))
         job.output = replace(job.frame, planes=tuple(arrays), colour=target.colour)
-        job.picture = job.alpha = None
+        # The result may be kept for a while; what led to it need not.
+        job.picture = job.alpha = job.answers = None
         job.waiting = []
         return job.output
 
