@@ -49,8 +49,8 @@ DEFAULT_OVERLAP = 60
 SMALL_OVERLAP = 36
 #: Tiles are not halved below this side (or below the overlap and some pixels more).
 SMALLEST_TILE = 48
-#: On the CPU larger pieces than this run slower, not faster (docs/performance.md).
-CPU_TILE_PIXELS = 540_000
+#: Bytes that the CPU's strips take besides what grows with the picture.
+CPU_STRIPS = 96 << 20
 
 
 class Network(Protocol):
@@ -179,15 +179,18 @@ class Engine:
         }
 
     def _bytes_per_pixel(self) -> float:
-        """Peak bytes of activations for a low-resolution pixel (measured: docs/performance.md)."""
+        """Peak bytes for a low-resolution pixel, result included (measured: docs/performance.md)."""
         size = torch.empty(0, dtype=self._dtype).element_size()
         width = max(self.spec.channels, self.spec.mid_channels)
+        if self.device.type == "cpu":
+            # The first layer's output and two blocks' sums; all else lasts for a strip.
+            return (3.0 * width + 2.0 * self.spec.esa_channels) * size + 3.0 * self.scale**2 * 7 + 24.0
         return 5.0 * width * size + 3.0 * self.scale**2 * (2 * size + 4)
 
     def _largest_tile(self) -> int:
         """Pixels of the largest tile that is chosen without being asked for."""
-        pixels = int(self._budget / self._bytes_per_pixel())
-        return min(pixels, CPU_TILE_PIXELS) if self.device.type == "cpu" else pixels
+        fixed = CPU_STRIPS if self.device.type == "cpu" else 0
+        return max(SMALLEST_TILE**2, int((self._budget - fixed) / self._bytes_per_pixel()))
 
     def tile_for(self, height: int, width: int) -> int:
         """The tile side for a frame (0: whole)."""

@@ -21,7 +21,7 @@ distance from mid grey, which needs a bit less than the value; mid grey is added
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ from torch import nn
 from rlfn_pipe.models.rlfn import RLFB, RLFN
 from rlfn_pipe.types import ModelSpec
 
+if TYPE_CHECKING:
+    from rlfn_pipe.models.strips import StripNetwork
+
 #: Row matrices (N, h, h3), column matrices (N, w, w3), border (N, 1, h3 + 2, w3 + 2); see `InferenceNet`.
 Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _SLOPE = 0.05
@@ -37,15 +40,15 @@ _WHITE = 255.0
 _SHORT = (torch.bfloat16, torch.float16)
 
 
-def _bias(conv: nn.Conv2d) -> torch.Tensor:
+def bias_of(conv: nn.Conv2d) -> torch.Tensor:
     assert conv.bias is not None, "every convolution of RLFN has a bias"
     return conv.bias.double()
 
 
-def _fold(outer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def fold(outer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`outer` after the 1x1 convolution (weight (m, i), bias (m,)): weight and bias in float64."""
     w = outer.weight.double()
-    return torch.einsum("omyx,mi->oiyx", w, weight), _bias(outer) + torch.einsum("omyx,m->o", w, bias)
+    return torch.einsum("omyx,mi->oiyx", w, weight), bias_of(outer) + torch.einsum("omyx,m->o", w, bias)
 
 
 def _conv(weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, padding: int = 0) -> nn.Conv2d:
@@ -60,7 +63,7 @@ def _conv(weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, padding: in
 
 def _copied(conv: nn.Conv2d, scale: float = 1.0, scale_bias: float = 1.0) -> nn.Conv2d:
     padding = conv.kernel_size[0] // 2
-    return _conv(conv.weight.double() * scale, _bias(conv) * scale_bias, padding=padding)
+    return _conv(conv.weight.double() * scale, bias_of(conv) * scale_bias, padding=padding)
 
 
 class InferenceBlock(nn.Module):
@@ -71,10 +74,10 @@ class InferenceBlock(nn.Module):
         esa = block.esa
         self.c1, self.c2, self.c3 = _copied(block.c1_r), _copied(block.c2_r), _copied(block.c3_r)
         self.c5 = _copied(block.c5)
-        weight, bias = _fold(esa.conv1, block.c5.weight.double()[:, :, 0, 0], _bias(block.c5))
+        weight, bias = fold(esa.conv1, block.c5.weight.double()[:, :, 0, 0], bias_of(block.c5))
         inner = weight[:, :, 0, 0]
-        self.reduce = _conv(*_fold(esa.conv2, inner, bias), stride=2)
-        self.direct = _conv(*_fold(esa.conv_f, inner, bias))
+        self.reduce = _conv(*fold(esa.conv2, inner, bias), stride=2)
+        self.direct = _conv(*fold(esa.conv_f, inner, bias))
         self.small, self.widen = _copied(esa.conv3), _copied(esa.conv4)
 
     def forward(self, x: torch.Tensor, grid: Grid | None) -> torch.Tensor:
@@ -108,15 +111,15 @@ def _stretch(small: torch.Tensor, like: torch.Tensor, grid: Grid | None) -> torc
     return torch.matmul(columns[:, None], tall).permute(0, 3, 1, 2)
 
 
-def _prescale(spec: ModelSpec) -> float:
+def prescale(spec: ModelSpec) -> float:
     return float(2.0 ** round(math.log2(spec.input_range / _WHITE)))
 
 
-def _head(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
-    return _copied(module.conv_1, scale=spec.input_range / _WHITE / _prescale(spec))
+def folded_head(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
+    return _copied(module.conv_1, scale=spec.input_range / _WHITE / prescale(spec))
 
 
-def _tail(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
+def folded_tail(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
     gain = _WHITE / spec.input_range
     return _copied(cast(nn.Conv2d, module.upsampler[0]), scale=gain, scale_bias=gain)
 
@@ -134,11 +137,11 @@ class InferenceNet(nn.Module):
     def __init__(self, spec: ModelSpec, module: RLFN) -> None:
         super().__init__()
         self.scale = spec.scale
-        self.prescale = _prescale(spec)
-        self.head = _head(spec, module)
+        self.prescale = prescale(spec)
+        self.head = folded_head(spec, module)
         self.blocks = nn.ModuleList(InferenceBlock(block) for block in module.blocks())
         self.body = _copied(module.conv_2)
-        self.tail = _tail(spec, module)
+        self.tail = folded_tail(spec, module)
         self.centre: nn.Parameter | None = None
 
     def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
@@ -179,7 +182,7 @@ def build_inference(
         short = dtype in _SHORT
         net.head = head.to(torch.float32 if dtype == torch.bfloat16 or (short and edge_fp32) else dtype)
         if short and not edge_fp32:
-            bias = _bias(tail)
+            bias = bias_of(tail)
             rounded = (bias - _WHITE / 2).to(dtype)
             net.centre = nn.Parameter((bias - rounded.double()).float()[:, None, None])
             tail.bias = nn.Parameter(rounded)
@@ -190,11 +193,13 @@ def build_inference(
 
 
 class InferenceFactory:
-    """Builds the inference form of one network on demand, as `rlfn_pipe.engine.runner.Engine` asks for it."""
+    """Builds the fastest form of one network on demand, as `rlfn_pipe.engine.runner.Engine` asks for it."""
 
     def __init__(self, spec: ModelSpec, module: RLFN) -> None:
         self.spec, self.module = spec, module
 
-    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> InferenceNet:
-        """An inference form in `dtype`; `edge_fp32` as in `build_inference`."""
-        return build_inference(self.spec, self.module, dtype, edge_fp32=edge_fp32)
+    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> StripNetwork:
+        """A form in `dtype` for the CPU, whose `to` gives that for other devices; see `build_inference`."""
+        from rlfn_pipe.models.strips import StripNetwork
+
+        return StripNetwork(self.spec, self.module, dtype, edge_fp32)
