@@ -223,7 +223,7 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: s
     extra = sorted(state.keys() - wanted.keys())
     if extra:
         raise WeightsError(
-            f"{where}: has tensors that no RLFN has ({extra[0]}); the file is of another network"
+            f"{where}: has tensors that no RLFN has ({extra[0][:60]!r}); the file is of another network"
         )
 
 
