@@ -65,7 +65,8 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], list[UpscaleOptions]
     def install(function: Job) -> list[UpscaleOptions]:
         seen: list[UpscaleOptions] = []
 
-        def run(input: str, output: str, options: UpscaleOptions, **more: Any) -> Report:
+        def run(input: str, output: str, options: UpscaleOptions, *, isolate: bool, **more: Any) -> Report:
+            assert isolate
             seen.append(options)
             return function(**more)
 
@@ -121,7 +122,7 @@ def test_help_of_upscale_has_every_option(capsys: pytest.CaptureFixture[str]) ->
     help = " ".join(capsys.readouterr().out.split())
     for info in option_infos():
         assert info.long in help and " ".join(info.help.split()) in help
-    for later in ("--reuse", "--compile", "--resume", "--segment", "--cluster", "--watch"):
+    for later in ("--cluster", "--watch"):
         assert later not in help
 
 
@@ -461,7 +462,7 @@ import sys, time, types
 from rlfn_pipe.errors import Interrupted
 from rlfn_pipe.types import Progress, Started, Warned
 
-def run(input, output, options, *, on_event, stop):
+def run(input, output, options, *, on_event, stop, isolate):
     on_event(Started(input, output, None, "ready"))
     {body}
 

@@ -80,7 +80,8 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
         try:
             report = run(input, output, options, on_event=reporter.on_event, stop=stop, isolate=True)
         except (Interrupted, KeyboardInterrupt) as reason:
-            error = reason if isinstance(reason, Interrupted) else Interrupted(stop.signum or signal.SIGINT)
+            signum = stop.signum or signal.SIGINT
+            error = Interrupted(signum, str(reason)) if str(reason) else Interrupted(signum)
             reporter.stopped(error)
             if reporter.output_closed:
                 return 1

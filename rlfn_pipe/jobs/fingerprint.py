@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlfn_pipe.errors import InputError
+from rlfn_pipe.media.opening import library_versions
 
 if TYPE_CHECKING:
     from rlfn_pipe.options import UpscaleOptions
@@ -57,17 +58,14 @@ def fingerprint(path: Path, options: UpscaleOptions, machine: dict[str, Any]) ->
 
     `machine`: what the engine says of weights, device, precision, threads and libraries.
     """
-    import av
-
     from rlfn_pipe import __version__
 
     chosen = {name: value for name, value in lasting_options(options).items() if name not in _OF_IMAGES}
-    libraries = ".".join(map(str, av.library_versions["libavcodec"]))
     return {
         "input": input_identity(path),
         "options": chosen,
         "machine": machine,
-        "version": {"rlfn-pipe": __version__, "av": av.__version__, "libavcodec": libraries},
+        "version": {"rlfn-pipe": __version__, **library_versions()},
     }
 
 

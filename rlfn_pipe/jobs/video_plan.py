@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry
@@ -19,8 +19,6 @@ from rlfn_pipe.media.tags import stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for
 
 if TYPE_CHECKING:
-    from av.stream import Disposition
-
     from rlfn_pipe.jobs.inputs import Item
     from rlfn_pipe.options import UpscaleOptions
 
@@ -43,7 +41,7 @@ class VideoPlan:
     window: tuple[Fraction, Fraction | None] | None
     sample_aspect_ratio: Fraction | None
     tags: dict[str, str]
-    disposition: Disposition | None
+    disposition: Any
     notes: tuple[str, ...]
 
 

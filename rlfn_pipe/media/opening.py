@@ -43,6 +43,12 @@ def _refuse_nested(url: str, flags: int, options: dict[str, Any]) -> NoReturn:
     raise PermissionError(f"nested open of {url!r} refused")
 
 
+def library_versions() -> dict[str, str]:
+    """Versions of PyAV and of the codec library behind it."""
+    codecs = av.library_versions["libavcodec"]
+    return {"av": av.__version__, "libavcodec": ".".join(str(number) for number in codecs)}
+
+
 def describe_av_error(error: BaseException) -> str:
     """The reason of a libav error in a few words, without numbers and file names."""
     text = getattr(error, "strerror", None) or str(error)
