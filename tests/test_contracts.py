@@ -15,9 +15,11 @@ import pytest
 from rlfn_pipe.errors import InputError, RlfnPipeError
 from rlfn_pipe.media.encoders import plan_encoding
 from rlfn_pipe.media.images import read_image, write_image
+from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
 from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.media.timing import Clock
+from rlfn_pipe.media.verify import verify_video
 from rlfn_pipe.media.y4m import PipeSink, PipeSource
 from rlfn_pipe.types import ColourInfo, Frame
 
@@ -131,11 +133,16 @@ def to_file(path: Path, frames: list[Frame]) -> None:
     times = SinkTimes(
         Fraction(1, 1000), Fraction(25), 40, Fraction(0), Clock(Fraction(1, 1000), True, 1000, 1000)
     )
-    sink = VideoSink(path, plan, times, name=path.name, threads=1)
+    part = path.parent / "part.seg"
+    segment = SegmentSink(part, plan, times.rate, name=path.name, threads=1)
     for frame in frames:
-        sink.write(frame)
+        segment.write(frame)
+    segment.close()
+    sink = VideoSink(path, plan, times, segment.pts, name=path.name, threads=1)
+    sink.write_segment(part, 0)
     sink.close()
-    assert sink.frames == len(frames)
+    assert sink.frames == segment.frames == len(frames)
+    verify_video(path, path.name, sink.expectation())
 
 
 def to_pipe(path: Path, frames: list[Frame]) -> None:

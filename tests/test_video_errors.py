@@ -19,6 +19,8 @@ from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packets_of,
 
 from rlfn_pipe.errors import InputError, Interrupted, OutputError, RlfnPipeError, UsageError
 from rlfn_pipe.jobs.run import run
+from rlfn_pipe.jobs.work import work_path
+from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import VideoSink
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import Event, Progress
@@ -299,14 +301,14 @@ def test_failure_in_the_sink_leaves_nothing(
     output = tmp_path / "out.mp4"
     if existing:
         output.write_bytes(b"precious")
-    real = VideoSink.write
+    real = SegmentSink.write
 
-    def write(self: VideoSink, frame: Any) -> None:
+    def write(self: SegmentSink, frame: Any) -> None:
         if frame.index == 7:
             raise error
         real(self, frame)
 
-    monkeypatch.setattr(VideoSink, "write", write)
+    monkeypatch.setattr(SegmentSink, "write", write)
     with pytest.raises(type(error)):
         upscale(source, output, overwrite=existing)
     assert not left_behind(tmp_path, "in.mp4", *(["out.mp4"] if existing else []))
@@ -345,7 +347,7 @@ def test_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="appeared while"):
         run(str(source), str(output), UpscaleOptions(scale=2, threads=1), on_event=on_event)
     assert output.read_bytes() == b"another's"
-    assert not left_behind(tmp_path, "in.mp4", "out.mp4")
+    assert not left_behind(tmp_path, "in.mp4", "out.mp4", work_path(output).name)
 
 
 _CHILD = """
@@ -405,7 +407,7 @@ def test_disk_full_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(VideoSink, "_open", lambda self, path: real(self, Path("/dev/full")))
     with pytest.raises(OutputError, match=r"no space left.*free some space"):
         upscale(source, tmp_path / "out.mkv")
-    assert not left_behind(tmp_path, "in.mkv")
+    assert not left_behind(tmp_path, "in.mkv", work_path(tmp_path / "out.mkv").name)
 
 
 @pytest.mark.slow
