@@ -1,0 +1,107 @@
+"""A disk that fills up in the middle of a job: one sentence, nothing lost, and on it goes with more room."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from media_maker import make, noise
+from test_resume import packets
+
+from rlfn_pipe.errors import OutputError
+from rlfn_pipe.jobs import work
+from rlfn_pipe.jobs.plan import describe
+from rlfn_pipe.jobs.run import run
+from rlfn_pipe.jobs.work import work_path
+from rlfn_pipe.options import UpscaleOptions
+
+OPTIONS: dict[str, Any] = {"scale": 2, "threads": 1, "segment": "0.4", "crf": 20}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
+    """A file system in memory and a way to set its size in KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: int, *more: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join([*more, f"size={size}k"]), "tmpfs", str(folder)]
+        return (
+            shutil.which("mount") is not None
+            and not subprocess.run(command, capture_output=True, check=False).returncode
+        )
+
+    if not mount(4096):
+        pytest.skip("mounting is not allowed here; test_video_errors.py has full disks by other means")
+    try:
+        yield folder, lambda size: None if mount(size, "remount") else pytest.fail("cannot remount")
+    finally:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A source of noise, and what an undisturbed job makes of it: in four segments."""
+    folder = tmp_path_factory.mktemp("whole")
+    source = make(
+        folder / "in.mkv", frames=50, size=(96, 64), codec="ffv1", picture=lambda i: noise(i, size=(96, 64))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        from conftest import use_nearest_engine
+
+        use_nearest_engine(patch)
+        run(str(source), str(folder / "out.mkv"), UpscaleOptions(**OPTIONS))
+    return source, folder / "out.mkv"
+
+
+@pytest.mark.parametrize("share", [0.15, 0.5, 0.9, 1.2, 1.7])
+def test_with_more_room_it_goes_on(
+    whole: tuple[Path, Path],
+    disk: tuple[Path, Callable[[int], None]],
+    nearest_engine: None,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+) -> None:
+    """The disk holds so much of the output's size: segments do not fit, or the joined file beside them."""
+    monkeypatch.setattr("rlfn_pipe.jobs.video._RESERVE", 0)
+    (source, expected), (folder, resize) = whole, disk
+    size = expected.stat().st_size // 1024
+    resize(max(64, int(size * share)))
+    output = folder / "out.mkv"
+    with pytest.raises(OutputError, match=r"free some space and run the (same )?command again") as caught:
+        run(str(source), str(output), UpscaleOptions(**OPTIONS))
+    assert "\n" not in str(caught.value) and not output.exists()
+    kept = len(list(work_path(output).glob("segment-*")))
+    assert kept == 4 if share > 1.1 else kept < 4
+    assert not list(work_path(output).glob("making-*"))
+    resize(4 * size)
+    run(str(source), str(output), UpscaleOptions(**OPTIONS))
+    assert packets(output) == packets(expected)
+    assert [path.name for path in folder.iterdir()] == ["out.mkv"]
+
+
+def test_it_stops_before_a_segment_that_may_not_fit(
+    whole: tuple[Path, Path], tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    free = [1 << 30, 1 << 30, 100]
+    monkeypatch.setattr(
+        work.shutil, "disk_usage", lambda path: usage(1 << 31, 0, free.pop(0) if len(free) > 1 else free[0])
+    )
+    output = tmp_path / "out.mkv"
+    with pytest.raises(OutputError, match=r"the disk has 0 MiB left and the next segment may need 2 MiB"):
+        run(str(whole[0]), str(output), UpscaleOptions(**OPTIONS))
+    assert len(list(work_path(output).glob("segment-*"))) == 2
+
+
+def test_the_plan_says_what_the_work_needs(
+    whole: tuple[Path, Path], tmp_path: Path, nearest_engine: None
+) -> None:
+    plan = describe(str(whole[0]), str(tmp_path / "out.mp4"), UpscaleOptions(**OPTIONS, codec="libx264"))
+    assert plan.segments == 4 and plan.estimated_bytes and plan.work_bytes == 2 * plan.estimated_bytes
+    assert plan.free_bytes and plan.free_bytes > 1 << 20
