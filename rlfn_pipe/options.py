@@ -487,6 +487,9 @@ def parse_option(option: str | OptionInfo, value: Any, where: str = "") -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:  # Python refuses to write out numbers of thousands of digits
+        return "a number of that size"
     text = text if len(text) <= 60 else text[:57] + "..."
     return repr(text) if not text.strip() or not text.isprintable() else text

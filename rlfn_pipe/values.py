@@ -198,6 +198,8 @@ def pairs(value: Any) -> tuple[tuple[str, str], ...]:
         if isinstance(item, str):
             key, equals, text = item.partition("=")
         elif isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str):
+            if isinstance(item[1], int) and abs(item[1]) > 10**18:
+                raise Invalid(allowed, f"{item[0]} with a number of that size")
             key, equals, text = item[0], "=", str(item[1])
         else:
             raise Invalid(allowed, item)

@@ -654,3 +654,38 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, arguments: list[str
     assert code in (0, 1), said
     assert "Traceback" not in said and "error" not in said.lower() and "BrokenPipe" not in said, said
     assert {path.name for path in tmp_path.iterdir()} <= {"in.mp4", "o.mp4"}
+
+
+# ---------------------------------------------------------------- what the fuzzer found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["crf = 0x" + "f" * 9000, "crf = " + "9" * 300, "scale = 1e999", "size = [0x" + "f" * 9000 + ", 3]", "frames = nan",
+     "encoder-option = [0x" + "f" * 9000 + "]", "encoder-option = {a = 0x" + "f" * 9000 + "}", "tile = 0x" + "f" * 9000],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_numbers_beyond_measure_in_presets(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_preset(str(tmp_path / "p.toml"))
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("batch = ", "batch = 0x" + "f" * 9000 + " #"), ("batch = ", "batch = " + "9" * 400 + " #"), ("batch = ", "batch = inf #"),
+     ("[[stage]]", "[[stage]]\nbetas = ['a', 'b']"), ("[[stage]]", "[[stage]]\nbetas = [nan, 1e400]"),
+     ("batch = ", "batch = " + "[" * 9000 + " #"), ("batch = ", "batch = " + "9" * 9000 + " #")],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_numbers_beyond_measure_in_recipes(tmp_path: Path, old: str, new: str) -> None:
+    from rlfn_pipe.errors import TrainingError
+    from rlfn_pipe.training.recipe import load_recipe
+
+    shipped = sorted((TESTS.parent / "presets" / "training").glob("*.toml"))[0].read_text()
+    assert old in shipped
+    (tmp_path / "r.toml").write_text(shipped.replace(old, new, 1))
+    with pytest.raises(TrainingError) as caught:
+        load_recipe(tmp_path / "r.toml")
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -119,6 +120,10 @@ class Recipe:
     text: str = ""
 
 
+#: Beyond this no rate, size or count makes sense; it keeps infinities out, too.
+_LARGEST_NUMBER = 1e15
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe file; TrainingError with one sentence when anything in it is wrong."""
     try:
@@ -132,7 +137,8 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     """Parse a recipe's TOML text; `where` names it in messages."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    # A plain ValueError: a number of thousands of digits; RecursionError: brackets in brackets.
+    except (ValueError, RecursionError) as error:
         raise TrainingError(f"{where}: is not valid TOML ({error}); correct it") from error
     stages = table.pop("stage", [])
     if not isinstance(stages, list) or not stages:
@@ -171,7 +177,7 @@ def _build(kind: type, table: Any, where: str, section: str, extra: dict[str, An
 
 def _typed(value: Any, kind: str, what: str) -> Any:
     """Check a TOML value against the annotation of its field, and convert numbers and lists."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
     if kind == "float" and number:
         return float(value)
     if kind == "int" and number and float(value).is_integer():
@@ -179,10 +185,13 @@ def _typed(value: Any, kind: str, what: str) -> Any:
     if (kind == "str" and isinstance(value, str)) or (kind == "bool" and isinstance(value, bool)):
         return value
     if kind.startswith("tuple[float") and isinstance(value, list) and len(value) == 2:
-        return tuple(float(v) for v in value)
+        return tuple(_typed(v, "float", what) for v in value)
     if kind.startswith("dict") and isinstance(value, dict):
         return {key: _typed(weight, "float", f"{what}, {key!r}") for key, weight in value.items()}
-    raise TrainingError(f"{what} must be of type {kind}, not {value!r}")
+    # Python refuses to write out whole numbers of thousands of digits.
+    huge = isinstance(value, int) and abs(value) > _LARGEST_NUMBER
+    shown = "a number of that size" if huge else reprlib.repr(value)
+    raise TrainingError(f"{what} must be of type {kind}, not {shown}")
 
 
 def _check(recipe: Recipe, where: str) -> None:
