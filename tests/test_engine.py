@@ -13,6 +13,7 @@ import torch
 
 from rlfn_pipe.engine.device import is_out_of_memory, resolve_device, resolve_precision
 from rlfn_pipe.engine.limits import PATIENCE, Limits
+from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.resize import lanczos_matrix, resize
 from rlfn_pipe.engine.runner import Engine, Grid
@@ -360,7 +361,9 @@ class Overflowing(NearestNetwork):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("tile", [0, 60])
-def test_tiles_that_overflow_are_redone_in_fp32(value: float, tile: int) -> None:
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("reuse", ["exact", "off"])
+def test_tiles_that_overflow_are_redone_in_fp32(value: float, tile: int, late: bool, reuse: str) -> None:
     said: list[str] = []
     engine = Engine(
         lambda dtype, edge: Overflowing(dtype, value),
@@ -370,12 +373,48 @@ def test_tiles_that_overflow_are_redone_in_fp32(value: float, tile: int) -> None
         batch=3,
         tile=tile,
         threads=1,
+        reuse=reuse,
         on_warning=said.append,
     )
+    assert not engine.late_checks, "the CPU's results are there at once"
+    engine.late_checks = late
     frames = pictures([(70, 80)] * 4)
     frames[2] = Frame(tuple(plane // 2 for plane in frames[2].planes), RGB, 2, 6, Fraction(1, 25))
     check_identity(frames, list(engine.run(work(frames, 2))), 2)
     assert said and all("fp32" in line for line in said)
+
+
+def test_flags_are_read_once_for_many_batches() -> None:
+    doubts: Doubts[str] = Doubts()
+    doubts.add(torch.tensor([True, False, True]), ["a", "b", "c"])
+    doubts.add(torch.tensor([False, True]), ["d"])
+    bad = doubts.settle()
+    assert bad == ["b", "d"]
+    bad.pop()
+    doubts.add(torch.tensor([False]), ["e"])
+    assert doubts.settle() == ["b", "e"]
+    doubts.clear()
+    assert doubts.settle() == []
+
+
+def test_memory_that_ends_with_tiles_in_doubt_loses_nothing() -> None:
+    """Tiles are cut anew while zeros stand for some of them."""
+
+    class Both(Failing):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__(2, 90 * 90, 0.4, MemoryError)
+            self.dtype = dtype
+
+        def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+            y = super().forward(x)
+            return y if self.dtype == torch.float32 else y * float("nan")
+
+    settings = {"precision": "bf16", "batch": 2, "tile": 80, "overlap": 20, "threads": 1}
+    engine = Engine(lambda dtype, edge: Both(dtype), nearest_spec(2), device="cpu", **settings)  # type: ignore[arg-type]
+    engine.late_checks = True
+    frames = pictures([(150, 97), (60, 60), (150, 97), (200, 220), (60, 60)] * 2)
+    check_identity(frames, list(engine.run(work(frames, 2))), 2)
+    assert engine.shrunk
 
 
 def test_weights_that_give_nan_in_fp32_too_are_an_error() -> None:

@@ -66,18 +66,29 @@ class Picture:
 
     def place(self, tile: Tile, result: torch.Tensor) -> None:
         """Blend a tile's (3, s h, s w) float32 result into the canvas; each tile exactly once."""
+        self._missing.remove(tile)
         if len(self.tiles) == 1:
             self._canvas = result
-            self._missing.remove(tile)
             return
         s = self.scale
         if self._canvas is None:
             size = (3, self.rgb.shape[-2] * s, self.rgb.shape[-1] * s)
             self._canvas = torch.zeros(size, dtype=torch.float32, device=result.device)
-        y, x = tile.y, tile.x
+        self._add(tile, result)
+
+    def mend(self, tile: Tile, result: torch.Tensor) -> None:
+        """Put a result where zeros were placed for the tile."""
+        assert self._canvas is not None and tile not in self._missing
+        if len(self.tiles) == 1:
+            self._canvas = result
+        else:
+            self._add(tile, result)
+
+    def _add(self, tile: Tile, result: torch.Tensor) -> None:
+        assert self._canvas is not None
+        y, x, s = tile.y, tile.x, self.scale
         part = answer_of(tile, result, s)
         self._canvas[:, y.start * s : y.stop * s, x.start * s : x.stop * s].add_(part)
-        self._missing.remove(tile)
 
     def complete(self, tiles: tuple[Tile, ...], canvas: torch.Tensor) -> None:
         """Take a canvas (3, s h, s w) that the answers of all `tiles` are on already; it is not written to."""

@@ -22,6 +22,7 @@ from rlfn_pipe.engine.device import (
     resolve_precision,
 )
 from rlfn_pipe.engine.limits import Limits
+from rlfn_pipe.engine.overflow import finite_tiles, without_bad_tiles
 from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.engine.schedule import Run
 from rlfn_pipe.engine.settings import JSON, Settings
@@ -137,6 +138,8 @@ class Engine:
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
         self._limits = Limits()
+        #: Whether overflow is looked for when a frame is closed, instead of after each batch.
+        self.late_checks = self.device.type != "cpu"
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -242,30 +245,45 @@ class Engine:
         yield from Run(self).frames(work)
 
     @torch.inference_mode()
-    def infer(self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool) -> torch.Tensor:
+    def infer(
+        self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Results (N, 3, s h, s w) float32 of tiles of one shape, pixels (N, 3, h, w) float32.
 
-        Tiles whose result is not finite are computed again in fp32.
+        On the CPU tiles whose result is not finite are computed again in fp32 at once. On a device that
+        works behind our back nobody waits for that to be known: zeros stand for such tiles, and flags (N,)
+        come with the results, False for tiles that `redo` has to compute.
         """
         # Float32 layers are asked for where their precision counts: no TF32 in their place.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            result = self._checked(pixels, tiles, edge_fp32)
+            result = self._infer(pixels, tiles, self._dtype, edge_fp32)
+            finite: torch.Tensor | None = None
+            if self._dtype != torch.float32:
+                finite = finite_tiles(result)
+                if self.late_checks:
+                    result = without_bad_tiles(result, finite)
+                else:
+                    for i in torch.nonzero(~finite).flatten().tolist():
+                        result[i] = self.redo(pixels[i], tiles[i])
+                    finite = None
         self._limits.went_well(len(tiles))
-        return result
+        return result, finite
 
-    def _checked(self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool) -> torch.Tensor:
-        result = self._infer(pixels, tiles, self._dtype, edge_fp32)
-        if self._dtype == torch.float32:
-            return result
-        for i in torch.nonzero(~_finite(result)).flatten().tolist():
-            size = f"{tiles[i].x.size}x{tiles[i].y.size}"
-            self._warn(f"a tile of {size} pixels overflowed in {self.precision} and was redone in fp32")
-            result[i] = self._infer(pixels[i : i + 1], tiles[i : i + 1], torch.float32, False)[0]
-            if not bool(_finite(result[i : i + 1])):
-                raise EngineError(
-                    f"the network {self.spec.name} gives no finite result even in fp32; check its weights"
-                )
-        return result
+    @torch.inference_mode()
+    def redo(self, pixels: torch.Tensor, tile: Tile) -> torch.Tensor:
+        """The result (3, s h, s w) of a tile (3, h, w) in fp32, after it overflowed in the short format.
+
+        Raises EngineError when it is not finite in fp32 either.
+        """
+        size = f"{tile.x.size}x{tile.y.size}"
+        self._warn(f"a tile of {size} pixels overflowed in {self.precision} and was redone in fp32")
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            result = self._infer(pixels[None], [tile], torch.float32, False)
+        if not bool(finite_tiles(result)):
+            raise EngineError(
+                f"the network {self.spec.name} gives no finite result even in fp32; check its weights"
+            )
+        return result[0]
 
     def _infer(
         self, pixels: torch.Tensor, tiles: Sequence[Tile], dtype: torch.dtype, edge_fp32: bool
@@ -308,8 +326,3 @@ def _turned(tile: Tile, transpose: bool, dims: tuple[int, ...]) -> Tile:
     y = tile.y.mirrored() if -2 in dims else tile.y
     x = tile.x.mirrored() if -1 in dims else tile.x
     return Tile(x, y) if transpose else Tile(y, x)
-
-
-def _finite(result: torch.Tensor) -> torch.Tensor:
-    """(N,) booleans; one sum a tile finds NaN and infinities, since both survive addition."""
-    return torch.isfinite(result.sum(dim=(1, 2, 3)))

@@ -13,6 +13,7 @@ import torch
 from rlfn_pipe.engine import colour
 from rlfn_pipe.engine.batching import Buckets
 from rlfn_pipe.engine.device import is_out_of_memory, release_cached
+from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.engine.reuse import Answer, Gallery, Memory, Mosaic, Statistics, code_values
@@ -97,6 +98,13 @@ class _Piece:
         else:
             self.answer.set(self.tile, result, self.picture.scale)
 
+    def mend(self, result: torch.Tensor) -> None:
+        """Put a result where `place` put zeros."""
+        if self.answer is None:
+            self.picture.mend(self.tile, result)
+        else:
+            self.answer.set(self.tile, result, self.picture.scale)
+
 
 class Run:
     """The state of one `Engine.run`."""
@@ -109,6 +117,7 @@ class Run:
         self._mosaics = (Mosaic(), Mosaic())
         self._recent: Gallery[_Job] = Gallery()
         self._last: _Job | None = None
+        self._doubts: Doubts[_Piece] = Doubts()
         #: Whether a tile's bits are the same wherever it lies in a full batch, where that was tried.
         self._steady: dict[_Key, bool] = {}
         self._worth_trying: set[_Key] = set()
@@ -142,6 +151,7 @@ class Run:
         """Finish the oldest frame, computing what is missing of it."""
         job = self._jobs[0]
         self._compute(until=job)
+        self._with_room(self._mend, job.frame)
         result = self._with_room(lambda: self._close(job), job.frame)
         self._jobs.popleft()
         return result
@@ -265,6 +275,8 @@ class Run:
 
     def _cut_again(self) -> None:
         """Tiles became smaller: plan every frame in hand anew, finished ones excepted."""
+        # What is thrown away must not be mended later, and what is kept must be whole.
+        self._with_room(self._mend, self._jobs[0].frame)
         self._buckets.clear()
         self._memory.forget()
         for job in self._jobs:
@@ -304,12 +316,23 @@ class Run:
             wanting = self._full(key) - len(batch)
             views, tiles = views + views[-1:] * wanting, tiles + tiles[-1:] * wanting
         pixels = views[0][None] if len(views) == 1 else torch.stack(views)
-        results = self._engine.infer(pixels, tiles, key.edge_fp32)
+        results, finite = self._engine.infer(pixels, tiles, key.edge_fp32)
         if key in self._worth_trying and key.video and len(views) > 1 and key not in self._steady:
             self._steady[key] = self._is_steady(key, pixels[:1], tiles[0], results)
         for piece, result in zip(batch, results, strict=False):
             piece.place(result)
+        if finite is not None:
+            self._doubts.add(finite, batch)
         self._count(tiles_computed=len(batch))
+
+    @torch.inference_mode()
+    def _mend(self) -> bool:
+        """Compute again, in fp32, the tiles that turn out to have overflowed. True: `_attempt` has no None."""
+        bad = self._doubts.settle()
+        while bad:
+            bad[-1].mend(self._engine.redo(bad[-1].picture.pixels_of(bad[-1].tile), bad[-1].tile))
+            bad.pop()
+        return True
 
     def _is_steady(self, key: _Key, pixels: torch.Tensor, tile: Tile, results: torch.Tensor) -> bool:
         """Whether the first tile's result is the same, bit for bit, in every place of a batch and other company.
@@ -317,7 +340,7 @@ class Run:
         It is on most devices and shapes, but oneDNN's 1x1 convolutions in fp32 are an example where it is not.
         """
         count = len(results)
-        again = self._engine.infer(pixels.expand(count, -1, -1, -1), [tile] * count, key.edge_fp32)
+        again, _ = self._engine.infer(pixels.expand(count, -1, -1, -1), [tile] * count, key.edge_fp32)
         return all(torch.equal(result, results[0]) for result in again)
 
     def _with_room(self, step: Callable[[], T], frame: Frame) -> T:
