@@ -56,7 +56,11 @@ class Baseline:
 
 
 def official(subject: Subject) -> Baseline:
-    """As the published scripts run it: fp32, eager, default memory layout."""
+    """As the published scripts run it: fp32, eager, default memory layout.
+
+    It shares the engine's process, and so a C library that keeps freed memory (`keep_freed_memory`); a
+    script of its own pays for page faults as well (benchmarks/end_to_end.py has that comparison).
+    """
     module = copy.deepcopy(subject.module).to(subject.device, torch.float32).eval()
     picture = subject.picture()
     return Baseline("official", "fp32", torch.inference_mode()(lambda: module(picture)))
@@ -65,7 +69,7 @@ def official(subject: Subject) -> Baseline:
 def compiled(subject: Subject) -> Baseline:
     """torch.compile with frozen weights, channels_last, in the engine's number format.
 
-    Compiles at once, for this size only; that takes from half a minute up.
+    Compiles at once, for this size only; that takes ten seconds and more.
     """
     if subject.device.type == "cpu" and not _cpp_compiler_works():
         return _refused(

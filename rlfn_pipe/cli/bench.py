@@ -55,8 +55,8 @@ def bench(
         typer.Option(
             "--baseline",
             metavar="NAME",
-            help="The plain network as others run it: official (fp32, eager), compile (torch.compile, takes "
-            "a minute) or openvino; may be given many times. [official]",
+            help="The plain network as others run it: official (fp32, eager), compile (torch.compile, slow "
+            "to start) or openvino; may be given many times. [official]",
             show_default=False,
         ),
     ] = None,
