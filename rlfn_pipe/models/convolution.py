@@ -90,7 +90,8 @@ def make_convolution(
 @torch.inference_mode()
 def fused_available(dtype: torch.dtype) -> bool:
     """Whether this PyTorch on this CPU has the fused operators for `dtype` and they compute what is meant."""
-    if dtype not in _FORMATS or not torch.backends.mkldnn.is_available():
+    present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if dtype not in _FORMATS or not present:
         return False
     generator = torch.Generator().manual_seed(0)
 
