@@ -34,7 +34,7 @@ SIZE = (96, 80)
 FAST: dict[str, dict[str, str]] = {
     "libx264": {"preset": "veryfast"},
     "libx265": {"preset": "ultrafast"},
-    "libsvtav1": {"preset": "12"},
+    "libsvtav1": {"preset": "8", "crf": "20"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
     "mpeg4": {"bf": "2"},
     "mpeg2video": {"bf": "2"},
@@ -218,7 +218,7 @@ def test_parts_of_a_damaged_file(tmp_path: Path, kind: str, how: str) -> None:
     """
     suffix, more = CLIPS[kind]
     clean = make(tmp_path / f"clean{suffix}", Clip(frames=32, picture=lambda i: noise(i // 2), **more))
-    for numbers in ({3}, {8, 9}, {0}, {31}):
+    for numbers in ({3}, {8, 9}, {31}, *([{0}] if how != "missing" else [])):
         path = harmed(clean, tmp_path / f"in{suffix}", numbers, how)
         with VideoSource(path, threads=1) as whole:
             frames = taken(whole)
@@ -342,11 +342,12 @@ def plan_for(path: Path, codec: str, layout: ColourInfo = LAYOUT, **options: str
     return replace(plan, options={**plan.options, **FAST.get(codec, {}), **options})
 
 
-def pictures(count: int, times: list[int] | None = None) -> list[Frame]:
+def pictures(count: int, times: list[int] | None = None, pix_fmt: str = "yuv420p") -> list[Frame]:
     """Frames whose bars spell their number."""
     every = times or [40 * i for i in range(count)]
     return [
-        Frame(bars(i, size=SIZE), LAYOUT, i, pts, Fraction(1, 1000)) for i, pts in enumerate(every[:count])
+        Frame(bars(i, pix_fmt, SIZE), LAYOUT, i, pts, Fraction(1, 1000))
+        for i, pts in enumerate(every[:count])
     ]
 
 
@@ -440,7 +441,7 @@ def test_a_segment_that_is_not_whole_is_no_segment(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"bad\.seg cannot be used") as caught:
             count_segment(bad, "film")
         assert "\n" not in str(caught.value)
-    with pytest.raises(OutputError, match="cannot be used .no such file"):
+    with pytest.raises(OutputError, match=r"cannot be used .no such file"):
         count_segment(tmp_path / "none.seg", "film")
     empty = SegmentSink(bad, plan_for(tmp_path / "out.mp4", "libx264"), Fraction(25), name="film", threads=1)
     empty.close()
@@ -529,7 +530,8 @@ def test_one_segment_is_what_the_encoder_gives(tmp_path: Path, codec: str, suffi
 @pytest.mark.parametrize(("codec", "suffix"), PAIRS)
 def test_joined_segments_play_as_one_film(tmp_path: Path, codec: str, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
-    plan, frames = plan_for(path, codec), pictures(9)
+    plan = plan_for(path, codec)
+    frames = pictures(9, pix_fmt=plan.pix_fmt)
     for name, cuts in CUTS.items():
         joined(path, plan, frames, cuts)
         shown = decoded(path)
@@ -563,7 +565,7 @@ def test_segments_of_an_encoder_set_up_otherwise_still_play(tmp_path: Path) -> N
         ("libx264", ".mkv", {"x264-params": "ref=3:cabac=0"}),
         ("libx265", ".mkv", {"x265-params": "log-level=none:no-sao=1:ctu=16"}),
         ("libsvtav1", ".mp4", {"svtav1-params": "enable-cdef=0"}),
-        ("mpeg4", ".mp4", {"bf": "0", "flags": "+qpel"}),
+        ("mpeg4", ".mp4", {"flags": "+qpel"}),
         ("mpeg2video", ".mkv", {"intra_vlc": "1"}),
     ):
         path = tmp_path / f"out{suffix}"
@@ -590,7 +592,7 @@ def test_headers_that_no_place_is_left_for_are_refused(tmp_path: Path) -> None:
         plan = plan_for(path, codec)
         other = replace(plan, options={**plan.options, **changes})
         sink = VideoSink(path, plan, times_for(plan), [f.pts for f in frames], name="film", threads=1)  # type: ignore[misc]
-        with pytest.raises(OutputError, match="made by .* with other settings") as caught:
+        with pytest.raises(OutputError, match=r"made by .* with other settings") as caught:
             sink.write_segment(write_segment(tmp_path / "part.seg", other, frames), 0)
         assert "\n" not in str(caught.value)
         sink.abort()

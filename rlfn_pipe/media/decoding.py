@@ -172,7 +172,7 @@ def _places(timeline: Timeline, first: int, early: int) -> Iterator[int]:
         back = timeline.pts[keys[at]] - round(Fraction(_FURTHER_BACK) / timeline.time_base)
         far = int(np.searchsorted(timeline.pts[keys], back, side="right")) - 1
         for place in dict.fromkeys((at, at - 1, min(far, at - 2))):
-            if place >= 0 and keys[place] > 0:
+            if place >= 0:
                 yield int(keys[place])
 
 
@@ -201,6 +201,9 @@ def begin(
     """
     likely: int | None = None
     for start in _places(timeline, first, early) if first else ():
+        if start == 0:
+            likely = None
+            break
         decoding = Decoding.of_file(path, timeline, start, threads)
         try:
             pictures = decoding.pictures(on_failure)

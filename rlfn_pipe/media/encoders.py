@@ -328,6 +328,8 @@ def carried_tags(plan: EncodePlan) -> dict[str, int]:
         found = {"matrix": tags.matrix, "transfer": tags.transfer, "primaries": tags.primaries}
         if tags.subsampling == "rgb":
             del found["matrix"]
+    if plan.codec == "libvpx-vp9" and plan.muxer not in _TAGGING_MUXERS:
+        found = {kind: value for kind, value in found.items() if kind == "matrix"}  # all that VP9 says
     found = {kind: value for kind, value in found.items() if value != MATRIX_UNSPECIFIED}
     if tags.range and (encoder.tags_range or plan.muxer in _RANGE_MUXERS):
         found["range"] = tags.range

@@ -85,7 +85,7 @@ class Matcher:
                 if self._expected >= self._stop:
                     return
         self._watch_errors()
-        if self._trusted and self._last_good is not None and self._since_error() < _ERROR_REACH:
+        if self._trusted and self._last_good is not None and self._is_loss(self._last_good):
             yield from self._concealed(range(self._expected, self._stop), self._last_good)
 
     def _time_of(self, picture: VideoFrame) -> int | None:

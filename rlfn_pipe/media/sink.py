@@ -111,6 +111,7 @@ class VideoSink:
             self.abort()
             raise
         self._joined = 0
+        self._mixed = False
         self._delay = self._media = 0
         self._last_dts: int | None = None
         self._ticks = FrameTicks(pts, times, self._packet_tick)
@@ -205,6 +206,9 @@ class VideoSink:
         header = read_header(path, self._name)
         own = self._stream.codec_context.extradata or b""
         ahead = missing_headers(self._plan, own, header.extradata, self._name)
+        if self._mixed and not ahead:
+            ahead = header.extradata  # a decoder still has those of the segment before
+        self._mixed = self._mixed or bool(ahead)
         packets = read_packets(path, self._name)
         begin = list(islice(packets, _TELLING_PACKETS))
         if self._joined == 0:
