@@ -36,7 +36,7 @@ __all__ = [
 T = TypeVar("T")
 
 #: Frames whose results are kept (measured: docs/performance.md), as long as they take no more than this.
-RECENT, RECENT_BYTES = 4, 1 << 28
+RECENT, RECENT_BYTES = 8, 1 << 28
 #: Side of a cell of `changed_cells` in luma samples.
 CELL = 8
 #: How far, in luma samples, a pixel's RGB depends on samples: chroma interpolation, filling under alpha.
