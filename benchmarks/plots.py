@@ -162,7 +162,7 @@ def measure_roofline(options: argparse.Namespace) -> None:
     work["leaky ReLU"] = elements, 2 * elements * dtype.itemsize
     roads["x times sigmoid"] = lambda: a * torch.sigmoid(b)
     work["x times sigmoid"] = 4 * elements, 5 * elements * dtype.itemsize
-    cached = torch.zeros(1 << 17, dtype=torch.uint8), torch.zeros(1 << 17, dtype=torch.uint8)
+    cached = tuple(torch.ones(1 << 17, dtype=torch.uint8) for _ in range(2))
     roads["copy in cache"] = lambda: cached[0].copy_(cached[1])
     counts = {name: repeats(road, engine.device, seconds=_SLICE, most=20000) for name, road in roads.items()}
 

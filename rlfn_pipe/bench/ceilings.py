@@ -146,5 +146,6 @@ def _matrix(side: int, device: torch.device, dtype: torch.dtype) -> Road:
 
 
 def _copy(elements: int, device: torch.device, dtype: torch.dtype) -> Road:
-    source, target = (torch.zeros(elements, dtype=dtype, device=device) for _ in range(2))
+    # Ones: untouched zeros would all be one and the same page of the system, which stays in cache.
+    source, target = (torch.ones(elements, dtype=dtype, device=device) for _ in range(2))
     return torch.inference_mode()(lambda: target.copy_(source))
