@@ -24,7 +24,8 @@ def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> Non
     """
     text = json.dumps(record, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
     line = b"%s\t%08x\n" % (text, zlib.crc32(text))
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | (os.O_EXCL if new else 0)
+    # Such a file's name can be known beforehand: a link that somebody put there is not followed.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | (os.O_EXCL if new else 0)
     try:
         descriptor = os.open(path, flags, 0o600)
         try:

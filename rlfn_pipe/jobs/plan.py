@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def _same_kind_beside(path: Path) -> Path:
     from rlfn_pipe.media.encoders import MUXERS
     from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS
 
-    if path.is_dir() or not path.suffix:
+    if os.path.isdir(path) or not path.suffix:
         return path.with_name(f"{path.name}-upscaled")
     known = path.suffix.lower() in MUXERS or path.suffix.lower() in IMAGE_EXTENSIONS
     return path.with_name(f"{path.stem}-upscaled{path.suffix if known else '.mkv'}")
@@ -72,7 +73,7 @@ def _same_kind_beside(path: Path) -> Path:
 
 def _free_bytes(folder: Path) -> int | None:
     """Free space where `folder` is or will be; None where the system does not say."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     try:
         return shutil.disk_usage(folder).free

@@ -80,7 +80,7 @@ def run(
     if PIPE in (input, output):
         state.pipe(input, output)
         return state.report((), begin)
-    ledger = Ledger(input, output, options) if options.resume and not Path(input).is_file() else None
+    ledger = Ledger(input, output, options) if options.resume and not os.path.isfile(input) else None
     plan = plan_items(input, output, options, ledger)
     for warning in plan.warnings:
         state.emit(Warned(input, warning))
