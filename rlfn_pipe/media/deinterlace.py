@@ -68,7 +68,15 @@ class Deinterlacer:
         which = "all" if self._force else "interlaced"
         bwdif = graph.add("bwdif", f"mode=send_frame:parity=auto:deint={which}")
         sink = graph.add("buffersink")
-        graph.link_nodes(source, bwdif, sink).configure()
+        try:
+            graph.link_nodes(source, bwdif, sink).configure()
+        except av.error.FFmpegError:
+            note = f"pictures of {first.width}x{first.height} cannot be deinterlaced and were kept as they are"
+            if note not in self._notes:
+                self._notes.append(note)
+            yield first
+            yield from frames
+            return
 
         def push(frame: VideoFrame | None) -> Iterator[VideoFrame]:
             graph.push(frame)
