@@ -24,6 +24,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
+from rlfn_pipe.media.limits import max_pixels
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.timing import Timeline
 
@@ -87,6 +88,8 @@ class Decoding:
         stream.codec_context.thread_count = threads
         stream.thread_type = "AUTO"
         self._decoder = self._choose_decoder()
+        # A picture that grows within the stream is refused before memory is taken for it.
+        self._decoder.options = {**self._decoder.options, "max_pixels": str(min(max_pixels(), 2**31 - 1))}
 
     @classmethod
     def of_file(cls, path: Path, timeline: Timeline, start: int | None, threads: int) -> Decoding:

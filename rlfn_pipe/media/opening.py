@@ -17,6 +17,8 @@ import av
 import av.error
 import av.logging
 from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
 
 from rlfn_pipe.errors import InputError
 
@@ -73,6 +75,17 @@ def open_media(path: Path, demuxer: str | None = None) -> Iterator[InputContaine
             container.close()
     finally:
         file.close()
+
+
+def readable_packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]]:
+    """The packets up to the end, or to where the container is too damaged to be read on.
+
+    For looking ahead: who decodes or copies comes to the same place, and tells of it.
+    """
+    try:
+        yield from container.demux(*streams)
+    except (av.error.FFmpegError, OSError):
+        return
 
 
 def _open_file(path: Path) -> IO[bytes]:

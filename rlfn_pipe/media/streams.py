@@ -20,6 +20,7 @@ from av.stream import AttachmentStream, Discard, Stream
 
 from rlfn_pipe.media.audio import PRIMING
 from rlfn_pipe.media.clock import Clock, is_end_mark, priming_seconds
+from rlfn_pipe.media.opening import readable_packets
 from rlfn_pipe.media.stream_plan import StreamPlan, plan_streams
 from rlfn_pipe.media.tags import (
     MATROSKA_FAMILY,
@@ -92,7 +93,7 @@ def earliest(
             waiting.add(stream.index)
         dense = {stream.index for stream in streams if stream.type in ("audio", "video")}
         seen = 0
-        for packet in container.demux(streams) if streams else ():
+        for packet in readable_packets(container, *streams) if streams else ():
             seen += 1
             if seen > _EARLIEST_PACKETS or not (waiting & dense or (waiting and not dense)):
                 break

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import av.error
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.stream import VideoStream
+
+from rlfn_pipe.media.opening import readable_packets
 
 #: Rates that a nearly constant rate is taken for.
 _COMMON_RATES = tuple(
@@ -93,7 +93,7 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
     last_pts, last_duration = None, 0
     codec = stream.codec_context.name if stream.codec_context else ""
     shown = _SHOWN.get(codec)
-    for packet in _readable(container, stream):
+    for packet in readable_packets(container, stream):
         if not packet.size:
             continue
         packets += 1
@@ -134,17 +134,6 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
         last_duration = max(1, round(1 / (rate * time_base)))
     keyframes = np.searchsorted(table, np.unique(np.array(keys, dtype=np.int64)))
     return Timeline(table, time_base, last_duration, rate, constant, trusted, packets, keyframes)
-
-
-def _readable(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """The packets up to the end, or to where the container is too damaged to be read on.
-
-    Decoding comes to the same place, and counts the damage or stops there.
-    """
-    try:
-        yield from container.demux(stream)
-    except av.error.FFmpegError:
-        return
 
 
 def _in_order(pts: np.ndarray) -> bool:
