@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from rlfn_pipe.engine.tiling import border_mask, plan, stretch_matrix
+from rlfn_pipe.errors import EngineError
 from rlfn_pipe.evaluate.metrics import psnr_y
 from rlfn_pipe.models import convolution
 from rlfn_pipe.models.convolution import FusedConvolution, PlainConvolution, fused_available
@@ -152,6 +154,26 @@ def test_strips_give_the_usual_form_to_other_devices() -> None:
     moved = made.to("meta")
     assert isinstance(moved, InferenceNet)
     assert moved.body.weight.dtype == torch.float16 and moved.tail.weight.dtype == torch.float32
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_form_is_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLFN_PIPE_CACHE", str(tmp_path / "weights"))
+    spec, module = network()
+    net = InferenceFactory(spec, module, compile=True)(torch.float32, False).to("cpu")
+    x = torch.rand(1, 3, 20, 24) * 255.0
+    torch.testing.assert_close(net(x), build_inference(spec, module)(x), atol=1e-3, rtol=0)
+
+
+def test_a_compiler_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(module: object, inputs: object) -> object:
+        raise RuntimeError("no compiler\nwas found")
+
+    spec, module = network()
+    net = InferenceFactory(spec, module, compile=True)(torch.float32, False)
+    monkeypatch.setattr(net, "_run", torch.compile(lambda x, grid: x + 1, backend=fails))
+    with pytest.raises(EngineError, match="--compile off"):
+        net(torch.rand(1, 3, 20, 24))
 
 
 @pytest.mark.parametrize("activation", ["none", "leaky_relu", "sigmoid"])

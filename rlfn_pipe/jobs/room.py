@@ -97,7 +97,7 @@ class EngineRoom:
         settings, options = self._resolve(), self._options
         pinned = self._pinned is not None
         return Engine(
-            InferenceFactory(spec, module),
+            InferenceFactory(spec, module, compile=settings.compile == "on"),
             spec,
             # What was left open stays so here, so that the engine can tell the reason of its choice.
             device=settings.device if pinned else options.device,

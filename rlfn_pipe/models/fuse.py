@@ -31,6 +31,7 @@ from rlfn_pipe.models.rlfn import RLFB, RLFN
 from rlfn_pipe.types import ModelSpec
 
 if TYPE_CHECKING:
+    from rlfn_pipe.models.compiled import CompiledNetwork
     from rlfn_pipe.models.strips import StripNetwork
 
 #: Row matrices (N, h, h3), column matrices (N, w, w3), border (N, 1, h3 + 2, w3 + 2); see `InferenceNet`.
@@ -193,13 +194,18 @@ def build_inference(
 
 
 class InferenceFactory:
-    """Builds the fastest form of one network on demand, as `rlfn_pipe.engine.runner.Engine` asks for it."""
+    """Builds the fastest form of one network on demand, as `rlfn_pipe.engine.runner.Engine` asks for it.
 
-    def __init__(self, spec: ModelSpec, module: RLFN) -> None:
-        self.spec, self.module = spec, module
+    `compile` asks for PyTorch's compiler.
+    """
 
-    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> StripNetwork:
+    def __init__(self, spec: ModelSpec, module: RLFN, *, compile: bool = False) -> None:
+        self.spec, self.module, self.compile = spec, module, compile
+
+    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> StripNetwork | CompiledNetwork:
         """A form in `dtype` for the CPU, whose `to` gives that for other devices; see `build_inference`."""
+        from rlfn_pipe.models.compiled import CompiledNetwork
         from rlfn_pipe.models.strips import StripNetwork
 
-        return StripNetwork(self.spec, self.module, dtype, edge_fp32)
+        form = CompiledNetwork if self.compile else StripNetwork
+        return form(self.spec, self.module, dtype, edge_fp32)
