@@ -85,7 +85,8 @@ class Settings:
             tta=tta,
             compile="on" if compile == "on" else "off",
             device_name=device_name(found),
-            torch=torch.__version__,
+            # A plain str: the version is of a class of its own, which takes torch to unpickle.
+            torch=str(torch.__version__),
             instructions=torch.backends.cpu.get_cpu_capability() if found.type == "cpu" else "",
         )
 
