@@ -28,7 +28,7 @@ def upscale(source: Path, target: Path, module: RLFN, frames: int | None = None)
     white = module.spec.input_range
     count = 0
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
-        stream = reader.streams.video[0]
+        stream = reader.streams.best("video")
         stream.thread_type = "AUTO"
         output = writer.add_stream(
             "libx264", rate=stream.average_rate, options={"crf": "18", "preset": "medium"}

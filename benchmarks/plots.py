@@ -58,6 +58,7 @@ def measure_size(options: argparse.Namespace) -> None:
             scale=options.scale,
             size=(width, height),
             baselines=options.baseline,
+            compile=options.compile,
             rounds=options.rounds,
         )
         row("size", as_data(speed))
@@ -199,6 +200,7 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=4)
     parser.add_argument("--size", action="append")
     parser.add_argument("--baseline", action="append", default=["official"])
+    parser.add_argument("--compile", action="store_true", help="the engine as upscale --compile on runs it")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.what == "draw":

@@ -53,6 +53,7 @@ class EngineSpeed:
     device: str
     precision: str
     threads: int
+    compiled: bool
     rounds: int
     run_frames: int
     gflop: float
@@ -86,15 +87,20 @@ class EngineSpeed:
 
 
 def build_engine(
-    model: str, scale: float, device: str = "auto", precision: str = "auto", threads: int | None = None
+    model: str,
+    scale: float,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    compile: bool = False,
 ) -> tuple[Engine, InferenceFactory]:
-    """The engine as `upscale` makes it, and the factory of its network.
+    """The engine as `upscale` makes it (`compile`: with `--compile on`), and the factory of its network.
 
     Raises:
         UsageError, WeightsError: the model, device or precision cannot be had.
     """
     spec, module = load(model, scale)
-    factory = InferenceFactory(spec, module)
+    factory = InferenceFactory(spec, module, compile=compile)
     return Engine(factory, spec, device=device, precision=precision, threads=threads), factory
 
 
@@ -107,6 +113,7 @@ def engine_speed(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    compile: bool = False,
     baselines: Iterable[str] = ("official",),
     rounds: int = 7,
 ) -> EngineSpeed:
@@ -117,7 +124,7 @@ def engine_speed(
     Raises:
         UsageError, WeightsError: the model, device or precision cannot be had.
     """
-    engine, factory = build_engine(model, scale, device, precision, threads)
+    engine, factory = build_engine(model, scale, device, precision, threads, compile)
     torch.set_num_threads(engine.threads)
     spec, width, height = engine.spec, *size
     subject = Subject(
@@ -142,6 +149,7 @@ def engine_speed(
         device=str(engine.device),
         precision=engine.precision,
         threads=engine.threads,
+        compiled=compile,
         rounds=rounds,
         run_frames=frames,
         gflop=2e-9 * count(subject.module, height, width).macs,

@@ -45,6 +45,7 @@ class PipelineSpeed:
     device: str
     precision: str
     threads: int
+    compiled: bool
     cores: int
     rounds: int
     fps: float
@@ -123,6 +124,7 @@ def pipeline_speed(
     clip: Path | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: bool = False,
     rounds: int = 3,
 ) -> PipelineSpeed:
     """Measure whole runs and the stages alone in turns, `rounds` times, on the first frames of `clip`.
@@ -134,7 +136,7 @@ def pipeline_speed(
         UsageError, WeightsError: the model, device or precision cannot be had.
         InputError: `clip` cannot be read.
     """
-    engine, _ = build_engine(model, scale, device, precision)
+    engine, _ = build_engine(model, scale, device, precision, compile=compile)
     with tempfile.TemporaryDirectory(prefix="rlfn-pipe-bench-") as name:
         folder = Path(name)
         if clip is None:
@@ -145,7 +147,13 @@ def pipeline_speed(
         small = _decoded(clip, _frames_for(engine, _decoded(clip, 1)[0]))
         target = _target(engine, small[0])
         large = list(engine.run((frame, target) for frame in small))
-        options = {"model": model, "scale": engine.scale, "device": device, "precision": precision}
+        options = {
+            "model": model,
+            "scale": engine.scale,
+            "device": device,
+            "precision": precision,
+            "compile": "on" if compile else "off",
+        }
         whole = _Run(clip, folder / "whole.mp4", len(small), options)
         times = in_turns(
             {
@@ -158,11 +166,17 @@ def pipeline_speed(
             engine.device,
             warm=False,
         )
-    return _speed(engine, shown, small, times, whole, rounds)
+    return _speed(engine, compile, shown, small, times, whole, rounds)
 
 
 def _speed(
-    engine: Engine, shown: str, small: list[Frame], times: dict[str, Timing], whole: _Run, rounds: int
+    engine: Engine,
+    compile: bool,
+    shown: str,
+    small: list[Frame],
+    times: dict[str, Timing],
+    whole: _Run,
+    rounds: int,
 ) -> PipelineSpeed:
     assert whole.finished is not None
     count = len(small)
@@ -176,6 +190,7 @@ def _speed(
         device=str(engine.device),
         precision=engine.precision,
         threads=engine.threads,
+        compiled=compile,
         cores=cores(),
         rounds=rounds,
         fps=statistics.median(whole.rates),

@@ -77,7 +77,7 @@ def _engine_text(speed: EngineSpeed) -> list[str]:
     lines = [
         f"engine {speed.model} x{scale}, {speed.width}x{speed.height} to "
         f"{speed.width * scale}x{speed.height * scale}, {speed.device} in {speed.precision}, "
-        f"{speed.threads} threads, medians of {speed.rounds}"
+        f"{speed.threads} threads{', compiled' if speed.compiled else ''}, medians of {speed.rounds}"
     ]
     for one in speed.baselines:
         if one.ratio is not None:
@@ -111,7 +111,8 @@ def _pipeline_text(speed: PipelineSpeed) -> list[str]:
     )
     return [
         f"pipeline {speed.model} x{speed.scale}, {speed.width}x{speed.height}, clip {speed.clip}, "
-        f"{speed.frames} frames, libx264, {speed.device} in {speed.precision}, medians of {speed.rounds}",
+        f"{speed.frames} frames, libx264, {speed.device} in {speed.precision}"
+        f"{', compiled' if speed.compiled else ''}, medians of {speed.rounds}",
         _row(
             f"{speed.efficiency:.2f}",
             "of what the stages alone allow",

@@ -39,6 +39,7 @@ class Settings:
     sizes: tuple[tuple[int, int], ...] = ((320, 180),)
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
     parts: tuple[str, ...] = DEFAULT_PARTS
     baselines: tuple[str, ...] = DEFAULT_BASELINES
     rounds: int = 7
@@ -75,6 +76,7 @@ def measure(settings: Settings) -> Iterator[Result]:
                 rounds=settings.rounds,
                 device=settings.device,
                 precision=settings.precision,
+                compile=settings.compile,
             )
     if "pipeline" in settings.parts:
         yield pipeline_speed(
@@ -85,6 +87,7 @@ def measure(settings: Settings) -> Iterator[Result]:
             rounds=min(settings.rounds, _PIPELINE_ROUNDS),
             device=settings.device,
             precision=settings.precision,
+            compile=settings.compile,
         )
     yield watch.disturbance()
 

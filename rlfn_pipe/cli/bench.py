@@ -40,6 +40,9 @@ def bench(
             "--precision", metavar="FORMAT", help="auto, fp32, bf16 or fp16. [auto]", show_default=False
         ),
     ] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="The engine as upscale --compile on runs it.")
+    ] = False,
     part: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,6 +112,7 @@ def bench(
         sizes=tuple(parse_option("size", text) for text in size or ["320x180"]),
         device=device,
         precision=precision,
+        compile=compile,
         parts=tuple(part or DEFAULT_PARTS),
         baselines=tuple(baseline or DEFAULT_BASELINES),
         rounds=rounds,
