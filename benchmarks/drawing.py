@@ -88,7 +88,7 @@ def _draw_size(axes: Any, plots: dict[str, Rows]) -> None:
     axes.set_title(
         f"{rows[0]['model']} x{rows[0]['scale']}, {rows[0]['threads']} threads: time against frame size"
     )
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.8))
 
 
 def _draw_tile(axes: Any, plots: dict[str, Rows]) -> None:
@@ -166,13 +166,13 @@ def _draw_roofline(axes: Any, plots: dict[str, Rows]) -> None:
         label=f"matrix product, {speed['matrix_tflops']:.2f} TFLOP/s",
     )
     for number, each in enumerate(plots.get("layer", ())):
-        left = number % 2 == 0
+        left = each["intensity"] < 20
         axes.plot(each["intensity"], each["tflops"], "o", color="#999999", ms=4)
         axes.annotate(
             each["name"],
             (each["intensity"], each["tflops"]),
             fontsize=6.5,
-            xytext=(-5 if left else 5, 3 if left else -7),
+            xytext=(-6 if left else 6, 2 if number % 2 else -7),
             textcoords="offset points",
             ha="right" if left else "left",
         )

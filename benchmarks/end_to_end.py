@@ -273,7 +273,6 @@ def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "model": options.model,
         "frames": frames,
         "seconds": round(spent.seconds, 2),
-        "seconds_a_frame": round(spent.seconds / frames, 3),
         "options": dict(options.option),
     }
 

@@ -36,7 +36,7 @@ from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import Target
 
 SIZES = ("96x96", "176x144", "320x180", "480x270", "640x360", "960x540", "1280x720", "1920x1080")
-TILES = (0, 480, 360, 240, 192, 144, 96, 72, 48)
+TILES = (0, 480, 360, 240, 192, 144, 96, 48)
 BATCHES = (1, 2, 4, 8, 16)
 BATCH_TILES = (48, 96, 192)
 _SLICE = 0.03
@@ -91,7 +91,7 @@ def measure_tile(options: argparse.Namespace) -> None:
     """One frame in tiles, without overlap (what tiles cost or gain by themselves) and with the default one."""
     width, height = map(int, (options.size or ["960x540"])[0].split("x"))
     settings: list[dict[str, Any]] = [{"tile": tile, "overlap": 0} for tile in TILES]
-    settings += [{"tile": tile} for tile in TILES if tile > 60]
+    settings += [{"tile": tile} for tile in TILES if tile > 96]
     engines = _engines(options, settings)
     times = _engine_times(options, engines, (width, height), 1)
     for each, ms in zip(settings, times, strict=True):
