@@ -280,6 +280,44 @@ def test_link_in_the_output_folder_cannot_lead_out(tree: Path, tmp_path: Path) -
 # --------------------------------------------------------------------- outputs
 
 
+def test_long_names_are_cut_to_what_file_systems_take(tmp_path: Path) -> None:
+    """A changed extension may be longer than the old one; numbers for twins need room, too."""
+    stem = "ä" * 125 + "x"  # 251 bytes
+    tree = touch(
+        tmp_path / "in",
+        f"{stem}.png",
+        f"{stem}.jpg",
+        f"{stem}.bmp",
+        f"{stem}.flv",
+        "e\u0301.flv",
+        "\u00e9.mkv",
+    )
+    plan = expand(str(tree), f"{tmp_path}/out", format="webp")
+    names = outputs(plan, tmp_path / "out")
+    assert len(set(names)) == 6 and all(len(os.fsencode(name)) <= 255 for name in names)
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+
+
+def test_folders_nested_deeper_than_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(Path("in"), "top.png")
+    monkeypatch.chdir("in")
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("deep.png").write_bytes(b"")
+    os.chdir(tmp_path)
+    names = sources(expand("in", "out", recursive=True), Path("in"))
+    # What clears temporary folders away goes down by recursion: this one must not be left to it.
+    os.chdir("in" + "/d" * 1200)
+    os.unlink("deep.png")
+    for _ in range(1200):
+        os.chdir("..")
+        os.rmdir("d")
+    assert sorted(map(len, names)) == [len("top.png"), 2 * 1200 + len("deep.png")]
+
+
 def test_format_concerns_images_only(tree: Path, tmp_path: Path) -> None:
     plan = expand(str(tree), f"{tmp_path}/out", format="webp", recursive=True)
     names = outputs(plan, tmp_path / "out")

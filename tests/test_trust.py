@@ -689,3 +689,49 @@ def test_numbers_beyond_measure_in_recipes(tmp_path: Path, old: str, new: str) -
     with pytest.raises(TrainingError) as caught:
         load_recipe(tmp_path / "r.toml")
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_a_container_that_breaks_off_gives_what_came_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reader itself gives up, which is not the same as a packet that does not decode."""
+    head, frame = b"YUV4MPEG2 W64 H48 F25:1 Ip A1:1 C420jpeg\n", b"FRAME\n" + bytes(64 * 48 * 3 // 2)
+    source = tmp_path / "a.y4m"
+    source.write_bytes(head + 3 * frame + b"DAMAGE" + 2 * frame)
+    assert main(["upscale", str(source), str(tmp_path / "o.mkv"), "-s", "1"]) == 0
+    with av.open(str(tmp_path / "o.mkv")) as made:
+        assert sum(1 for _ in made.decode(video=0)) == 3
+    source.write_bytes(head + b"DAMAGE" + 2 * frame)
+    capsys.readouterr()
+    assert main(["upscale", str(source), str(tmp_path / "p.mkv"), "-s", "1"]) == 1
+    assert one_sentence(capsys.readouterr().err)
+
+
+def test_pictures_too_small_for_the_deinterlacer_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make(
+        tmp_path / "a.mkv",
+        frames=3,
+        size=(2, 2),
+        codec="ffv1",
+        options={"level": "1", "g": "1"},
+        pix_fmt="yuv444p",
+    )
+    assert (
+        main(
+            [
+                "upscale",
+                str(source),
+                str(tmp_path / "o.mkv"),
+                "-s",
+                "1",
+                "--deinterlace",
+                "on",
+                "--codec",
+                "ffv1",
+            ]
+        )
+        == 0
+    )
+    assert "cannot be deinterlaced" in capsys.readouterr().err

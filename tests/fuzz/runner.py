@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -59,8 +60,9 @@ class Runner:
     def _ask(self, question: dict[str, object]) -> dict[str, object] | str:
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(question).encode() + b"\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died meanwhile: told below
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.flush()
         ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
         if not ready:
             self.close()

@@ -16,6 +16,7 @@ from PIL import Image
 from fuzz.finds import Finds
 from fuzz.mutate import damaged, steps
 from fuzz.runner import Ran, Runner
+from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -124,11 +125,20 @@ def judged(ran: Ran, folder: Path, output: Path, before: set[str]) -> str:
         return f"left behind: {sorted(extra)}"
     if (ran.code == 0) != output.exists():
         return f"exit code {ran.code} and the output {'is' if output.exists() else 'is not'} there\n{ran.err}"
-    if ran.code == 0 and output.suffix not in (".png", ".jpg"):
+    return f"{_fault_of(output)}\n{ran.err}" if ran.code == 0 and _fault_of(output) else ""
+
+
+def _fault_of(output: Path) -> str:
+    """Why an output cannot be read as what it should be; "" for nothing."""
+    try:
+        if output.suffix in IMAGE_EXTENSIONS:
+            with Image.open(output) as picture:
+                picture.load()
+            return ""
         with av.open(str(output)) as made:
-            if not any(True for _ in made.decode(video=0)):
-                return f"the output holds no frame\n{ran.err}"
-    return ""
+            return "" if any(True for _ in made.decode(video=0)) else "the output holds no frame"
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"the output does not read: {error}"
 
 
 def try_file(
