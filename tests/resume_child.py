@@ -126,7 +126,7 @@ def arm(patch: pytest.MonkeyPatch, point: str, strike: Callable[[], None]) -> No
         case "trailer":
             before(patch, VideoSink, "close", strike)
         case "publish":
-            before(patch, join, "end_check", strike, after=True)
+            before(patch, join, "verify_video", strike, after=True)
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from rlfn_pipe.jobs.segments import Segment
 from rlfn_pipe.jobs.temporary import finished_by_rename
 from rlfn_pipe.jobs.video_plan import VideoPlan
 from rlfn_pipe.jobs.work import Work
-from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.sink import VideoSink
 from rlfn_pipe.media.streams import Carrier
@@ -87,7 +86,7 @@ def join(
             sink.abort()
             raise
         check_stop()
-        end_check(temporary, str(item.output), plan.encoding, sink)
+        verify_video(temporary, str(item.output), sink.expectation())
         return Joined(temporary.stat().st_size, tuple(dict.fromkeys((*sink.notes, *carrier.notes))))
 
 
@@ -105,12 +104,3 @@ def _check_room(output: Path, work: Work, temporary: Path) -> None:
             f"{output}: the film is computed, but putting it together needs {-(-needed >> 20)} MiB and the disk has "
             f"{free >> 20} MiB left; free some space and run the same command again"
         )
-
-
-def end_check(path: Path, name: str, plan: EncodePlan, sink: VideoSink) -> None:
-    """Read the finished file back and compare it with what was planned."""
-    expected, tick = sink.expected_ticks()
-    muxer = plan.muxer
-    verify_video(
-        path, name, sink.stream_index, expected, tick, shifted=muxer in ("mpegts", "avi"), muxer=muxer
-    )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry
-from rlfn_pipe.jobs.join import end_check
 from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
 from rlfn_pipe.jobs.video_plan import encoding_for, sample_aspect
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout
@@ -22,6 +21,7 @@ from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
 from rlfn_pipe.media.source import Selection, VideoSource
 from rlfn_pipe.media.timing import Clock, clock_for
+from rlfn_pipe.media.verify import verify_video
 from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
 from rlfn_pipe.pipeline.stages import Pipeline
 from rlfn_pipe.types import ColourInfo, Event, Finished, Frame, Progress, Started, Target, Warned
@@ -254,7 +254,7 @@ class _FileOut:
         except BaseException:
             sink.abort()
             raise
-        end_check(self._temporary, str(self._path), plan, sink)
+        verify_video(self._temporary, str(self._path), sink.expectation())
         self.size = self._temporary.stat().st_size
 
     def _clock(self) -> Clock:
