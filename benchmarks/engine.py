@@ -31,6 +31,7 @@ from rlfn_pipe.engine import runner
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.models.fuse import InferenceFactory, build_inference
 from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.models.strips import StripNetwork
 from rlfn_pipe.models.weights import load_file
 from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
 
@@ -39,7 +40,7 @@ FLAT_LEVELS = (0, 16, 60, 128, 180, 235, 250, 255)
 
 
 def forms(spec: ModelSpec, module: RLFN, path: Path) -> dict[str, Run]:
-    """The plain module in bf16 channels_last, our bf16 form, and ours with float32 edges."""
+    """The plain module in bf16 channels_last, its folded form, ours in strips, and that with float32 edges."""
     plain = load_file(path)[1].eval().to(torch.bfloat16).to(memory_format=torch.channels_last)
     gain = spec.input_range / 255.0
 
@@ -48,8 +49,9 @@ def forms(spec: ModelSpec, module: RLFN, path: Path) -> dict[str, Run]:
 
     return {
         "plain bf16": run_plain,
-        "ours bf16": build_inference(spec, module, torch.bfloat16),
-        "ours bf16, fp32 edges": build_inference(spec, module, torch.bfloat16, edge_fp32=True),
+        "folded bf16": build_inference(spec, module, torch.bfloat16),
+        "ours bf16": StripNetwork(spec, module, torch.bfloat16),
+        "ours bf16, fp32 edges": StripNetwork(spec, module, torch.bfloat16, edge_fp32=True),
     }
 
 
@@ -107,7 +109,9 @@ def memory(options: argparse.Namespace) -> None:
     planes = tuple(rng.integers(60, 180, size, dtype=np.uint8) for size in sizes)
     target = Target(width * spec.scale, height * spec.scale, layout)
     tile = None if options.tile < 0 else options.tile
-    engine = Engine(InferenceFactory(spec, module), spec, device="cpu", threads=options.threads, tile=tile)
+    engine = Engine(
+        InferenceFactory(spec, module), spec, device="cpu", threads=options.threads, tile=tile, reuse="off"
+    )
     start = time.thread_time()
     for _ in engine.run((Frame(planes, layout, index), target) for index in range(2)):
         seconds, start = time.thread_time() - start, time.thread_time()
