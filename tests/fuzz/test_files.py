@@ -95,9 +95,9 @@ def pictures(folder: Path) -> list[Path]:
     import numpy as np
 
     deep = (np.arange(40 * 30 * 3).reshape(30, 40, 3) * 17).astype(np.uint16)
-    for suffix, settings in (("png", []), ("tif", []), ("avif", [cv2.IMWRITE_AVIF_DEPTH, 10])):
-        picture = deep >> 6 if settings else deep
-        if cv2.imwrite(str(folder / f"k.{suffix}"), picture, settings):
+    for suffix, parameters in (("png", []), ("tif", []), ("avif", [cv2.IMWRITE_AVIF_DEPTH, 10])):
+        picture = deep >> 6 if parameters else deep
+        if cv2.imwrite(str(folder / f"k.{suffix}"), picture, parameters):
             made.append(folder / f"k.{suffix}")
     real = sorted(SHARED.glob("images/*/*")) if SHARED.is_dir() else []
     return [
