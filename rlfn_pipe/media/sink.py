@@ -348,10 +348,6 @@ class VideoSink:
             self._plan, self.stream_index, ticks.array, self._packet_tick, length, dict(self._kinds)
         )
 
-    def expected_ticks(self) -> tuple[np.ndarray, Fraction]:
-        """Presentation time of every frame in ticks (int64), and the tick in seconds."""
-        return self._ticks.array, self._packet_tick
-
 
 def _with_headers(packet: Packet[Any], headers: bytes) -> Packet[Any]:
     """The packet with an encoder's headers before its picture."""
