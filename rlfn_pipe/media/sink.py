@@ -40,6 +40,8 @@ from rlfn_pipe.media.streams import Carrier, StreamPlan
 from rlfn_pipe.media.ticks import FrameTicks, SinkTimes
 from rlfn_pipe.media.verify import Expectation
 
+__all__ = ["SinkTimes", "VideoSink"]
+
 _MOVED_APART = "some frames lie closer together than the output's ticks; they were moved on by the least step"
 _PACKETS_BETWEEN_CHECKS = 64
 
