@@ -166,13 +166,13 @@ def _draw_roofline(axes: Any, plots: dict[str, Rows]) -> None:
         label=f"matrix product, {speed['matrix_tflops']:.2f} TFLOP/s",
     )
     for number, each in enumerate(plots.get("layer", ())):
-        left = each["intensity"] < 20
+        left = 1 < each["intensity"] < 20
         axes.plot(each["intensity"], each["tflops"], "o", color="#999999", ms=4)
         axes.annotate(
             each["name"],
             (each["intensity"], each["tflops"]),
             fontsize=6.5,
-            xytext=(-6 if left else 6, 2 if number % 2 else -7),
+            xytext=(-6 if left else 6, -8 if number % 2 else 3),
             textcoords="offset points",
             ha="right" if left else "left",
         )
