@@ -28,7 +28,7 @@ the long options of `upscale` without the hyphens in front (`crf = 20`, `encoder
 given on the command line wins over the preset, the preset over the default in brackets.
 """
 WIDTH = "100"
-LAYERS = ("", "media", "models", "engine", "pipeline", "jobs", "training", "evaluate", "cli")
+LAYERS = ("", "media", "models", "engine", "pipeline", "jobs", "training", "evaluate", "bench", "cli")
 MAP = re.compile(r"(<!-- file map: made by docs/make.py -->\n).*?(<!-- end of the file map -->)", re.S)
 #: What is no module.
 OTHER_FILES = {
