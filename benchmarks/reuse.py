@@ -1,0 +1,118 @@
+"""Reuse on a clip: how much repeats, what looking costs, and `near` against `off`.
+
+    python benchmarks/reuse.py CLIP [--frames 60] [--tolerance 2] [--tile N] [--looking]
+
+Prints, for RLFN-S x4: the time of the comparison; then for off, exact and near, frame by frame in turns, the
+seconds a frame, the gain, what was computed, and PSNR and largest difference of luma against off. `--looking`
+leaves the engine out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from rlfn_pipe.engine.reuse import RECENT, Gallery
+from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.media.colour import LAYOUTS, planar_format, planes_of
+from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.weights import load
+from rlfn_pipe.types import ColourInfo, Frame, Target
+
+
+def decoded(path: Path, count: int) -> Iterator[Frame]:
+    """The first frames of a clip."""
+    with av.open(str(path)) as container:
+        for index, picture in enumerate(container.decode(video=0)):
+            if index == count:
+                return
+            name = planar_format(picture.format.name)
+            picture = picture if picture.format.name == name else picture.reformat(format=name)
+            layout = LAYOUTS[name]
+            colour = ColourInfo(
+                1 if layout.subsampling != "rgb" else 0,
+                range=1,
+                bit_depth=layout.bit_depth,
+                subsampling=layout.subsampling,
+            )
+            yield Frame(planes_of(picture), colour, index, index, Fraction(1, 25))
+
+
+def looking(frames: list[Frame]) -> None:
+    """Print the cost of the comparison and the share of frames that equal one of the last few."""
+    gallery: Gallery[int] = Gallery()
+    times, repeated = [], 0
+    for frame in frames:
+        target = target_of(frame)
+        begin = time.perf_counter()
+        found = gallery.find(frame, target)
+        times.append(time.perf_counter() - begin)
+        repeated += found is not None
+        if found is None:
+            gallery.add(frame, target, frame.index)
+    print(
+        f"{frames[0].width}x{frames[0].height}, {len(frames)} frames: {100 * repeated / len(frames):.1f} % equal one of "
+        f"the last {RECENT}; looking takes {1e3 * statistics.median(times):.3f} ms (most {1e3 * max(times):.3f})"
+    )
+
+
+def target_of(frame: Frame) -> Target:
+    return Target(4 * frame.width, 4 * frame.height, frame.colour)
+
+
+def compare(frames: list[Frame], tolerance: float, tile: int | None) -> None:
+    """Print off, exact and near in turns."""
+    spec, module = load("rlfn-s", 4)
+    factory = InferenceFactory(spec, module)
+    engines = [
+        Engine(factory, spec, reuse=mode, reuse_tolerance=tolerance, tile=tile)
+        for mode in ("off", "exact", "near")
+    ]
+    runs = [engine.run((f, target_of(f)) for f in frames) for engine in engines]
+    seconds, errors, largest = np.zeros((3, len(frames))), np.zeros((3, len(frames))), [0, 0, 0]
+    for index in range(len(frames)):
+        lumas = []
+        for number, run in enumerate(runs):
+            begin = time.perf_counter()
+            result = next(run)
+            seconds[number, index] = time.perf_counter() - begin
+            lumas.append(result.planes[0].astype(np.int32))
+        for number in (1, 2):
+            difference = lumas[number] - lumas[0]
+            errors[number, index] = np.mean(difference.astype(np.float64) ** 2)
+            largest[number] = max(largest[number], int(np.abs(difference).max()))
+    top = (1 << frames[0].colour.bit_depth) - 1
+    for number, engine in enumerate(engines):
+        worst = errors[number].max()
+        quality = "equal" if worst == 0 else f"at least {10 * np.log10(top**2 / worst):.1f} dB"
+        print(
+            f"{engine.reuse}: {seconds[number].mean():.4f} s a frame, gain {seconds[0].sum() / seconds[number].sum():.2f}, "
+            f"{engine.statistics}, {quality}, largest difference {largest[number]}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("clip", type=Path)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--tolerance", type=float, default=2.0)
+    parser.add_argument("--tile", type=int)
+    parser.add_argument("--looking", action="store_true")
+    given = parser.parse_args()
+    frames = list(decoded(given.clip, given.frames))
+    looking(frames)
+    if not given.looking:
+        compare(frames, given.tolerance, given.tile)
+
+
+if __name__ == "__main__":
+    main()
