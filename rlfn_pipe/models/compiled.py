@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -64,7 +64,7 @@ class CompiledNetwork:
         self._seen.add(key)
         return result
 
-    def _compiled(self):  # type: ignore[no-untyped-def]  # torch.compile's own type says nothing
+    def _compiled(self) -> Any:
         with _hushed():
             return torch.compile(self._net, dynamic=False, options={"freezing": True})
 
