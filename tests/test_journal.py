@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
@@ -235,6 +236,14 @@ def test_work_of_another_job_is_refused_and_named(tmp_path: Path) -> None:
     assert not work.done and "--crf was 18" in notes[0]
 
 
+def test_a_journal_without_a_finished_segment_stands_in_nobodys_way(tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    work_path(output).mkdir(mode=0o700)
+    Journal.create(work_path(output) / "journal", HEADER)
+    work, notes = begin(output, replace(HEADER, fingerprint={**HEADER.fingerprint, "options": {"crf": 23}}))
+    assert not work.done and not notes
+
+
 def test_a_film_that_is_cut_otherwise_is_another_job(tmp_path: Path) -> None:
     output = tmp_path / "out.mp4"
     begin(output, keep=1)
@@ -368,7 +377,7 @@ def test_segments_cover_everything_once(frames: int, length: int, keyframes: lis
     segments = plan_segments(table(frames, keyframes=inside), first, frames, seconds)
     assert [s.number for s in segments] == list(range(len(segments)))
     assert segments[0].first == first and segments[-1].last == frames
-    assert all(a.last == b.first for a, b in zip(segments, segments[1:], strict=False))
+    assert all(a.last == b.first for a, b in itertools.pairwise(segments))
     assert all(s.frames >= max(1, length // 2) for s in segments) or len(segments) == 1
     assert all(s.frames <= 2 * length + 1 for s in segments)
 

@@ -216,7 +216,7 @@ def test_finished_segments_are_not_made_again(
 
 
 def test_other_options_are_named_and_need_leave(tmp_path: Path, nearest_engine: None) -> None:
-    source, output, options = interrupted_job(tmp_path)
+    source, output, _ = interrupted_job(tmp_path)
     other = UpscaleOptions(scale=2, threads=1, **{**CHILD, "crf": 20})
     with pytest.raises(OutputError, match=r"--crf was 30.0 and is 20.0.*-y to start anew"):
         run(str(source), str(output), other)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joblib import Parallel, delayed
@@ -60,7 +61,8 @@ class ImageTask:
     """Images to work on. Picklable.
 
     `workers`: threads that read and write; `total`: items of the whole run; `offset`: items of it
-    that come before these; `before`: images of this task that earlier attempts have dealt with.
+    that come before these; `before`: images of this task that earlier attempts have dealt with;
+    `replaceable`: outputs that were there at the start and may be replaced.
     """
 
     items: tuple[Item, ...]
@@ -69,6 +71,7 @@ class ImageTask:
     total: int
     offset: int = 0
     before: int = 0
+    replaceable: frozenset[Path] = frozenset()
 
     def run(self, room: EngineRoom, on_event: Callable[[Event], None], stop: threading.Event) -> None:
         """Work through all items; see `ImageRun.run`."""
@@ -187,7 +190,12 @@ class ImageRun:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             return write_image(
-                output, frame, picture.meta, format=picture.format, quality=self._options.quality
+                output,
+                frame,
+                picture.meta,
+                format=picture.format,
+                quality=self._options.quality,
+                overwrite=self._options.overwrite or output in self._task.replaceable,
             )
         except RlfnPipeError as error:
             return error

@@ -16,6 +16,8 @@ from rlfn_pipe.files import flush_folder
 from rlfn_pipe.jobs.lines import append_line, read_lines
 
 FORMAT = 1
+#: Beyond what 64 bits hold.
+_FAR = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def _done(record: dict[str, Any] | None) -> Done | None:
         and all(type(value) is int and value >= 0 for value in (done.concealed, done.damaged))
         and all(isinstance(value, str) for value in (done.digest, done.exception))
         and isinstance(done.pts, list)
-        and all(type(pts) is int for pts in done.pts)
+        and all(type(pts) is int and -_FAR < pts < _FAR for pts in done.pts)
         and isinstance(done.notes, list)
         and all(isinstance(note, str) for note in done.notes)
         and isinstance(done.stages, dict)

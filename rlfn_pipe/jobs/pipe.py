@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -208,7 +209,7 @@ class _FileOut:
         size: tuple[int, int],
         stack: ExitStack,
     ) -> None:
-        if path.exists() and not options.overwrite:
+        if os.path.lexists(path) and not options.overwrite:
             raise OutputError(f"{path} exists; -y overwrites")
         form, self._timeline = source.format, source.timeline
         self._plan = plan = encoding_for(path, options, form, size)

@@ -151,7 +151,13 @@ class _Run:
         try:
             if images:
                 threads = self._options.jobs or min(DEFAULT_IMAGE_WORKERS, os.cpu_count() or 1)
-                task = ImageTask(images, self._options, min(threads, len(images)), len(items))
+                task = ImageTask(
+                    images,
+                    self._options,
+                    min(threads, len(images)),
+                    len(items),
+                    replaceable=frozenset(item.output for item in images if os.path.lexists(item.output)),
+                )
                 workers.images(task, self.emit, self._stop)
             for_each(
                 list(enumerate(videos, len(images))),

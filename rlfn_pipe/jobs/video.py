@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -232,7 +233,7 @@ def _is_whole(path: Path, done: Done) -> bool:
 
 
 def _refuse_existing(output: Path, options: UpscaleOptions, work: Work) -> None:
-    if output.exists() and not (options.overwrite or work.header.overwrite):
+    if os.path.lexists(output) and not (options.overwrite or work.header.overwrite):
         raise OutputError(f"{output} exists; -y overwrites, --skip-existing leaves what is there")
 
 

@@ -173,13 +173,14 @@ class WorkFolder:
                 merged = replace(before, overwrite=before.overwrite or header.overwrite)
                 self._work = Work(self.path, journal, merged, kept)
                 return self._work
-            if not self._anew:
+            if done and not self._anew:
                 more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
                 raise OutputError(
                     f"{self._output}: unfinished work of another job is kept for it ({'; '.join(changes[:2])}{more}); "
                     "continue with the earlier options and input, or use -y to start anew"
                 )
-            self.notes.append(f"earlier work was thrown away ({'; '.join(changes[:2])})")
+            if done:
+                self.notes.append(f"earlier work was thrown away ({'; '.join(changes[:2])})")
         self._sweep(set(), journal=False)
         try:
             journal = Journal.create(self.path / _JOURNAL, header)
@@ -204,7 +205,11 @@ class WorkFolder:
         """Remove what is of no use: segments in the making when the earlier run ended, and others."""
         kept = kept | {_LOCK} | ({_JOURNAL} if journal else set())
         for entry in list(os.scandir(self.path)):
-            if entry.name not in kept:
+            if entry.name in kept:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
                 with suppress(FileNotFoundError):
                     os.unlink(entry.path)
 

@@ -71,7 +71,9 @@ class Deinterlacer:
         try:
             graph.link_nodes(source, bwdif, sink).configure()
         except av.error.FFmpegError:
-            note = f"pictures of {first.width}x{first.height} cannot be deinterlaced and were kept as they are"
+            note = (
+                f"pictures of {first.width}x{first.height} cannot be deinterlaced and were kept as they are"
+            )
             if note not in self._notes:
                 self._notes.append(note)
             yield first

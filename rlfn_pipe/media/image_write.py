@@ -47,7 +47,15 @@ _NO_ALPHA = frozenset({"jpg", "bmp"})
 _METRES_PER_INCH = 0.0254
 
 
-def write_image(path: Path, frame: Frame, meta: ImageMeta, *, format: str, quality: int | None = None) -> int:
+def write_image(
+    path: Path,
+    frame: Frame,
+    meta: ImageMeta,
+    *,
+    format: str,
+    quality: int | None = None,
+    overwrite: bool = True,
+) -> int:
     """Encode `frame` as `format` and rename it into place; returns the file's size in bytes.
 
     `frame` is full-range RGB or grey, with or without alpha, 8 bits in uint8 or 9..16 in uint16;
@@ -58,7 +66,8 @@ def write_image(path: Path, frame: Frame, meta: ImageMeta, *, format: str, quali
     missing; a failure leaves neither a half file nor a temporary one.
 
     Raises:
-        OutputError: the picture does not fit the format, or the file cannot be written.
+        OutputError: the picture does not fit the format, the file cannot be written, or there is
+            one already and `overwrite` is False.
     """
     if frame.colour.subsampling not in ("rgb", "grey"):
         raise ValueError("write_image takes RGB or grey frames")
@@ -68,7 +77,7 @@ def write_image(path: Path, frame: Frame, meta: ImageMeta, *, format: str, quali
     except (OSError, ValueError, RuntimeError, cv2.error) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise OutputError(f"{path}: the {format} encoder failed ({reason}); write png") from error
-    _write_atomically(path, encoded)
+    _write_atomically(path, encoded, overwrite)
     return len(encoded)
 
 
@@ -284,10 +293,13 @@ def _tiff_strip(samples: np.ndarray) -> bytes:
 # --------------------------------------------------------------------- on disk
 
 
-def _write_atomically(path: Path, encoded: bytes) -> None:
+def _write_atomically(path: Path, encoded: bytes, overwrite: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, encoded)
+        try:
+            write_atomically(path, encoded, overwrite=overwrite)
+        except FileExistsError:
+            raise OutputError(f"{path}: appeared while its picture was made; use -y to replace it") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{path}: the disk is full; free {len(encoded)} bytes and run again") from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.models.pickles import Unreadable, load_plain
 from rlfn_pipe.training.grow import narrowed, widened
 
 
@@ -19,13 +18,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_plain(path)
     except ImportError as error:
         raise TrainingError(
             f"{path}: reading it needs the package safetensors; install it or use a .pth"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path}: cannot be read as initial weights ({type(error).__name__})") from error
+    except Unreadable as error:
+        raise TrainingError(f"{path}: {error}; give a weights file or a checkpoint") from error
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: cannot be opened ({error.strerror or error}); check its name"
+        ) from error
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
             raise TrainingError(f"{path}: is no valid safetensors file ({error})") from error

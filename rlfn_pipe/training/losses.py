@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.models.pickles import Unreadable, load_plain
 from rlfn_pipe.training.recipe import Stage
 
 #: Channels of the random extractor. The paper does not state them; ours.
@@ -75,9 +75,9 @@ class VggExtractor(nn.Module):
         self.features = nn.Sequential(*modules)
         wanted = self.state_dict()
         try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = load_plain(weights)
             self.load_state_dict({key: state[key] for key in wanted})
-        except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        except (Unreadable, RuntimeError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"{weights}: does not hold the weights of VGG-19 ({type(error).__name__});"
                 " give torchvision's vgg19 state dict"
