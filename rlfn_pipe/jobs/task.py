@@ -16,7 +16,7 @@ from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.source import Part, VideoSource
 from rlfn_pipe.options import UpscaleOptions
-from rlfn_pipe.pipeline.stages import Pipeline
+from rlfn_pipe.pipeline.stages import Pipeline, StageClock
 from rlfn_pipe.types import Frame, StageTimes, Target
 
 if TYPE_CHECKING:
@@ -135,14 +135,15 @@ def run_segment(
             sample_aspect_ratio=task.sample_aspect_ratio,
             threads=task.threads,
         )
-        meter = _Meter(sink, on_progress)
+        clock = StageClock()
+        meter = _Meter(sink, on_progress, clock)
         pipeline: Pipeline[Frame, Frame] = Pipeline(
             meter.count(source),
             lambda frames: engine.run((frame, task.target) for frame in frames),
             meter.write,
             stop=stop,
+            clock=clock,
         )
-        meter.limit = lambda: pipeline.clock.times().limit
         try:
             pipeline.run()
             if not sink.frames:
@@ -159,7 +160,7 @@ def run_segment(
         concealed=source.concealed,
         damaged=source.damaged,
         notes=list(source.notes),
-        stages=pipeline.clock.times(),
+        stages=clock.times(),
         exception="memory ran out: smaller tiles or batches" if engine.shrunk else "",
     )
 
@@ -173,11 +174,12 @@ def file_digest(path: Path) -> str:
 class _Meter:
     """Counts what is decoded and encoded, and tells it a few times a second."""
 
-    def __init__(self, sink: SegmentSink, on_progress: Callable[[SegmentProgress], None]) -> None:
-        self._sink, self._on_progress = sink, on_progress
+    def __init__(
+        self, sink: SegmentSink, on_progress: Callable[[SegmentProgress], None], clock: StageClock
+    ) -> None:
+        self._sink, self._on_progress, self._clock = sink, on_progress, clock
         self._last = time.monotonic()
         self._decoded = 0
-        self.limit: Callable[[], str | None] = lambda: None
 
     def count(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         for frame in frames:
@@ -195,4 +197,4 @@ class _Meter:
         if always or now - self._last >= _PROGRESS_SECONDS:
             self._last = now
             done = self._sink.frames
-            self._on_progress(SegmentProgress(done, done + self._decoded, self.limit()))
+            self._on_progress(SegmentProgress(done, done + self._decoded, self._clock.times().limit))

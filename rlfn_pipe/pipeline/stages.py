@@ -77,6 +77,7 @@ class Pipeline(Generic[In, Out]):
         sink: called in the writing thread with the results that are ready, at least one and at
             most `together`, in order.
         stop: when set, `run` raises `Interrupted` at the next step.
+        clock: counts what the stages take (default: a new one).
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Pipeline(Generic[In, Out]):
         stop: threading.Event | None = None,
         depth: int = QUEUE_DEPTH,
         together: int = 1,
+        clock: StageClock | None = None,
     ) -> None:
         self._source, self._compute, self._sink = source, compute, sink
         self._together = together
@@ -97,7 +99,7 @@ class Pipeline(Generic[In, Out]):
         self._abort = threading.Event()
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
-        self.clock = StageClock()
+        self.clock = clock or StageClock()
         self.done = 0
 
     def run(self) -> None:
