@@ -74,3 +74,18 @@ def picky_about_images(connection: Connection, options: UpscaleOptions) -> None:
 
     images.read_image = odd
     nearest(connection, options)
+
+
+def crash_at_opening(connection: Connection, options: UpscaleOptions) -> None:
+    """Dies of a segmentation fault whenever it opens a file whose name says so."""
+    from rlfn_pipe.jobs import video_plan
+
+    opening = video_plan.open_source
+
+    def odd(item: Any, *rest: Any) -> Any:
+        if "deadly" in item.source.name:
+            ctypes.string_at(0)
+        return opening(item, *rest)
+
+    video_plan.open_source = odd
+    nearest(connection, options)

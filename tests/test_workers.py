@@ -172,6 +172,19 @@ def test_others_go_on_when_one_film_fails(
     assert [Path(f.input).name for f in report.finished] == ["short.mkv"] and report.exit_code == 1
 
 
+def test_a_film_that_kills_when_it_is_opened_fails_alone(
+    tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.crash_at_opening)
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for name in ("deadly.mkv", "good.mkv"):
+        clip(inputs / name, frames=10, times=None, sounds=[], subtitles=())
+    report = run(str(inputs), str(tmp_path / "out"), UpscaleOptions(**OPTIONS), isolate=True)
+    assert "deadly.mkv: the worker was ended by SIGSEGV 3 times" in report.failed[0].message
+    assert [Path(f.input).name for f in report.finished] == ["good.mkv"]
+
+
 def test_an_error_of_ours_is_not_tried_again(tmp_path: Path, serve_with: Any, pids: list[int]) -> None:
     serve_with(odd_workers.nearest)
     source = damaged(clip(tmp_path / "whole.mkv"), tmp_path / "in.mkv", {20, 21, 22})

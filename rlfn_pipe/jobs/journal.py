@@ -8,14 +8,16 @@ whole journal (`rlfn_pipe.jobs.lines` tells how lines are kept).
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rlfn_pipe.files import flush_folder
 from rlfn_pipe.jobs.lines import append_line, read_lines
+from rlfn_pipe.types import StageTimes
 
 FORMAT = 1
+_STAGES = {field.name for field in fields(StageTimes)}
 #: Beyond what 64 bits hold.
 _FAR = 1 << 63
 
@@ -135,5 +137,7 @@ def _done(record: dict[str, Any] | None) -> Done | None:
         and isinstance(done.notes, list)
         and all(isinstance(note, str) for note in done.notes)
         and isinstance(done.stages, dict)
+        and done.stages.keys() <= _STAGES
+        and all(isinstance(value, float | int) for value in done.stages.values())
     )
     return done if whole else None

@@ -15,8 +15,10 @@ from typing import Any
 
 from rlfn_pipe.errors import Interrupted, RlfnPipeError
 from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, engine_facts, run_segment
+from rlfn_pipe.jobs.video_plan import VideoPlan, plan_item
 from rlfn_pipe.options import UpscaleOptions
 
 #: Sent to a worker instead of work.
@@ -24,10 +26,11 @@ STOP = "stop"
 
 
 @dataclass(frozen=True, slots=True)
-class FactsTask:
-    """Ask for the engine of a factor."""
+class PlanTask:
+    """Ask for the plan of a video and the engine that it needs."""
 
-    factor: float
+    item: Item
+    options: UpscaleOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,12 @@ class Rooms:
         #: The room with settings of its own choice.
         self.first = EngineRoom(options, on_warning)
 
-    def facts(self, factor: float) -> EngineFacts:
-        """The engine of a factor; a segment pinned to its settings will meet the same one."""
-        facts = engine_facts(self.first, factor)
+    def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
+        """A video's plan and its engine; a segment pinned to that one's settings will meet it again."""
+        plan = plan_item(item, options)
+        facts = engine_facts(self.first, plan.geometry.factor)
         self._rooms[_key(facts.settings)] = self.first
-        return facts
+        return plan, facts
 
     def room(self, task: SegmentTask) -> EngineRoom:
         """The room that computes with a task's settings."""
@@ -124,8 +128,8 @@ def serve(connection: Connection, options: UpscaleOptions) -> None:
 
 
 def _run(task: Any, rooms: Rooms, send: Callable[[object], None], stop: threading.Event) -> Any:
-    if isinstance(task, FactsTask):
-        return rooms.facts(task.factor)
+    if isinstance(task, PlanTask):
+        return rooms.plan(task.item, task.options)
     if isinstance(task, SegmentTask):
         return run_segment(task, rooms.room(task), on_progress=send, stop=stop)
     assert isinstance(task, ImageTask)

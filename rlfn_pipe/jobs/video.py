@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +20,9 @@ from rlfn_pipe.jobs.progress import Meter
 from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, file_digest
 from rlfn_pipe.jobs.together import for_each
-from rlfn_pipe.jobs.video_plan import VideoPlan, open_source, plan_video
+from rlfn_pipe.jobs.video_plan import VideoPlan
 from rlfn_pipe.jobs.work import Work, entered
 from rlfn_pipe.media.segment import count_segment
-from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.pipeline.stages import interrupted
 from rlfn_pipe.types import Event, Finished, StageTimes, Started, Target, Warned
 
@@ -57,26 +56,25 @@ def upscale_video(
         folder = stack.enter_context(
             entered(item.output, options.work_dir, lasting=options.resume, anew=options.overwrite)
         )
-        source = stack.enter_context(open_source(item, options))
-        plan = plan_video(item, options, source)
-        facts = workers.facts(plan.geometry.factor)
+        plan, facts = workers.plan(item, options)
+        part = plan.part
         segments = plan_segments(
-            source.timeline,
-            source.first,
-            source.last,
+            part.timeline,
+            part.first,
+            part.last,
             segment_seconds(plan.encoding.width, plan.encoding.height, options.segment),
         )
         header = _header(item, options, facts, segments)
         work = folder.begin(header, segments, _is_whole)
         _refuse_existing(item.output, options, work)
-        description = _describe(source, plan, facts)
+        description = _describe(plan, facts)
         if work.done:
             description += f", going on with {len(work.done)} of {len(segments)} segments done"
-        on_event(Started(name, str(item.output), source.frames or None, description))
+        on_event(Started(name, str(item.output), plan.frames or None, description))
         for note in (*plan.notes, *folder.notes):
             on_event(Warned(name, note))
-        job = _Job(item, options, workers, plan, source, work)
-        meter = Meter(name, source.frames, on_event, position, work.done.values())
+        job = _Job(item, options, workers, plan, work)
+        meter = Meter(name, plan.frames, on_event, position, work.done.values())
         tasks = [segment for segment in segments if segment.number not in work.done]
         try:
             job.make(tasks, meter, stop)
@@ -118,11 +116,10 @@ class _Job:
         options: UpscaleOptions,
         workers: Workers,
         plan: VideoPlan,
-        source: VideoSource,
         work: Work,
     ) -> None:
         self._item, self._options, self._workers = item, options, workers
-        self._plan, self._source, self._work = plan, source, work
+        self._plan, self._work = plan, work
         self._settings = dict(work.settings)
         self._finishing = threading.Lock()
 
@@ -181,7 +178,7 @@ class _Job:
         plan = self._plan
         return SegmentTask(
             input=self._item.source,
-            part=self._source.part(segment.first, segment.last),
+            part=replace(plan.part, first=segment.first, last=segment.last),
             encoding=plan.encoding,
             target=Target(plan.geometry.width, plan.geometry.height, plan.encoding.colour),
             factor=plan.geometry.factor,
@@ -196,7 +193,7 @@ class _Job:
 
     def _check(self, segment: Segment, made: Path, pts: list[int]) -> None:
         """What lies in the file is what was reported, at times of this stretch of the table."""
-        name, table = str(self._item.output), self._source.timeline
+        name, table = str(self._item.output), self._plan.part.timeline
         frames, _, _ = count_segment(made, name)
         inside = not table.trusted or (
             int(table.pts[segment.first]) <= pts[0] and pts[-1] <= int(table.pts[segment.last - 1])
@@ -249,8 +246,8 @@ def _with_hint(
     return error
 
 
-def _describe(source: VideoSource, plan: VideoPlan, facts: EngineFacts) -> str:
-    form, encoding = source.format, plan.encoding
+def _describe(plan: VideoPlan, facts: EngineFacts) -> str:
+    form, encoding = plan.part.format, plan.encoding
     return (
         f"{form.width}x{form.height} to {encoding.width}x{encoding.height}, {facts.model} x{facts.scale} "
         f"on {facts.device} in {facts.precision}, {encoding.codec} {encoding.pix_fmt}"

@@ -13,7 +13,7 @@ from rlfn_pipe.media.avi import whole_frames
 from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.sink import SinkTimes
-from rlfn_pipe.media.source import Selection, SourceFormat, VideoSource
+from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource
 from rlfn_pipe.media.streams import StreamPlan, earliest, plan_streams
 from rlfn_pipe.media.tags import stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for
@@ -31,7 +31,10 @@ _NO_NEGATIVE_TIMES = frozenset({"matroska", "webm", "avi", "mpegts", "nut"})
 
 @dataclass(frozen=True, slots=True)
 class VideoPlan:
-    """Everything that is settled before the first frame is computed."""
+    """Everything that is settled before the first frame is computed. Picklable.
+
+    `part`: the chosen frames of the source; `frames`: how many are expected of them.
+    """
 
     geometry: Geometry
     encoding: EncodePlan
@@ -42,6 +45,8 @@ class VideoPlan:
     sample_aspect_ratio: Fraction | None
     tags: dict[str, str]
     disposition: Any
+    part: Part
+    frames: int
     notes: tuple[str, ...]
 
 
@@ -56,6 +61,12 @@ def open_source(item: Item, options: UpscaleOptions) -> VideoSource:
         bake_rotation=options.rotate == "bake" or muxer not in ROTATING_MUXERS,
         threads=options.threads or 0,
     )
+
+
+def plan_item(item: Item, options: UpscaleOptions) -> VideoPlan:
+    """Open an item and settle everything. Raises as `open_source` and `plan_video`."""
+    with open_source(item, options) as source:
+        return plan_video(item, options, source)
 
 
 def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> VideoPlan:
@@ -124,6 +135,8 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         sample_aspect_ratio=sample_aspect(source),
         tags=stream_tags(source.stream.metadata, encoding.muxer, copied=False, whole=source.whole),
         disposition=source.stream.disposition,
+        part=source.part(source.first, source.last),
+        frames=source.frames,
         notes=tuple(notes),
     )
 

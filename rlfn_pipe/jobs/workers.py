@@ -23,9 +23,11 @@ from typing import Any, Protocol
 
 from rlfn_pipe.errors import EngineError, RlfnPipeError
 from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.patience import Patience
-from rlfn_pipe.jobs.serve import STOP, Done, FactsTask, Failed, Rooms, Warn, serve
+from rlfn_pipe.jobs.serve import STOP, Done, Failed, PlanTask, Rooms, Warn, serve
 from rlfn_pipe.jobs.task import EngineFacts, SegmentProgress, SegmentResult, SegmentTask, run_segment
+from rlfn_pipe.jobs.video_plan import VideoPlan
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.pipeline.stages import interrupted
 from rlfn_pipe.types import Event, Finished
@@ -47,8 +49,8 @@ class Workers(Protocol):
 
     count: int
 
-    def facts(self, factor: float) -> EngineFacts:
-        """The engine for a factor. Raises UsageError, WeightsError."""
+    def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
+        """Open a video, settle everything, and say which engine will do it. Raises RlfnPipeError."""
 
     def run(
         self, task: SegmentTask, *, on_progress: Callable[[SegmentProgress], None], patience: Patience
@@ -79,9 +81,9 @@ class Inline:
     def close(self) -> None:
         """Nothing to end: work happens in the caller's own thread."""
 
-    def facts(self, factor: float) -> EngineFacts:
+    def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
         with self._lock:
-            return self._rooms.facts(factor)
+            return self._rooms.plan(item, options)
 
     def run(
         self, task: SegmentTask, *, on_progress: Callable[[SegmentProgress], None], patience: Patience
@@ -131,11 +133,12 @@ class Processes:
         for worker in self._all:
             worker.kill()
 
-    def facts(self, factor: float) -> EngineFacts:
-        """The engine for a factor. Raises UsageError, WeightsError; EngineError when workers die."""
-        result = self._insist(FactsTask(factor), f"the engine for x{factor:g}", _ignore, threading.Event())
-        assert isinstance(result, EngineFacts)
-        return result
+    def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
+        """See `Workers.plan`; a file that ends the worker each time is an EngineError."""
+        result = self._insist(PlanTask(item, options), str(item.source), _ignore, threading.Event())
+        plan, facts = result
+        assert isinstance(plan, VideoPlan) and isinstance(facts, EngineFacts)
+        return plan, facts
 
     def run(
         self, task: SegmentTask, *, on_progress: Callable[[SegmentProgress], None], patience: Patience
