@@ -51,7 +51,8 @@ def upscale(
     Args:
         preset: name or file of a preset; `options` win over it, it wins over the defaults.
         on_event: called with each event (`rlfn_pipe.types.Event`), from several threads, one at a time.
-        stop: set it from elsewhere to end the run early; nothing unfinished is left.
+        stop: set it from elsewhere to end the run early; finished segments are kept for the next
+            call with the same arguments (`resume=False`: nothing is).
         options: fields of `rlfn_pipe.options.UpscaleOptions`, as text or typed.
 
     Returns:
