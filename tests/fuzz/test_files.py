@@ -137,7 +137,7 @@ def _fault_of(output: Path) -> str:
                 picture.load()
             return ""
         # A transport stream of a frame or two is too short to be told from its content.
-    with av.open(str(output), format="mpegts" if output.suffix == ".ts" else None) as made:
+        with av.open(str(output), format="mpegts" if output.suffix == ".ts" else None) as made:
             return "" if any(True for _ in made.decode(video=0)) else "the output holds no frame"
     except (OSError, ValueError, SyntaxError) as error:
         return f"the output does not read: {error}"
