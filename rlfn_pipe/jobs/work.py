@@ -216,6 +216,8 @@ class WorkFolder:
 
 def _make(path: Path, output: Path) -> None:
     try:
+        with suppress(FileNotFoundError):
+            output.lstat()  # a name that cannot be had is told before the work, not after it
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)

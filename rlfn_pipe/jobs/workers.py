@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any, Protocol
 
 from rlfn_pipe.errors import EngineError, RlfnPipeError
@@ -159,6 +160,7 @@ class Processes:
         """Work on images; one that ends the worker again and again fails, the others go on."""
         left, deaths = list(task.items), Counter[str]()
         singly = 0  # how many are to be worked on alone, to find the one that ends the worker
+        retried: frozenset[Path] = frozenset()
         while left:
             batch = left[:1] if singly else left
             ended: set[str] = set()
@@ -169,13 +171,20 @@ class Processes:
                 if isinstance(message, Event):
                     on_event(message)
 
-            one = replace(task, items=tuple(batch), before=task.before + len(task.items) - len(left))
+            one = replace(
+                task,
+                items=tuple(batch),
+                before=task.before + len(task.items) - len(left),
+                replaceable=task.replaceable | retried,
+            )
             try:
                 self._attempt(one, told, stop)
                 left = left[len(batch) :]
                 singly = max(0, singly - 1)
             except WorkerDied as death:
                 left = [item for item in left if str(item.source) not in ended]
+                # An output may have been put in place just before the death.
+                retried = frozenset(item.output for item in left)
                 if len(batch) > 1:
                     singly = 4 * task.workers + 8  # more than are read ahead
                     self._warn(
