@@ -21,7 +21,7 @@ from rlfn_pipe.media.colour import LAYOUTS, PixelLayout
 from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
 from rlfn_pipe.media.source import Selection, VideoSource
-from rlfn_pipe.media.timing import Clock, clock_for
+from rlfn_pipe.media.timing import clock_for
 from rlfn_pipe.media.verify import verify_video
 from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
 from rlfn_pipe.pipeline.stages import Pipeline
@@ -239,7 +239,8 @@ class _FileOut:
     def close(self) -> None:
         self._segment.close()
         plan, line = self._plan, self._timeline
-        times = SinkTimes(line.time_base, line.rate, line.last_duration, Fraction(0), self._clock())
+        clock = clock_for(plan.muxer, line, line.rate)
+        times = SinkTimes(line.time_base, line.rate, line.last_duration, Fraction(0), clock)
         sink = VideoSink(
             self._temporary,
             plan,
@@ -257,9 +258,6 @@ class _FileOut:
             raise
         verify_video(self._temporary, str(self._path), sink.expectation())
         self.size = self._temporary.stat().st_size
-
-    def _clock(self) -> Clock:
-        return clock_for(self._plan.muxer, self._timeline, self._timeline.rate)
 
     def abort(self) -> None:
         self._segment.abort()

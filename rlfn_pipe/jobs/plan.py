@@ -13,7 +13,6 @@ from rlfn_pipe.jobs.geometry import output_geometry
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.run import plan_items
-from rlfn_pipe.jobs.segments import plan_segments, segment_seconds
 from rlfn_pipe.jobs.video_plan import open_source, plan_video
 from rlfn_pipe.media.images import (
     check_output_size,
@@ -94,9 +93,7 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
     with open_source(item, options) as source:
         plan = plan_video(item, options, source)
         form, encoding, geometry = source.format, plan.encoding, plan.geometry
-        frames = source.frames
-        seconds = segment_seconds(encoding.width, encoding.height, options.segment)
-        segments = len(plan_segments(source.timeline, source.first, source.last, seconds))
+        frames = plan.frames
         warnings = source_warnings(source)
         swapped = form.matrix is not None and form.matrix.swaps_axes
     media = probe(item.source)
@@ -133,7 +130,7 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
         pix_fmt=encoding.pix_fmt,
         frames=frames,
         streams=streams,
-        segments=segments,
+        segments=len(plan.segments(options.segment)),
         estimated_bytes=estimate,
         # Segments and the file that is put together from them lie side by side in the end.
         work_bytes=2 * estimate if estimate is not None else None,

@@ -48,11 +48,6 @@ class SegmentTask:
     settings: dict[str, Any]
     threads: int
 
-    @property
-    def frames(self) -> int:
-        """Frames that are expected (exact for tables that are trusted)."""
-        return self.part.last - self.part.first
-
 
 @dataclass(frozen=True, slots=True)
 class SegmentResult:
@@ -70,10 +65,9 @@ class SegmentResult:
 
 @dataclass(frozen=True, slots=True)
 class SegmentProgress:
-    """How far a segment is. `steps` rises with anything that is done, also before the first frame."""
+    """How far a segment is. Told for decoded frames as well: any word shows that the worker lives."""
 
     frames: int
-    steps: int
     limit: str | None = None
 
 
@@ -138,7 +132,7 @@ def run_segment(
         clock = StageClock()
         meter = _Meter(sink, on_progress, clock)
         pipeline: Pipeline[Frame, Frame] = Pipeline(
-            meter.count(source),
+            meter.watch(source),
             lambda frames: engine.run((frame, task.target) for frame in frames),
             meter.write,
             stop=stop,
@@ -172,18 +166,16 @@ def file_digest(path: Path) -> str:
 
 
 class _Meter:
-    """Counts what is decoded and encoded, and tells it a few times a second."""
+    """Tells a few times a second how far the segment is, at each frame that comes in or goes out."""
 
     def __init__(
         self, sink: SegmentSink, on_progress: Callable[[SegmentProgress], None], clock: StageClock
     ) -> None:
         self._sink, self._on_progress, self._clock = sink, on_progress, clock
         self._last = time.monotonic()
-        self._decoded = 0
 
-    def count(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+    def watch(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         for frame in frames:
-            self._decoded += 1
             self.tell()
             yield frame
 
@@ -196,5 +188,4 @@ class _Meter:
         now = time.monotonic()
         if always or now - self._last >= _PROGRESS_SECONDS:
             self._last = now
-            done = self._sink.frames
-            self._on_progress(SegmentProgress(done, done + self._decoded, self._clock.times().limit))
+            self._on_progress(SegmentProgress(self._sink.frames, self._clock.times().limit))

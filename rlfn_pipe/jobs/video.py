@@ -17,7 +17,7 @@ from rlfn_pipe.jobs.join import join, work_threads
 from rlfn_pipe.jobs.journal import Done, Header
 from rlfn_pipe.jobs.patience import Patience
 from rlfn_pipe.jobs.progress import Meter
-from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
+from rlfn_pipe.jobs.segments import Segment
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, file_digest
 from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video_plan import VideoPlan
@@ -57,13 +57,7 @@ def upscale_video(
             entered(item.output, options.work_dir, lasting=options.resume, anew=options.overwrite)
         )
         plan, facts = workers.plan(item, options)
-        part = plan.part
-        segments = plan_segments(
-            part.timeline,
-            part.first,
-            part.last,
-            segment_seconds(plan.encoding.width, plan.encoding.height, options.segment),
-        )
+        segments = plan.segments(options.segment)
         header = _header(item, options, facts, segments)
         work = folder.begin(header, segments, _is_whole)
         _refuse_existing(item.output, options, work)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry
+from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.media.avi import whole_frames
 from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
 from rlfn_pipe.media.opening import open_media
@@ -48,6 +49,12 @@ class VideoPlan:
     part: Part
     frames: int
     notes: tuple[str, ...]
+
+    def segments(self, seconds: Fraction | None) -> tuple[Segment, ...]:
+        """Where the film is cut, into pieces of `seconds` (None: by the output's size)."""
+        part, encoding = self.part, self.encoding
+        length = segment_seconds(encoding.width, encoding.height, seconds)
+        return plan_segments(part.timeline, part.first, part.last, length)
 
 
 def open_source(item: Item, options: UpscaleOptions) -> VideoSource:

@@ -139,11 +139,6 @@ class WorkFolder:
         """The output is in place: nothing here is of use any more."""
         self._spent = True
 
-    def earlier(self) -> Header | None:
-        """What an earlier run left here; None for nothing that can be used."""
-        found = self._load()
-        return found[1] if found else None
-
     def begin(
         self, header: Header, segments: tuple[Segment, ...], check: Callable[[Path, Done], bool]
     ) -> Work:
