@@ -66,3 +66,8 @@ class Interrupted(RlfnPipeError):
         super().__init__(message)
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def reason_of(error: OSError) -> str:
+    """The system's reason in a few small words, for a sentence that names the file."""
+    return (error.strerror or str(error)).lower()

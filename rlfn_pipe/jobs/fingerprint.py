@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlfn_pipe.errors import InputError
+from rlfn_pipe.errors import InputError, reason_of
 from rlfn_pipe.media.opening import library_versions
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def input_identity(path: Path) -> dict[str, Any]:
                 file.seek(place)
                 content.update(file.read(_PIECE))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise InputError(f"{path}: cannot be read ({reason}); check its permissions") from None
     return {"size": status.st_size, "changed": status.st_mtime_ns, "content": content.hexdigest()}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from joblib import Parallel, delayed
 
-from rlfn_pipe.errors import EngineError, OutputError, RlfnPipeError
+from rlfn_pipe.errors import EngineError, OutputError, RlfnPipeError, reason_of
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry
 from rlfn_pipe.media.images import (
     ImageMeta,
@@ -200,7 +200,7 @@ class ImageRun:
         except RlfnPipeError as error:
             return error
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = reason_of(error)
             return OutputError(f"{output}: cannot be written ({reason}); choose another folder")
 
     # ------------------------------------------------------------------ events

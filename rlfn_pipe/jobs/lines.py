@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import OutputError, reason_of
 
 
 def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> None:
@@ -42,7 +42,7 @@ def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> Non
             os.close(descriptor)
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot be written ({_reason(error)}); free some space and run the same command again"
+            f"{path}: cannot be written ({reason_of(error)}); free some space and run the same command again"
         ) from error
 
 
@@ -58,7 +58,7 @@ def read_lines(path: Path) -> list[dict[str, Any] | None]:
         if torn:
             os.truncate(path, len(data) - len(torn))
     except OSError as error:
-        raise OutputError(f"{path}: cannot be read ({_reason(error)}); remove it and run again") from None
+        raise OutputError(f"{path}: cannot be read ({reason_of(error)}); remove it and run again") from None
     return [_parse(line) for line in whole]
 
 
@@ -71,7 +71,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import OutputError, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX, atomic_path
 
 
@@ -29,7 +29,7 @@ def finished_by_rename(output: Path, *, overwrite: bool) -> Iterator[Path]:
             temporary = stack.enter_context(atomic_path(output, overwrite=overwrite))
         except OSError as error:
             raise OutputError(
-                f"{output}: cannot be written ({_reason(error)}); choose another folder"
+                f"{output}: cannot be written ({reason_of(error)}); choose another folder"
             ) from None
         yield temporary
         try:
@@ -40,7 +40,7 @@ def finished_by_rename(output: Path, *, overwrite: bool) -> Iterator[Path]:
             ) from None
         except OSError as error:
             advice = "free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its folder"
-            raise OutputError(f"{output}: cannot be put in place ({_reason(error)}); {advice}") from None
+            raise OutputError(f"{output}: cannot be put in place ({reason_of(error)}); {advice}") from None
 
 
 @contextmanager
@@ -54,12 +54,10 @@ def private_file(folder: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=".", suffix=TEMPORARY_SUFFIX, dir=folder)
         os.close(handle)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({_reason(error)}); choose another folder") from None
+        raise OutputError(
+            f"{folder}: cannot be written ({reason_of(error)}); choose another folder"
+        ) from None
     try:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import OutputError, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX, flush_folder
 from rlfn_pipe.jobs.fingerprint import differences
 from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
@@ -218,7 +218,7 @@ def _make(path: Path, output: Path) -> None:
             path.mkdir(mode=0o700)
         status = path.lstat()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise OutputError(f"{output}: cannot be written ({reason}); choose another folder") from None
     # Its name can be known beforehand, so somebody else may have put something there.
     ours = stat.S_ISDIR(status.st_mode)
@@ -229,6 +229,6 @@ def _make(path: Path, output: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    reason = (error.strerror or str(error)).lower()
+    reason = reason_of(error)
     hint = "free some space and run the same command again" if "space" in reason else "check the folder"
     return OutputError(f"{path}: cannot be written ({reason}); {hint}")

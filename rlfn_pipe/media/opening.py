@@ -20,7 +20,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 
-from rlfn_pipe.errors import InputError
+from rlfn_pipe.errors import InputError, reason_of
 
 #: libavformat demuxers that read one file and never open another (names as in `ffmpeg -demuxers`).
 ALLOWED_DEMUXERS = (
@@ -96,7 +96,7 @@ def _open_file(path: Path) -> IO[bytes]:
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, not a media file") from None
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise InputError(f"{path}: cannot be read ({reason}); check its permissions") from None
     if os.fstat(file.fileno()).st_size == 0:
         file.close()

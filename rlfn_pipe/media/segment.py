@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 import av.error
 from av.packet import Packet, PacketSideData, packet_sidedata_type_from_literal
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import OutputError, reason_of
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.encoding import encoder_rate, open_encoder, picture_for
 from rlfn_pipe.media.opening import describe_av_error
@@ -254,7 +254,7 @@ class _Reader:
         try:
             self._file = self._path.open("rb")
         except OSError as error:
-            raise self._damaged((error.strerror or str(error)).lower()) from None
+            raise self._damaged(reason_of(error)) from None
         try:
             self.header = self._read_header()
         except BaseException:
@@ -319,7 +319,7 @@ class _Reader:
         try:
             data = self._file.read(size)
         except OSError as error:
-            raise self._damaged((error.strerror or str(error)).lower()) from None
+            raise self._damaged(reason_of(error)) from None
         if len(data) != size:
             raise self._damaged("it is cut off")
         self._sum = zlib.crc32(data, self._sum)

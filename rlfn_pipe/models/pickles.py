@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from rlfn_pipe.errors import reason_of
+
 __all__ = ["Unreadable", "load_plain"]
 
 
@@ -38,7 +40,7 @@ def load_plain(path: Path) -> Any:
     except Unreadable:
         raise
     except OSError as error:
-        raise Unreadable(f"cannot be opened ({(error.strerror or str(error)).lower()})") from error
+        raise Unreadable(f"cannot be opened ({reason_of(error)})") from error
     # The loader runs into whatever a damaged file leads it to: KeyError, TypeError, RuntimeError, ...
     except Exception as error:
         raise Unreadable(f"is damaged or of another kind ({type(error).__name__})") from error
