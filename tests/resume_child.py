@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import use_nearest_engine
 
+from rlfn_pipe import files
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.errors import RlfnPipeError
 from rlfn_pipe.jobs import join, journal, lines, work
@@ -30,6 +31,9 @@ from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.media.streams import Carrier
 from rlfn_pipe.options import UpscaleOptions
 
+#: Moments after the output took its name, in which its work folder is still known: linked but not yet
+#: rid of its temporary name; in place; told; the folder half removed; nothing left but the journal.
+AFTERWARDS = ("linked", "in place", "told", "half removed", "journal left")
 #: Phases that a job goes through, in their order.
 POINTS = (
     "decode",
@@ -44,6 +48,8 @@ POINTS = (
     "copy",
     "trailer",
     "publish",
+    "announced",
+    *AFTERWARDS,
 )
 
 
@@ -127,6 +133,24 @@ def arm(patch: pytest.MonkeyPatch, point: str, strike: Callable[[], None]) -> No
             before(patch, VideoSink, "close", strike)
         case "publish":
             before(patch, join, "verify_video", strike, after=True)
+        case "announced":
+            before(patch, work.Work, "publishing", strike, after=True)
+        case "linked":
+            before(patch, files, "_rename_to_free_name", strike, after=True)
+        case "in place":
+            before(patch, work.WorkFolder, "spent", strike)
+        case "told":
+            before(patch, work, "_remove", strike)
+        case "half removed":
+            clear = work._clear
+
+            def half(path: Path, kept: set[str]) -> None:
+                clear(path, kept | {"segment-00001.seg"})
+                strike()
+
+            patch.setattr(work, "_clear", half)
+        case "journal left":
+            before(patch, work, "_clear", strike, after=True)
 
 
 def main() -> None:

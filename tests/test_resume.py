@@ -17,7 +17,7 @@ from typing import Any
 import av
 import pytest
 from media_maker import Sound, bars, make, noise
-from resume_child import POINTS
+from resume_child import AFTERWARDS, POINTS
 
 from rlfn_pipe.errors import Interrupted, OutputError
 from rlfn_pipe.jobs.run import run
@@ -103,12 +103,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list
 MOMENTS = [
     ("decode", 1), ("decode", 33), ("compute", 25), ("encode", 1), ("encode", 47), ("flush", 2),
     ("rename", 1), ("rename", 3), ("renamed", 2), ("half line", 1), ("half line", 2), ("journal", 2), ("journal", 3),
-    ("join", 1), ("join", 3), ("copy", 20), ("trailer", 1), ("publish", 1),
+    ("join", 1), ("join", 3), ("copy", 20), ("trailer", 1), ("publish", 1), ("announced", 1),
 ]  # fmt: skip
 
 
 def test_every_phase_has_a_moment() -> None:
-    assert {point for point, _ in MOMENTS} == set(POINTS)
+    assert {point for point, _ in MOMENTS} | set(AFTERWARDS) == set(POINTS)
 
 
 @pytest.mark.parametrize(("point", "count"), MOMENTS)
@@ -122,8 +122,56 @@ def test_killed_anywhere_it_goes_on(
     assert not output.exists()
     run(str(source), str(output), UpscaleOptions(scale=2, threads=1, **CHILD))
     assert packets(output) == expected
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["whole.mkv"]
-    assert not work_path(output).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.mkv"]
+
+
+@pytest.mark.parametrize("point", AFTERWARDS)
+@pytest.mark.parametrize("leave", [False, True])
+def test_killed_when_the_output_was_in_place_it_is_finished(
+    whole: tuple[Path, list[Packed]], tmp_path: Path, nearest_engine: None, point: str, leave: bool
+) -> None:
+    if leave and point == "linked":
+        pytest.skip("with -y the name is taken by one rename")
+    source, expected = whole
+    output = tmp_path / "whole.mkv"
+    # The folder is swept once at the beginning, too.
+    count = 2 if point in ("half removed", "journal left") else 1
+    killed = child(source, output, point, count, overwrite=leave)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert packets(output) == expected
+    before = output.stat()
+    report = run(str(source), str(output), UpscaleOptions(scale=2, threads=1, **CHILD))
+    (finished,) = report.finished
+    assert finished.frames == FRAMES and finished.bytes_written == before.st_size
+    assert any("had put the output in place" in note for note in finished.notes)
+    assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.mkv"]
+    with pytest.raises(OutputError, match="exists; -y overwrites"):
+        run(str(source), str(output), UpscaleOptions(scale=2, threads=1, **CHILD))
+
+
+def test_a_file_that_came_in_the_place_of_the_finished_one_is_not_taken_for_it(
+    whole: tuple[Path, list[Packed]], tmp_path: Path, nearest_engine: None
+) -> None:
+    output = tmp_path / "whole.mkv"
+    assert child(whole[0], output, "in place").returncode == -signal.SIGKILL
+    output.write_bytes(b"another's")
+    with pytest.raises(OutputError, match="exists; -y overwrites"):
+        run(str(whole[0]), str(output), UpscaleOptions(scale=2, threads=1, **CHILD))
+    assert output.read_bytes() == b"another's"
+
+
+def test_a_folder_that_was_emptied_and_not_removed_goes(
+    whole: tuple[Path, list[Packed]], tmp_path: Path, nearest_engine: None
+) -> None:
+    """Killed between the last two steps nothing is known any more: the output stands, and is not touched."""
+    output = tmp_path / "whole.mkv"
+    output.write_bytes(b"somebody's")
+    work_path(output).mkdir(0o700)
+    with pytest.raises(OutputError, match="exists; -y overwrites"):
+        run(str(whole[0]), str(output), UpscaleOptions(scale=2, threads=1, **CHILD))
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.mkv"]
+    assert output.read_bytes() == b"somebody's"
 
 
 @pytest.mark.parametrize(
@@ -332,22 +380,27 @@ def test_twenty_kills_of_the_real_command(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     whole, output = tmp_path / "whole.mkv", tmp_path / "out.mkv"
     subprocess.run([*command, str(whole), *options], check=True, env=environment, timeout=120)
+    expected = packets(whole)
     chance = random.Random(5)
     killed = 0
     while killed < 20:
-        process = subprocess.Popen([*command, str(output), *options], env=environment, stderr=subprocess.PIPE)
-        try:
-            process.wait(chance.uniform(1.0, 5.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        else:
-            assert process.returncode == 0, process.stderr and process.stderr.read()
-            assert packets(output) == packets(whole)
-            output.unlink()
+        with subprocess.Popen(
+            [*command, str(output), *options], env=environment, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            try:
+                process.wait(chance.uniform(1.0, 5.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            else:
+                assert process.returncode == 0, process.stderr.read()
         killed += 1
-        if process.stderr:
-            process.stderr.close()
-    subprocess.run([*command, str(output), *options, "-y"], check=True, env=environment, timeout=120)
-    assert packets(output) == packets(whole)
+        # The kill may have come after the output was in place, never with a part of it there.
+        if output.exists():
+            assert packets(output) == expected
+            if process.returncode == 0 or not work_path(output).exists():
+                output.unlink()
+    subprocess.run([*command, str(output), *options], check=True, env=environment, timeout=120)
+    assert packets(output) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "out.mkv", "whole.mkv"]

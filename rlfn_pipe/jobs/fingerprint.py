@@ -53,6 +53,15 @@ def input_identity(path: Path) -> dict[str, Any]:
     return {"size": status.st_size, "changed": status.st_mtime_ns, "content": content.hexdigest()}
 
 
+def file_identity(path: Path) -> list[int] | None:
+    """Size and time of change of a file, by which it is known again; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
 def fingerprint(path: Path, options: UpscaleOptions, machine: dict[str, Any]) -> dict[str, Any]:
     """The fingerprint of one item as plain JSON values.
 

@@ -58,6 +58,7 @@ def join(
     overwrite = options.overwrite or work.header.overwrite
     with ExitStack() as stack:
         temporary = stack.enter_context(finished_by_rename(item.output, overwrite=overwrite))
+        work.joining(temporary)
         _check_room(item.output, work, temporary)
         carrier = stack.enter_context(
             Carrier(lambda: open_media(item.source), plan.streams, base=plan.times.base, window=plan.window)
@@ -87,6 +88,7 @@ def join(
             raise
         check_stop()
         verify_video(temporary, str(item.output), sink.expectation())
+        work.publishing(temporary)
         return Joined(temporary.stat().st_size, tuple(dict.fromkeys((*sink.notes, *carrier.notes))))
 
 

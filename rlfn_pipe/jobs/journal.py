@@ -1,8 +1,8 @@
 """The journal of one job: plain lines, appended and flushed to disk, so that work survives anything.
 
 The first line is the header: what the job is (`fingerprint`) and how it computes (`settings`). Each
-further line says that one segment is whole. A damaged line costs its segment, a damaged header the
-whole journal (`rlfn_pipe.jobs.lines` tells how lines are kept).
+further line says that one segment is whole, or how far the joined file is. A damaged line costs its
+segment, a damaged header the whole journal (`rlfn_pipe.jobs.lines` tells how lines are kept).
 """
 
 from __future__ import annotations
@@ -69,8 +69,13 @@ class Journal:
         OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, temporaries: tuple[Path, ...] = (), published: tuple[list[int], ...] = ()
+    ) -> None:
         self._path = path
+        #: Files in which an earlier run put the output together, and what they were (`file_identity`)
+        #: when they were whole and about to take its name.
+        self.temporaries, self.published = temporaries, published
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Journal:
@@ -92,7 +97,22 @@ class Journal:
             raise JournalDamaged("it holds no header")
         header = _header(lines[0])
         entries = [entry for line in lines[1:] if (entry := _done(line)) is not None]
-        return cls(path), header, {entry.number: entry for entry in entries}
+        temporaries = [line["joining"] for line in lines[1:] if line and "joining" in line]
+        published = [line["published"] for line in lines[1:] if line and "published" in line]
+        journal = cls(
+            path,
+            tuple(Path(name) for name in temporaries if isinstance(name, str) and "\0" not in name),
+            tuple(one for one in published if isinstance(one, list)),
+        )
+        return journal, header, {entry.number: entry for entry in entries}
+
+    def joining(self, temporary: Path) -> None:
+        """Say which file the output is put together in, so that a later run can remove it."""
+        append_line(self._path, {"joining": str(temporary)})
+
+    def publishing(self, identity: list[int]) -> None:
+        """Say that the output is whole and will take its name next; it is known by `identity` then."""
+        append_line(self._path, {"published": identity})
 
     def append(self, done: Done) -> None:
         """Say that a segment is whole; its file must be on disk under its name already."""

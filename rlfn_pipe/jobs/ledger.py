@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlfn_pipe.files import TEMPORARY_SUFFIX
-from rlfn_pipe.jobs.fingerprint import lasting_options
+from rlfn_pipe.jobs.fingerprint import file_identity, lasting_options
 from rlfn_pipe.jobs.lines import append_line, read_lines
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ class Ledger:
     def has(self, output: Path) -> bool:
         """Whether an output was finished by an earlier run of the same command and is unchanged."""
         record = self._done.get(str(output))
-        return record is not None and record.get("written") == _identity(output)
+        return record is not None and record.get("written") == file_identity(output)
 
     def finished(self, item: Item) -> bool:
         """Whether an item needs no work: `has`, and its source is unchanged."""
         record = self._done.get(str(item.output))
-        return record is not None and self.has(item.output) and record.get("read") == _identity(item.source)
+        return (
+            record is not None and self.has(item.output) and record.get("read") == file_identity(item.source)
+        )
 
     def add(self, source: Path, output: Path) -> None:
         """Say that an item is finished.
@@ -51,8 +53,8 @@ class Ledger:
         """
         record: dict[str, Any] = {
             "output": str(output),
-            "read": _identity(source),
-            "written": _identity(output),
+            "read": file_identity(source),
+            "written": file_identity(output),
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         append_line(self._path, record)
@@ -61,11 +63,3 @@ class Ledger:
     def remove(self) -> None:
         """Everything is done: the next run is a new one."""
         self._path.unlink(missing_ok=True)
-
-
-def _identity(path: Path) -> list[int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]

@@ -173,12 +173,10 @@ class _Run:
             raise interrupted(self._stop)
         name = self._current = str(item.source)
         try:
-            result = upscale_video(
+            upscale_video(
                 item, self._options, workers, on_event=self.emit, stop=self._stop, position=position
             )
         except RlfnPipeError as error:
             if self._stop.is_set() or position[1] == 1:
                 raise
             self.emit(Failed(name, str(error)))
-            return
-        self.emit(result)

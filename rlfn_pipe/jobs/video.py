@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlfn_pipe.errors import EngineError, Interrupted, OutputError, RlfnPipeError
 from rlfn_pipe.jobs.fingerprint import fingerprint
-from rlfn_pipe.jobs.join import join, work_threads
+from rlfn_pipe.jobs.join import Joined, join, work_threads
 from rlfn_pipe.jobs.journal import Done, Header
 from rlfn_pipe.jobs.patience import Patience
 from rlfn_pipe.jobs.progress import Meter
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 #: Free bytes that are left alone.
 _RESERVE = 1 << 20
+_DONE_BEFORE = "an earlier run had put the output in place already"
 
 
 def upscale_video(
@@ -45,6 +46,9 @@ def upscale_video(
     position: tuple[int, int] = (0, 1),
 ) -> Finished:
     """Upscale one video. `position`: items done before this one, and items in all.
+
+    What is returned was told to `on_event` already, before the work folder is removed: a run that is
+    killed between the two finds in one of them that this item is done.
 
     Raises:
         RlfnPipeError: the item failed or was interrupted; its output was not touched, and the
@@ -60,22 +64,43 @@ def upscale_video(
         segments = plan.segments(options.segment)
         header = _header(item, options, facts, segments)
         work = folder.begin(header, segments, _is_whole)
-        _refuse_existing(item.output, options, work)
+        if not work.published:
+            _refuse_existing(item.output, options, work)
         description = _describe(plan, facts)
         if work.done:
             description += f", going on with {len(work.done)} of {len(segments)} segments done"
         on_event(Started(name, str(item.output), plan.frames or None, description))
         for note in (*plan.notes, *folder.notes):
             on_event(Warned(name, note))
-        job = _Job(item, options, workers, plan, work)
-        meter = Meter(name, plan.frames, on_event, position, work.done.values())
-        tasks = [segment for segment in segments if segment.number not in work.done]
-        try:
-            job.make(tasks, meter, stop)
-        except RlfnPipeError as error:
-            raise _with_hint(error, work, segments, options) from error.__cause__
-        joined = join(item, options, plan, work, segments, stop)
+        if work.published:
+            joined = Joined(item.output.stat().st_size, (_DONE_BEFORE,))
+        else:
+            job = _Job(item, options, workers, plan, work)
+            meter = Meter(name, plan.frames, on_event, position, work.done.values())
+            tasks = [segment for segment in segments if segment.number not in work.done]
+            try:
+                job.make(tasks, meter, stop)
+            except RlfnPipeError as error:
+                raise _with_hint(error, work, segments, options) from error.__cause__
+            joined = join(item, options, plan, work, segments, stop)
         folder.spent()
+        finished = _finished(item, plan, work, segments, joined, folder.notes, begin, on_event)
+        on_event(finished)
+    return finished
+
+
+def _finished(
+    item: Item,
+    plan: VideoPlan,
+    work: Work,
+    segments: tuple[Segment, ...],
+    joined: Joined,
+    earlier: list[str],
+    begin: float,
+    on_event: Callable[[Event], None],
+) -> Finished:
+    """What became of the film; what is worth knowing of it is told at once."""
+    name = str(item.source)
     done = [work.done[segment.number] for segment in segments]
     stages = sum((StageTimes(**one.stages) for one in done), StageTimes())
     concealed, damaged = sum(one.concealed for one in done), sum(one.damaged for one in done)
@@ -96,7 +121,7 @@ def upscale_video(
         bytes_written=joined.bytes,
         width=plan.encoding.width,
         height=plan.encoding.height,
-        notes=tuple(dict.fromkeys((*plan.notes, *folder.notes, *late))),
+        notes=tuple(dict.fromkeys((*plan.notes, *earlier, *late))),
         stages=stages,
     )
 

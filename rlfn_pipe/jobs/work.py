@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from rlfn_pipe.errors import OutputError, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX, flush_folder
-from rlfn_pipe.jobs.fingerprint import differences
+from rlfn_pipe.jobs.fingerprint import differences, file_identity
 from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
 from rlfn_pipe.jobs.segments import Segment
 
@@ -35,15 +35,27 @@ def work_path(output: Path, work_dir: Path | None = None) -> Path:
 
 
 def has_work(output: Path, work_dir: Path | None = None) -> bool:
-    """Whether a journal of earlier work on `output` is there."""
-    return (work_path(output, work_dir) / _JOURNAL).is_file()
+    """Whether a folder of earlier work on `output` is there."""
+    return work_path(output, work_dir).is_dir()
 
 
 class Work:
-    """An entered work folder. `done` holds the segments that are whole; `settings` what is pinned."""
+    """An entered work folder. `done` holds the segments that are whole; `settings` what is pinned.
 
-    def __init__(self, path: Path, journal: Journal, header: Header, done: dict[int, Done]) -> None:
+    `published`: an earlier run put the output in place and was killed before it had tidied up.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        journal: Journal,
+        header: Header,
+        done: dict[int, Done],
+        *,
+        published: bool = False,
+    ) -> None:
         self.path, self._journal, self.header, self.done = path, journal, header, done
+        self.published = published
 
     @property
     def settings(self) -> dict[str, object]:
@@ -81,6 +93,14 @@ class Work:
         self._journal.append(done)
         self.done[segment.number] = done
 
+    def joining(self, temporary: Path) -> None:
+        """Say which file the output is put together in. Raises OutputError."""
+        self._journal.joining(temporary)
+
+    def publishing(self, temporary: Path) -> None:
+        """Say that this file is whole and takes the output's name next. Raises OutputError."""
+        self._journal.publishing(file_identity(temporary) or [])
+
     def free_bytes(self) -> int:
         """Free space where the folder lies."""
         return shutil.disk_usage(self.path).free
@@ -113,7 +133,7 @@ def entered(output: Path, work_dir: Path | None, *, lasting: bool, anew: bool) -
         yield folder
     finally:
         if not folder.keep():
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         lock.release()
 
 
@@ -155,6 +175,9 @@ class WorkFolder:
             changes = differences(before.fingerprint, header.fingerprint)
             if not changes and before.cuts != header.cuts:
                 changes = ["the film is cut otherwise"]
+            if not changes and self._is_published(journal, segments, done):
+                self._work = Work(self.path, journal, before, done, published=True)
+                return self._work
             if not changes:
                 kept = {
                     segment.number: done[segment.number]
@@ -184,13 +207,28 @@ class WorkFolder:
         self._work = Work(self.path, journal, header, {})
         return self._work
 
+    def _is_published(self, journal: Journal, segments: tuple[Segment, ...], done: dict[int, Done]) -> bool:
+        """Whether what lies at the output's name is what an earlier run of this job put there."""
+        identity = file_identity(self._output)
+        return identity in journal.published and all(segment.number in done for segment in segments)
+
     def _load(self) -> tuple[Journal, Header, dict[int, Done]] | None:
         path = self.path / _JOURNAL
-        if not self._lasting or not path.exists():
+        if not path.exists():
             return None
         try:
-            return Journal.load(path)
+            found = Journal.load(path)
+            for temporary in found[0].temporaries:
+                # What the journal of a private folder names is ours; it is looked at nonetheless.
+                beside = temporary.parent == self._output.absolute().parent
+                if beside and temporary.name.endswith(TEMPORARY_SUFFIX):
+                    temporary.unlink(missing_ok=True)
+            return found if self._lasting else None
+        except OSError as error:
+            raise _unwritable(self._output.parent, error) from error
         except JournalDamaged as error:
+            if not self._lasting:
+                return None
             note = f"the journal of an earlier run cannot be used ({error}); starting anew"
             if note not in self.notes:
                 self.notes.append(note)
@@ -198,15 +236,26 @@ class WorkFolder:
 
     def _sweep(self, kept: set[str], *, journal: bool = True) -> None:
         """Remove what is of no use: segments in the making when the earlier run ended, and others."""
-        kept = kept | {_LOCK} | ({_JOURNAL} if journal else set())
-        for entry in list(os.scandir(self.path)):
-            if entry.name in kept:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                with suppress(FileNotFoundError):
-                    os.unlink(entry.path)
+        _clear(self.path, kept | {_LOCK} | ({_JOURNAL} if journal else set()))
+
+
+def _clear(path: Path, kept: set[str]) -> None:
+    """Remove everything in a folder but these."""
+    for entry in list(os.scandir(path)):
+        if entry.name in kept:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(entry.path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a work folder, its journal last: it tells the next run what was done if this one is killed here."""
+    with suppress(OSError):
+        _clear(path, {_JOURNAL})
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _make(path: Path, output: Path) -> None:
