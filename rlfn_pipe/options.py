@@ -35,7 +35,8 @@ class OptionInfo:
     `name` is the field's name, `key` the same with hyphens (preset key, and after `--` the long
     option), `short` a one-letter option or "", `negative` the name of a flag's opposite or "".
     `default_text` is how the default reads in the help. `in_preset` says whether preset files may
-    hold it. `repeat` options are given many times. `flag` options take no value.
+    hold it. `repeat` options are given many times. `flag` options take no value. `shorthands` are
+    flags of the command line (with hyphens) that stand for one value each.
     """
 
     name: str
@@ -50,6 +51,7 @@ class OptionInfo:
     flag: bool = False
     repeat: bool = False
     in_preset: bool = True
+    shorthands: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -185,6 +187,7 @@ class UpscaleOptions:
         COMPUTE,
         values.choice("exact", "near", "off"),
         metavar="exact|near|off",
+        shorthands={"no-reuse": "off"},
     )
     reuse_tolerance: float = _option(
         2.0,

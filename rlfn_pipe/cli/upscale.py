@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import signal
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
 
-from rlfn_pipe.errors import Interrupted, RlfnPipeError
+from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError
 from rlfn_pipe.options import OptionInfo, UpscaleOptions, option_infos
 from rlfn_pipe.presets import resolve
 
@@ -38,6 +39,41 @@ def _parameter(info: OptionInfo) -> inspect.Parameter:
     )
 
 
+def _shorthand(name: str, value: str, info: OptionInfo) -> inspect.Parameter:
+    """The Typer flag that stands for one value of an option."""
+    option = typer.Option(
+        f"--{name}", help=f"The same as {info.long} {value}.", show_default=False, rich_help_panel=info.panel
+    )
+    return inspect.Parameter(
+        name.replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, option],
+    )
+
+
+def _parameters(info: OptionInfo) -> list[inspect.Parameter]:
+    return [_parameter(info), *(_shorthand(name, value, info) for name, value in info.shorthands.items())]
+
+
+def _written_out(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, with shorthands replaced by the options that they stand for.
+
+    Raises:
+        UsageError: a shorthand and another value of its option are both given.
+    """
+    for info in option_infos():
+        for name, value in info.shorthands.items():
+            if not given.pop(name.replace("-", "_")):
+                continue
+            if given[info.name] not in (None, value):
+                raise UsageError(
+                    f"--{name} and {info.long} {given[info.name]} exclude one another; give one of them"
+                )
+            given[info.name] = value
+    return given
+
+
 def _argument(name: str, help: str) -> inspect.Parameter:
     annotation = Annotated[str, typer.Argument(metavar=name.upper(), help=help, show_default=False)]
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
@@ -49,7 +85,9 @@ def upscale(input: str, output: str, **given: Any) -> None:
     What INPUT is decides what happens: a video keeps its audio, subtitles, chapters, times and
     colours; a folder gives a mirrored folder. Outputs appear whole or not at all.
     """
-    explicit = {name: value for name, value in given.items() if value is not None and value != []}
+    explicit = {
+        name: value for name, value in _written_out(given).items() if value is not None and value != []
+    }
     options = resolve(explicit, explicit.get("preset"))
     if options.dry_run:
         _dry_run(input, output, options)
@@ -94,7 +132,11 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
 
 
 _signature = inspect.Signature(
-    [_argument("input", INPUT_HELP), _argument("output", OUTPUT_HELP), *map(_parameter, option_infos())]
+    [
+        _argument("input", INPUT_HELP),
+        _argument("output", OUTPUT_HELP),
+        *chain.from_iterable(map(_parameters, option_infos())),
+    ]
 )
 # Typer reads a command's parameters from these; both are made from the options' one definition.
 upscale.__signature__ = _signature  # type: ignore[attr-defined]
