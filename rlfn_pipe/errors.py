@@ -17,7 +17,11 @@ Exit codes are read from these classes in one place only (`rlfn_pipe.cli.app`).
 
 from __future__ import annotations
 
+import errno
 import signal
+
+#: What helps when the disk, or the user's share of it, is full.
+MORE_ROOM = "free some space and run the same command again"
 
 
 class RlfnPipeError(Exception):
@@ -71,3 +75,13 @@ class Interrupted(RlfnPipeError):
 def reason_of(error: OSError) -> str:
     """The system's reason in a few small words, for a sentence that names the file."""
     return (error.strerror or str(error)).lower()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the system says that the disk, or the user's share of it, is full (PyAV's errors included)."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def advice_for(error: BaseException, otherwise: str) -> str:
+    """What to do about a failed write: `MORE_ROOM` on a full disk, else what is given."""
+    return MORE_ROOM if is_full(error) else otherwise

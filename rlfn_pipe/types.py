@@ -253,7 +253,11 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An item is whole and renamed into place. `stages`: what its pipeline spent its time on."""
+    """An item is whole and renamed into place. `stages`: what its pipeline spent its time on.
+
+    `reuse`: the engine's counts of what was computed and what was not (`engine.reuse.Statistics`, by
+    field); empty where they were not taken.
+    """
 
     input: str
     output: str
@@ -265,6 +269,7 @@ class Finished:
     height: int
     notes: tuple[str, ...] = ()
     stages: StageTimes | None = None
+    reuse: dict[str, int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

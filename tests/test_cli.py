@@ -14,16 +14,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from media_maker import make, noise
 
 from rlfn_pipe import __version__
 from rlfn_pipe.cli import app as app_module
 from rlfn_pipe.cli.app import COMMANDS, main
+from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.errors import (
     InputError,
     Interrupted,
@@ -245,7 +248,23 @@ def test_parameters_are_made_from_the_options() -> None:
     from rlfn_pipe.cli.upscale import upscale
 
     names = list(inspect.signature(upscale).parameters)
-    assert names == ["input", "output", *(info.name for info in option_infos())]
+    expected = ["input", "output"]
+    for info in option_infos():
+        expected += [info.name, *(name.replace("-", "_") for name in info.shorthands)]
+    assert names == expected
+
+
+def test_no_reuse_stands_for_reuse_off(
+    job: Callable[[Job], list[UpscaleOptions]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = job(done)
+    for arguments in (["--no-reuse"], ["--no-reuse", "--reuse", "off"], []):
+        assert main(["upscale", "in.mp4", "out.mp4", *arguments]) == 0
+    assert [options.reuse for options in seen] == ["off", "off", "exact"]
+    capsys.readouterr()
+    assert main(["upscale", "in.mp4", "out.mp4", "--no-reuse", "--reuse", "near"]) == 2
+    assert "--no-reuse and --reuse near exclude one another" in capsys.readouterr().err
+    assert len(seen) == 3
 
 
 def test_plain_lines_without_a_terminal(
@@ -575,6 +594,28 @@ def test_the_first_command_on_the_real_clip(tmp_path: Path, capsys: pytest.Captu
     assert main(["probe", str(output), "--json"]) == 0
     media = json.loads(capsys.readouterr().out)["media"]
     assert media["video"]["width"] == 640 and [stream["kind"] for stream in media["streams"]] == ["audio"]
+
+
+def test_reuse_is_counted_over_segments_and_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 frames of which three in a row are equal, in two segments by two worker processes."""
+    source = make(
+        tmp_path / "held.mkv",
+        codec="ffv1",
+        frames=24,
+        size=(48, 32),
+        picture=lambda i: noise(i // 3, size=(48, 32)),
+    )
+    common = [str(source), "-s", "2", "--segment", "0.48", "--threads", "2", "-j", "2"]
+    assert main(["upscale", *common, str(tmp_path / "out.mkv"), "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (counted,) = (event["reuse"] for event in events if event["event"] == "finished")
+    assert counted["frames"] == 24 and counted["frames_repeated"] == 16
+    assert counted["tiles_computed"] == 8 and counted["tiles_reused"] == 0
+    assert set(counted) == {field.name for field in fields(Statistics)}
+    assert main(["upscale", *common, str(tmp_path / "off.mkv"), "--no-reuse", "-v"]) == 0
+    assert "reuse: frames 24, frames repeated 0, tiles computed 24, tiles reused 0" in capsys.readouterr().err
 
 
 def test_interrupting_a_real_run_leaves_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -188,6 +189,8 @@ class Reporter:
                     if event.stages:
                         for line in stage_lines(event.stages, event.frames, event.seconds):
                             self._tell(line, show=self._options.verbose)
+                    if event.reuse:
+                        self._tell(reuse_line(event.reuse), show=self._options.verbose)
                 case Failed():
                     self._tell(f"failed: {_named(event.input, event.message)}", error=True)
 
@@ -323,6 +326,12 @@ def stage_lines(stages: StageTimes, frames: int, seconds: float) -> list[str]:
         f"compute waited {human_seconds(stages.waited_in)} for frames, {human_seconds(stages.waited_out)} for the encoder"
     )
     return lines
+
+
+def reuse_line(reuse: Mapping[str, int | float]) -> str:
+    """What the engine computed and what it did not have to, in the words of its counts."""
+    counts = (f"{name.replace('_', ' ')} {round(value, 1):g}" for name, value in reuse.items())
+    return f"reuse: {', '.join(counts)}"
 
 
 def summary_lines(report: Report) -> list[str]:

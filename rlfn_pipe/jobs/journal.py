@@ -44,7 +44,8 @@ class Done:
     """A segment that is whole: what joining and the summary need to know of it.
 
     `bytes` and `digest` (BLAKE2b) are of its file; `pts` are source times of its frames; `stages`
-    busy seconds; `exception` says what was not as planned (a smaller tile after memory ran out).
+    busy seconds; `exception` says what was not as planned (a smaller tile after memory ran out); `reuse`
+    the engine's counts.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Done:
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
     exception: str = ""
+    reuse: dict[str, int | float] = field(default_factory=dict)
 
 
 class JournalDamaged(Exception):
@@ -158,6 +160,7 @@ def _done(record: dict[str, Any] | None) -> Done | None:
         and all(isinstance(note, str) for note in done.notes)
         and isinstance(done.stages, dict)
         and done.stages.keys() <= _STAGES
-        and all(isinstance(value, float | int) for value in done.stages.values())
+        and isinstance(done.reuse, dict)
+        and all(type(value) in (float, int) for value in (*done.stages.values(), *done.reuse.values()))
     )
     return done if whole else None

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry
+from rlfn_pipe.jobs.task import counted_since
 from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
 from rlfn_pipe.jobs.video_plan import encoding_for, sample_aspect
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout
@@ -85,6 +86,7 @@ def upscale_pipe(
         for note in work.notes:
             on_event(Warned(input, note))
         last = time.monotonic()
+        before = asdict(engine.statistics)
 
         def write(frames: list[Frame]) -> None:
             nonlocal last
@@ -119,6 +121,7 @@ def upscale_pipe(
         height=geometry.height,
         notes=(*work.notes, *source.notes),
         stages=pipeline.clock.times(),
+        reuse=counted_since(before, engine),
     )
 
 

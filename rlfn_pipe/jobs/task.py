@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from rlfn_pipe.pipeline.stages import Pipeline, StageClock
 from rlfn_pipe.types import Frame, StageTimes, Target
 
 if TYPE_CHECKING:
+    from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.jobs.room import EngineRoom
 
 #: Seconds between two words about progress.
@@ -51,7 +53,10 @@ class SegmentTask:
 
 @dataclass(frozen=True, slots=True)
 class SegmentResult:
-    """A segment that lies in its file, flushed to disk. `exception`: what was not as planned."""
+    """A segment that lies in its file, flushed to disk.
+
+    `exception`: what was not as planned; `reuse`: see `rlfn_pipe.types.Finished`.
+    """
 
     bytes: int
     digest: str
@@ -61,6 +66,7 @@ class SegmentResult:
     notes: list[str]
     stages: StageTimes
     exception: str = ""
+    reuse: dict[str, int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,7 @@ def run_segment(
     """
     options, part = task.options, task.part
     engine = room.engine_for(task.factor)
+    before = asdict(engine.statistics)
     source = VideoSource(
         task.input,
         on_error=options.on_error,
@@ -156,7 +163,21 @@ def run_segment(
         notes=list(source.notes),
         stages=clock.times(),
         exception="memory ran out: smaller tiles or batches" if engine.shrunk else "",
+        reuse=counted_since(before, engine),
     )
+
+
+def counted_since(before: Mapping[str, int | float], engine: Engine) -> dict[str, int | float]:
+    """What an engine has counted since its statistics were `before`."""
+    return {name: value - before[name] for name, value in asdict(engine.statistics).items()}
+
+
+def added(counts: Iterable[Mapping[str, int | float]]) -> dict[str, int | float]:
+    """The sum of such counts, field by field."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
 
 
 def file_digest(path: Path) -> str:

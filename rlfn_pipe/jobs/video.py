@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlfn_pipe.errors import EngineError, Interrupted, OutputError, RlfnPipeError
+from rlfn_pipe.errors import MORE_ROOM, EngineError, Interrupted, OutputError, RlfnPipeError
 from rlfn_pipe.jobs.fingerprint import fingerprint
 from rlfn_pipe.jobs.join import Joined, join, work_threads
 from rlfn_pipe.jobs.journal import Done, Header
 from rlfn_pipe.jobs.patience import Patience
 from rlfn_pipe.jobs.progress import Meter
 from rlfn_pipe.jobs.segments import Segment
-from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, file_digest
+from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, added, file_digest
 from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video_plan import VideoPlan
 from rlfn_pipe.jobs.work import Work, entered
@@ -123,6 +123,7 @@ def _finished(
         height=plan.encoding.height,
         notes=tuple(dict.fromkeys((*plan.notes, *earlier, *late))),
         stages=stages,
+        reuse=added(one.reuse for one in done),
     )
 
 
@@ -186,6 +187,7 @@ class _Job:
                 notes=result.notes,
                 stages=asdict(result.stages),
                 exception=result.exception,
+                reuse=result.reuse,
             )
             with self._finishing:
                 self._work.finish(segment, made, done)
@@ -231,7 +233,7 @@ class _Job:
         if free < needed:
             raise OutputError(
                 f"{self._item.output}: the disk has {free >> 20} MiB left and the next segment may need "
-                f"{-(-needed >> 20)} MiB; free some space and run the same command again"
+                f"{-(-needed >> 20)} MiB; {MORE_ROOM}"
             )
 
 
