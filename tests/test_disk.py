@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from collections import namedtuple
@@ -9,12 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 from media_maker import make, noise
 from test_resume import packets
 
-from rlfn_pipe.errors import OutputError
-from rlfn_pipe.jobs import work
+from rlfn_pipe.errors import MORE_ROOM, InputError, OutputError, advice_for, is_full
+from rlfn_pipe.jobs import lines, work
 from rlfn_pipe.jobs.plan import describe
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import work_path
@@ -73,7 +76,7 @@ def test_with_more_room_it_goes_on(
     size = expected.stat().st_size // 1024
     resize(max(64, int(size * share)))
     output = folder / "out.mkv"
-    with pytest.raises(OutputError, match=r"free some space and run the (same )?command again") as caught:
+    with pytest.raises(OutputError, match=MORE_ROOM) as caught:
         run(str(source), str(output), UpscaleOptions(**OPTIONS))
     assert "\n" not in str(caught.value) and not output.exists()
     kept = len(list(work_path(output).glob("segment-*")))
@@ -83,6 +86,32 @@ def test_with_more_room_it_goes_on(
     run(str(source), str(output), UpscaleOptions(**OPTIONS))
     assert packets(output) == packets(expected)
     assert [path.name for path in folder.iterdir()] == ["out.mkv"]
+
+
+@pytest.mark.parametrize("error", [OSError, av.error.OSError])
+def test_a_full_disk_is_known_by_its_number_and_not_by_its_words(error: Any) -> None:
+    """The system's words follow the language of the machine, and a folder may be called "space"."""
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        assert is_full(error(number, "kein Platz")) and advice_for(error(number, "?"), "no") == MORE_ROOM
+    assert not is_full(error(errno.EACCES, "the space is locked"))
+    assert advice_for(error(errno.EROFS, "no space"), "check the folder") == "check the folder"
+    assert not is_full(InputError("no space"))
+
+
+def test_what_is_written_in_the_work_folder_says_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = errno.EDQUOT
+
+    def fails(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lines.os, "write", fails)
+    with pytest.raises(OutputError, match=MORE_ROOM):
+        lines.append_line(tmp_path / "journal", {})
+    number = errno.EIO
+    with pytest.raises(OutputError, match="check the folder"):
+        lines.append_line(tmp_path / "journal", {})
 
 
 def test_it_stops_before_a_segment_that_may_not_fit(

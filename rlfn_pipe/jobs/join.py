@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import MORE_ROOM, OutputError
 from rlfn_pipe.jobs.segments import Segment
 from rlfn_pipe.jobs.temporary import finished_by_rename
 from rlfn_pipe.jobs.video_plan import VideoPlan
@@ -104,5 +104,5 @@ def _check_room(output: Path, work: Work, temporary: Path) -> None:
     if free < needed:
         raise OutputError(
             f"{output}: the film is computed, but putting it together needs {-(-needed >> 20)} MiB and the disk has "
-            f"{free >> 20} MiB left; free some space and run the same command again"
+            f"{free >> 20} MiB left; {MORE_ROOM}"
         )

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from rlfn_pipe.errors import OutputError, reason_of
+from rlfn_pipe.errors import OutputError, advice_for, reason_of
 
 
 def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> None:
@@ -42,7 +42,7 @@ def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> Non
             os.close(descriptor)
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot be written ({reason_of(error)}); free some space and run the same command again"
+            f"{path}: cannot be written ({reason_of(error)}); {advice_for(error, 'check the folder')}"
         ) from error
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rlfn_pipe.errors import OutputError, reason_of
+from rlfn_pipe.errors import OutputError, advice_for, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX, atomic_path
 
 
@@ -39,7 +38,7 @@ def finished_by_rename(output: Path, *, overwrite: bool) -> Iterator[Path]:
                 f"{output}: appeared while its frames were made; use -y to replace it"
             ) from None
         except OSError as error:
-            advice = "free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its folder"
+            advice = advice_for(error, "check its folder")
             raise OutputError(f"{output}: cannot be put in place ({reason_of(error)}); {advice}") from None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlfn_pipe.errors import OutputError, reason_of
+from rlfn_pipe.errors import OutputError, advice_for, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX, flush_folder
 from rlfn_pipe.jobs.fingerprint import differences, file_identity
 from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
@@ -278,6 +278,6 @@ def _make(path: Path, output: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    reason = reason_of(error)
-    hint = "free some space and run the same command again" if "space" in reason else "check the folder"
-    return OutputError(f"{path}: cannot be written ({reason}); {hint}")
+    return OutputError(
+        f"{path}: cannot be written ({reason_of(error)}); {advice_for(error, 'check the folder')}"
+    )

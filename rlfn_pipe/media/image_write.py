@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import struct
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import OutputError, is_full
 from rlfn_pipe.files import write_atomically
 from rlfn_pipe.media.image_metadata import (
     LARGEST_JPEG_EXIF,
@@ -301,7 +300,7 @@ def _write_atomically(path: Path, encoded: bytes, overwrite: bool) -> None:
         except FileExistsError:
             raise OutputError(f"{path}: appeared while its picture was made; use -y to replace it") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise OutputError(f"{path}: the disk is full; free {len(encoded)} bytes and run again") from error
         reason = error.strerror or str(error)
         raise OutputError(

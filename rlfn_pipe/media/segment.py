@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 import av.error
 from av.packet import Packet, PacketSideData, packet_sidedata_type_from_literal
 
-from rlfn_pipe.errors import OutputError, reason_of
+from rlfn_pipe.errors import MORE_ROOM, OutputError, is_full, reason_of
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.encoding import encoder_rate, open_encoder, picture_for
 from rlfn_pipe.media.opening import describe_av_error
@@ -170,7 +170,7 @@ class SegmentSink:
 
     def _failed(self, error: Exception) -> OutputError:
         reason = describe_av_error(error)
-        hint = "; free some space and run the command again" if "space" in reason else ""
+        hint = f"; {MORE_ROOM}" if is_full(error) else ""
         return OutputError(f"{self._name}: writing failed ({reason}){hint}")
 
 

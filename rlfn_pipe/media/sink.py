@@ -21,7 +21,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import MORE_ROOM, OutputError, is_full
 from rlfn_pipe.media.avi import write_starts
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.encoding import (
@@ -305,7 +305,7 @@ class VideoSink:
             action()
         except (av.error.FFmpegError, OSError) as error:
             reason = describe_av_error(error)
-            hint = "; free some space and run the command again" if "space" in reason else ""
+            hint = f"; {MORE_ROOM}" if is_full(error) else ""
             raise OutputError(f"{self._name}: writing failed ({reason}){hint}") from error
 
     def _closing_duration(self, dts: int, pts: int) -> int:
