@@ -13,6 +13,7 @@ from rlfn_pipe.cli.text import human_seconds, json_line, plain
 from rlfn_pipe.errors import Interrupted, TrainingError, UsageError
 
 if TYPE_CHECKING:
+    from rlfn_pipe.cli.ui import BarView
     from rlfn_pipe.training.events import Outcome, TrainEvent, TrainProgress
 
 
@@ -117,7 +118,7 @@ def _shown(name: str, json: bool, quiet: bool) -> Iterator[Callable[[TrainEvent]
     if quiet:
         yield lambda _event: None
         return
-    view = ui._view(None, ui.LINE_INTERVAL, silent=False)
+    view = ui.view_for(None)
     bar = _Bar(view, name) if isinstance(view, ui.BarView) else None
     psnr: float | None = None
 
@@ -139,9 +140,8 @@ def _shown(name: str, json: bool, quiet: bool) -> Iterator[Callable[[TrainEvent]
 class _Bar:
     """A stage's progress as a bar: loss, last validation, patches a second, time left."""
 
-    def __init__(self, view: Any, name: str) -> None:
-        self._bars, self._name = view._bars, name
-        self._task = self._bars.add_task(name, total=1.0, detail="")
+    def __init__(self, view: BarView, name: str) -> None:
+        self._view, self._name = view, name
 
     def update(self, event: TrainProgress, psnr: float | None) -> None:
         parts = [f"loss {event.loss:.5f}"]
@@ -149,9 +149,7 @@ class _Bar:
             parts.append(f"{psnr:.2f} dB")
         parts += [f"{event.images_per_second:.0f} patches/s", f"{human_seconds(event.eta_seconds)} left"]
         description = f"{self._name}, stage {event.stage + 1} {event.stage_name}"
-        self._bars.update(
-            self._task, description=description, completed=event.progress, detail=", ".join(parts)
-        )
+        self._view.share(description, event.progress, ", ".join(parts))
 
 
 def _with_tensorboard(show: Callable[[TrainEvent], None], folder: Path) -> Callable[[TrainEvent], None]:

@@ -100,6 +100,12 @@ class BarView:
     def message(self, text: str) -> None:
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
+    def share(self, description: str, completed: float, detail: str) -> None:
+        """Show a share from 0 to 1 of something that is not frames."""
+        if self._item is None:
+            self._item = self._bars.add_task(description, total=1.0, detail="")
+        self._bars.update(self._item, description=description, completed=completed, detail=detail)
+
     def close(self) -> None:
         if self._bars.live.is_started:
             self._bars.stop()
@@ -145,7 +151,7 @@ class Reporter:
         self._options, self._stop = options, stop
         self._lock = threading.RLock()
         self._log = LogFile(options.log_file) if options.log_file else None
-        self._view = _view(console, interval, silent=options.quiet or options.json)
+        self._view = view_for(console, interval, silent=options.quiet or options.json)
         self._warned: Counter[str] = Counter()
         self._started = 0
         self._several = False
@@ -258,7 +264,8 @@ class _Silent:
         pass
 
 
-def _view(console: Console | None, interval: float, *, silent: bool) -> View:
+def view_for(console: Console | None, interval: float = LINE_INTERVAL, *, silent: bool = False) -> View:
+    """A bar on a terminal, plain lines elsewhere, nothing when silent."""
     if silent:
         return _Silent()
     if console is None:

@@ -10,8 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from joblib import Parallel, delayed
-
 from rlfn_pipe.errors import EngineError, OutputError, RlfnPipeError, reason_of
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry
 from rlfn_pipe.media.images import (
@@ -27,6 +25,8 @@ from rlfn_pipe.pipeline.stages import Pipeline
 from rlfn_pipe.types import Event, Failed, Finished, Frame, Progress, Started, Target, Warned
 
 if TYPE_CHECKING:
+    from joblib import Parallel
+
     from rlfn_pipe.jobs.inputs import Item
     from rlfn_pipe.jobs.room import EngineRoom
     from rlfn_pipe.options import UpscaleOptions
@@ -111,6 +111,8 @@ class ImageRun:
                 first = index + 1
 
     def _pipeline(self, first: int) -> None:
+        from joblib import Parallel  # 70 ms, which a film need not wait for
+
         # Reading and writing have a pool of their own each: joblib's pools serve one caller at a time.
         with (
             Parallel(n_jobs=self._workers, backend="threading") as readers,
@@ -129,6 +131,8 @@ class ImageRun:
 
     def _read(self, pool: Parallel, first: int) -> Iterator[Picture]:
         """Decoded pictures in order; as many are read at a time as there are workers."""
+        from joblib import delayed
+
         for begin in range(first, len(self._items), self._workers):
             indices = range(begin, min(begin + self._workers, len(self._items)))
             for result in pool(delayed(self._read_one)(index) for index in indices):
@@ -174,6 +178,8 @@ class ImageRun:
             yield picture.frame, target
 
     def _write(self, pool: Parallel, frames: list[Frame]) -> None:
+        from joblib import delayed
+
         pictures = [self._waiting[frame.index] for frame in frames]
         results = pool(
             delayed(self._write_one)(picture, frame) for picture, frame in zip(pictures, frames, strict=True)
