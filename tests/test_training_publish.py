@@ -89,6 +89,17 @@ def test_publishing_twice_replaces_one_row_and_keeps_the_others(folder: Path, tm
     assert [len(row["history"]) for row in rows] == [1, 1]
 
 
+def test_history_goes_on_from_weights_of_the_index(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(folder, "first", tmp_path) == 0
+    assert call(folder, "first", tmp_path, "--before", "rlfn-s-x2") == 0
+    (row,) = tomllib.loads((tmp_path / "index.toml").read_text())["weights"]
+    assert ([each["recipe"] for each in row["history"]], row["steps"]) == (["ours-first"] * 2, 6)
+    assert call(folder, "first", tmp_path, "--before", "rlfn-s-x5") == 1
+    assert "rlfn-s-x5 is neither the folder of a run nor among the weights" in capsys.readouterr().err
+
+
 def test_weights_that_lose_to_bicubic_are_not_published(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

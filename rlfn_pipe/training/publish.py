@@ -55,13 +55,14 @@ def publish(
     folder: Path,
     data: str,
     note: str = "",
-    before: tuple[Path, ...] = (),
+    before: tuple[Path | str, ...] = (),
     guard: tuple[Path, ...] = (),
 ) -> dict[str, Any]:
     """Write the weights of `run` into `folder`, measure them on `tests`, and enter both in the index.
 
     `data` says in a sentence what it was trained on. `before`: the runs whose weights `run` began with, and
-    theirs, oldest first; steps, patches and hours are summed over all. `guard`: further folders of pictures
+    theirs, oldest first, each a folder or the name of weights in the index (`rlfn-s-x4`: with all that came
+    before them); steps, patches and hours are summed over all. `guard`: further folders of pictures
     whose PSNR is entered one by one, as that of small sets in `tests` is. Returns the index row. Raises
     TrainingError for a run without a checkpoint and for weights that lose to bicubic interpolation on any
     picture (nothing is written then), OutputError when `folder` cannot be written.
@@ -80,7 +81,7 @@ def publish(
     )
     results = [*measured, *guarded]
     _refuse_losers(run, results, (*tests, *guard), spec.scale)
-    history = [_sitting(each) for each in (*before, run)]
+    history = [sitting for each in before for sitting in _history(each, folder)] + [_sitting(run)]
     notes = {"recipe": recipe.name, "images_seen": str(state.images)}
     digest = save(folder / file, module, spec, notes)
     paper = PAPER.get((recipe.model.name, spec.scale), {})
@@ -127,6 +128,17 @@ def _refuse_losers(run: Path, results: list[SetResult], folders: tuple[Path, ...
                 )
 
 
+def _history(before: Path | str, folder: Path) -> list[dict[str, Any]]:
+    """The sittings of a run's folder, or of weights that the index of `folder` has. TrainingError for neither."""
+    if Path(before).is_dir():
+        return [_sitting(Path(before))]
+    for row in _rows(folder):
+        if f"{row['name']}-x{row['scale']}" == str(before):
+            history: list[dict[str, Any]] = row["history"]
+            return history
+    raise TrainingError(f"{before} is neither the folder of a run nor among the weights of {folder / INDEX}")
+
+
 def _sitting(run: Path) -> dict[str, Any]:
     """What one run adds to a network's history."""
     state = checkpoint.load(run / CHECKPOINT)
@@ -151,10 +163,9 @@ def _steps(run: Path) -> int:
 def _enter(folder: Path, row: dict[str, Any]) -> None:
     """Put `row` in place of the one with its name and scale, and renew the table of the README."""
     index = folder / INDEX
-    rows = tomllib.loads(index.read_text(encoding="utf-8")).get("weights", []) if index.is_file() else []
     key = (row["name"], row["scale"])
     rows = sorted(
-        [r for r in rows if (r["name"], r["scale"]) != key] + [row], key=lambda r: (r["name"], r["scale"])
+        [r for r in _rows(folder) if (r["name"], r["scale"]) != key] + [row], key=lambda r: (r["name"], r["scale"])
     )
     text = "# The weights that ship. Written by rlfn_pipe.training.publish; the README beside it explains.\n"
     for each in rows:
@@ -171,6 +182,14 @@ def _enter(folder: Path, row: dict[str, Any]) -> None:
         if found:
             text = before + found + "\n" + _table(rows) + _TABLE_END + rest.partition(_TABLE_END)[2]
             write_atomically(readme, text.encode("utf-8"))
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    index = folder / INDEX
+    rows: list[dict[str, Any]] = []
+    if index.is_file():
+        rows = tomllib.loads(index.read_text(encoding="utf-8")).get("weights", [])
+    return rows
 
 
 def _lines(table: dict[str, Any]) -> str:
@@ -218,7 +237,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--test", type=Path, action="append", default=[], help="benchmark set; may repeat")
     parser.add_argument("--guard", type=Path, action="append", default=[], help="more pictures to guard")
     parser.add_argument(
-        "--before", type=Path, action="append", default=[], help="run that this one began from; oldest first"
+        "--before",
+        action="append",
+        default=[],
+        help="run that this one began from, or weights of the index such as rlfn-s-x4; oldest first",
     )
     parser.add_argument("--to", type=Path, default=data_path("weights"), help="folder of the weights")
     parser.add_argument("--data", default="", help="one sentence on the training images")
