@@ -132,6 +132,18 @@ def _compute() -> Iterator[Check]:
     yield Check("precision", "ok", f"{precision}: {reason}")
     yield Check("threads", "ok", f"{torch.get_num_threads()} for PyTorch, {_usable_cores()} cores usable")
     yield Check("cpu", "ok", f"{torch.backends.cpu.get_cpu_capability()}; {_cpu_flags()}")
+    yield _native()
+
+
+def _native() -> Check:
+    """Whether bf16 networks run by the compiled part, which takes this processor about half the time."""
+    from rlfn_pipe.models.native import library
+
+    reason = library.why_not()
+    if reason is None:
+        return Check("native part", "ok", "used for bf16 on the CPU")
+    advice = f"install g++, then {REINSTALL} rlfn-pipe" if library.can_be_built() else ""
+    return Check("native part", "warning" if advice else "ok", f"not used: {reason}", advice)
 
 
 def _usable_cores() -> int:

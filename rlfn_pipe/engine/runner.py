@@ -91,8 +91,9 @@ class Engine:
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
     may take (None: by what is free); `compile` is auto, on or off; `reuse` is exact, near or off, with
-    `reuse_tolerance` in code values of 8 bit for near. `statistics` counts what the runs computed.
-    `on_warning` gets one sentence for each step that memory forced and for each tile redone in fp32.
+    `reuse_tolerance` in code values of 8 bit for near; `form` names the factory's form in `resolved`.
+    `statistics` counts what the runs computed. `on_warning` gets one sentence for each step that memory
+    forced and for each tile redone in fp32.
     Raises UsageError for impossible settings.
     """
 
@@ -112,6 +113,7 @@ class Engine:
         compile: str = "auto",
         reuse: str = "exact",
         reuse_tolerance: float = 2.0,
+        form: str = "",
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self.spec, self.scale = spec, spec.scale
@@ -128,6 +130,7 @@ class Engine:
             tta=tta,
             budget=budget,
             compile=compile,
+            form=form,
         )
         self._dtype = DTYPES[self.precision]
         self._tile, self._overlap, self._batch, self.tta = tile, overlap, batch, tta

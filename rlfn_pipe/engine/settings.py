@@ -28,8 +28,8 @@ class Settings:
 
     `tile` (None: chosen by `budget`, 0: whole frames), `overlap` (None: by the tile) and `batch` (None: by
     `budget`) are rules that depend on nothing else. `budget` is the bytes that activations may take.
-    `compile` is "on" or "off". `device_name`, `torch` and `instructions` say what machine it was; they are
-    found afresh each time, never pinned.
+    `compile` is "on" or "off". `device_name`, `torch` and `instructions` (of the CPU, and the form of the network
+    that takes them) say what machine it was; they are found afresh each time, never pinned.
     """
 
     device: str
@@ -58,9 +58,11 @@ class Settings:
         threads: int | None = None,
         tta: bool = False,
         compile: str = "auto",
+        form: str = "",
     ) -> Settings:
         """Look at the machine where something is left open (None or "auto").
 
+        `form` names the form that networks have on this machine's CPU.
         Raises UsageError for a setting that is impossible here.
         """
         found, _ = resolve_device(device)
@@ -87,12 +89,12 @@ class Settings:
             device_name=device_name(found),
             # A plain str: the version is of a class of its own, which takes torch to unpickle.
             torch=str(torch.__version__),
-            instructions=torch.backends.cpu.get_cpu_capability() if found.type == "cpu" else "",
+            instructions=_instructions(form) if found.type == "cpu" else "",
         )
 
     @classmethod
-    def pinned(cls, values: Mapping[str, JSON]) -> Settings:
-        """The settings that `to_dict` wrote, on the machine of now.
+    def pinned(cls, values: Mapping[str, JSON], form: str = "") -> Settings:
+        """The settings that `to_dict` wrote, on the machine of now, whose CPU has networks in this `form`.
 
         Raises UsageError when `values` holds something else or the device is not there.
         """
@@ -101,7 +103,8 @@ class Settings:
         if missing:
             raise UsageError(f"the recorded engine settings lack {', '.join(missing)}; start the job anew")
         open_ones = {name: values[name] for name in names if name not in _MACHINE}
-        return cls.resolve(**open_ones)  # type: ignore[arg-type]  # what to_dict wrote has the right types
+        # What to_dict wrote has the right types.
+        return cls.resolve(**open_ones, form=form)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, JSON]:
         """All settings as plain JSON values; `pinned` gives them back."""
@@ -109,6 +112,11 @@ class Settings:
 
 
 _MACHINE = ("device_name", "torch", "instructions")
+
+
+def _instructions(form: str) -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{capability}, {form}" if form else capability
 
 
 def memory_budget(device: torch.device) -> int:

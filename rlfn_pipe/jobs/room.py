@@ -63,10 +63,11 @@ class EngineRoom:
     def _resolve(self) -> Settings:
         if self._settings is None:
             from rlfn_pipe.engine.settings import Settings
+            from rlfn_pipe.models.native.library import cpu_form
 
             options = self._options
             if self._pinned is not None:
-                self._settings = Settings.pinned(self._pinned)
+                self._settings = Settings.pinned(self._pinned, form=cpu_form())
             else:
                 self._settings = Settings.resolve(
                     device=options.device,
@@ -77,6 +78,7 @@ class EngineRoom:
                     threads=options.threads,
                     tta=options.tta,
                     compile=options.compile,
+                    form=cpu_form(),
                 )
         return self._settings
 
@@ -91,6 +93,7 @@ class EngineRoom:
     def _build(self, factor: float) -> Engine:
         from rlfn_pipe.engine.runner import Engine
         from rlfn_pipe.models.fuse import InferenceFactory
+        from rlfn_pipe.models.native.library import cpu_form
         from rlfn_pipe.models.weights import load
 
         spec, module = load(self._options.model, factor)
@@ -111,5 +114,6 @@ class EngineRoom:
             compile=settings.compile,
             reuse=options.reuse,
             reuse_tolerance=options.reuse_tolerance,
+            form=cpu_form(),
             on_warning=self._on_warning,
         )

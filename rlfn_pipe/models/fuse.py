@@ -32,6 +32,7 @@ from rlfn_pipe.types import ModelSpec
 
 if TYPE_CHECKING:
     from rlfn_pipe.models.compiled import CompiledNetwork
+    from rlfn_pipe.models.native.network import NativeNetwork
     from rlfn_pipe.models.strips import StripNetwork
 
 #: Row matrices (N, h, h3), column matrices (N, w, w3), border (N, 1, h3 + 2, w3 + 2); see `InferenceNet`.
@@ -202,10 +203,13 @@ class InferenceFactory:
     def __init__(self, spec: ModelSpec, module: RLFN, *, compile: bool = False) -> None:
         self.spec, self.module, self.compile = spec, module, compile
 
-    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> StripNetwork | CompiledNetwork:
+    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> NativeNetwork | StripNetwork | CompiledNetwork:
         """A form in `dtype` for the CPU, whose `to` gives that for other devices; see `build_inference`."""
         from rlfn_pipe.models.compiled import CompiledNetwork
+        from rlfn_pipe.models.native.network import NativeNetwork, fits
         from rlfn_pipe.models.strips import StripNetwork
 
+        if not self.compile and fits(self.spec, dtype):
+            return NativeNetwork(self.spec, self.module, edge_fp32)
         form = CompiledNetwork if self.compile else StripNetwork
         return form(self.spec, self.module, dtype, edge_fp32)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rlfn_pipe.models.rlfn import RLFB, RLFN
     from rlfn_pipe.types import ModelSpec
 
-__all__ = ["STRIP_BYTES", "StripNetwork"]
+__all__ = ["STRIP_BYTES", "StripNetwork", "bilinear"]
 
 #: Bytes of one activation of a strip: some of them have to fit the last level of cache (docs/performance.md).
 STRIP_BYTES = 12 << 20
@@ -255,7 +255,7 @@ class _Stretch:
     ) -> None:
         self._dtype = dtype
         self._border = None if grid is None else grid[2]
-        rows, columns = (_bilinear(h), _bilinear(w)) if grid is None else grid[:2]
+        rows, columns = (bilinear(h), bilinear(w)) if grid is None else grid[:2]
         self._width = w
         self._rows = rows.to(dtype)
         self._exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -285,7 +285,7 @@ class _Stretch:
 
 
 @lru_cache(maxsize=16)
-def _bilinear(side: int) -> torch.Tensor:
+def bilinear(side: int) -> torch.Tensor:
     """The matrix (side, cells) float64 that stretches ESA's small map of a whole axis of `side` pixels."""
     cells = (side - 9) // 6
     unit = torch.eye(cells, dtype=torch.float64)[None]

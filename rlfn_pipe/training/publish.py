@@ -165,7 +165,8 @@ def _enter(folder: Path, row: dict[str, Any]) -> None:
     index = folder / INDEX
     key = (row["name"], row["scale"])
     rows = sorted(
-        [r for r in _rows(folder) if (r["name"], r["scale"]) != key] + [row], key=lambda r: (r["name"], r["scale"])
+        [r for r in _rows(folder) if (r["name"], r["scale"]) != key] + [row],
+        key=lambda r: (r["name"], r["scale"]),
     )
     text = "# The weights that ship. Written by rlfn_pipe.training.publish; the README beside it explains.\n"
     for each in rows:

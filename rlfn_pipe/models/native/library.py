@@ -1,0 +1,181 @@
+"""The compiled part: finding it, telling whether this processor has its instructions, calling it. No torch here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+__all__ = [
+    "Job",
+    "Library",
+    "LibraryBlock",
+    "LibraryNet",
+    "Stretch",
+    "can_be_built",
+    "cpu_form",
+    "library",
+    "why_not",
+]
+
+#: Where the build puts it (`rlfn_pipe/models/native/build.py`).
+PATH = Path(__file__).with_name("_kernel.so")
+#: `RLFN_VERSION` of network.cpp.
+VERSION = 1
+#: Environment variable that overrides the choice.
+WISH = "RLFN_PIPE_NATIVE"
+_OPENMP = re.compile(r"/lib(gomp|iomp5|omp)[-.][^/]*$")
+#: What the code uses, by the names in /proc/cpuinfo.
+FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"})
+
+
+class LibraryBlock(ctypes.Structure):
+    """`Block` of network.cpp: packed weights and biases of one RLFB."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in (
+            *("conv_0", "conv_1", "conv_2", "c5", "reduce", "conv2", "conv_f", "conv4"),
+            *(
+                "bias_0",
+                "bias_1",
+                "bias_2",
+                "c5_bias",
+                "reduce_bias",
+                "conv2_bias",
+                "conv_f_bias",
+                "conv4_bias",
+            ),
+            *("conv3", "conv3_bias"),
+        )
+    ]
+
+
+class LibraryNet(ctypes.Structure):
+    """`Net` of network.cpp."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int32)
+            for name in ("vectors", "tail_vectors", "pairs", "mid_pairs", "blocks", "scale", "tail_float")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("head", "head_bias", "body_bias", "tail_bias", "body", "tail")
+        ),
+        ("block", ctypes.POINTER(LibraryBlock)),
+    ]
+
+
+class Stretch(ctypes.Structure):
+    """`Stretch` of network.cpp: where ESA's small map goes."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("row", "column", "row_share", "column_share", "border")]
+
+
+class Job(ctypes.Structure):
+    """`Job` of network.cpp: one picture."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("height", "width", "threads", "columns", "rows")),
+        *((name, ctypes.c_void_p) for name in ("picture", "result", "workspace")),
+        ("stretch", Stretch),
+    ]
+
+
+class Library:
+    """The functions of the compiled part. They let other Python threads run."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError or AttributeError for a file that is no such library, or one of another version."""
+        handle = ctypes.CDLL(str(path))
+        handle.rlfn_layout.restype = ctypes.c_size_t
+        structures = ctypes.sizeof(LibraryNet) + ctypes.sizeof(Job) + ctypes.sizeof(LibraryBlock)
+        if handle.rlfn_layout() != structures + 1000 * VERSION:
+            raise OSError(f"{path} was built from other sources; install rlfn-pipe again")
+        net, job = ctypes.POINTER(LibraryNet), ctypes.POINTER(Job)
+        self.workspace = handle.rlfn_workspace
+        self.workspace.argtypes, self.workspace.restype = [net, job], ctypes.c_size_t
+        self.run = handle.rlfn_run
+        self.run.argtypes, self.run.restype = [net, job], None
+
+
+def why_not() -> str | None:
+    """Why the compiled part is not used here; None when it is.
+
+    `RLFN_PIPE_NATIVE=off` turns it off, `on` uses it on processors with AMX, too.
+    """
+    wish = os.environ.get(WISH, "auto")
+    if wish == "off":
+        return f"{WISH}=off"
+    flags = _processor_flags()
+    missing = FLAGS - flags
+    if missing:
+        return f"this processor lacks {', '.join(sorted(missing))}"
+    if "amx_bf16" in flags and wish != "on":
+        return "this processor has AMX, whose bf16 convolutions PyTorch offers"
+    if not PATH.is_file():
+        return "it was not built"
+    return None if _loaded() else "it does not load here"
+
+
+def can_be_built() -> bool:
+    """Whether all that is missing is the compiled file."""
+    return not PATH.is_file() and not FLAGS - _processor_flags()
+
+
+def cpu_form() -> str:
+    """The form that bf16 networks have on this machine's CPU, for what depends on their last bits."""
+    return "strips" if why_not() else "native"
+
+
+def library() -> Library | None:
+    """The compiled part, or None where it is not used."""
+    return _loaded() if why_not() is None else None
+
+
+def let_openmp_rest() -> None:
+    """End the calling thread's OpenMP helpers, which PyTorch starts again when it next needs them.
+
+    After a parallel operator they wait in a loop for milliseconds, on the cores that the compiled part's own threads
+    want; twice the time at 96x96 (docs/performance.md).
+    """
+    soft = 1
+    for pause in _openmp_pauses():
+        pause(soft)
+
+
+@cache
+def _openmp_pauses() -> tuple[Callable[[int], int], ...]:
+    """`omp_pause_resource_all` (OpenMP 5.0) of each OpenMP library in this process."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    paths = {line.split(maxsplit=5)[-1] for line in lines if _OPENMP.search(line)}
+    handles = [ctypes.CDLL(path) for path in sorted(paths)]
+    return tuple(pause for handle in handles if (pause := getattr(handle, "omp_pause_resource_all", None)))
+
+
+@cache
+def _loaded() -> Library | None:
+    try:
+        return Library(PATH)
+    except (OSError, AttributeError):
+        # Built for another system, or by another version.
+        return None
+
+
+@cache
+def _processor_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()

@@ -1,0 +1,225 @@
+"""The inference form as one compiled function, for processors with AVX-512 bf16.
+
+The 3x3 convolutions are done by Winograd's F(4, 3) along rows (Lavin and Gray, arXiv 1509.09308), which takes half the
+multiplications; all that lies between them is done while a row is in cache. Weights are folded and transformed in
+float64 here and rounded to bf16 once; the first layer and ESA's small map stay float32. network.cpp says the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rlfn_pipe.models.fuse import (
+    Grid,
+    InferenceNet,
+    bias_of,
+    build_inference,
+    fold,
+    folded_head,
+    folded_tail,
+    prescale,
+)
+from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, let_openmp_rest, library
+from rlfn_pipe.models.strips import bilinear
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rlfn_pipe.models.rlfn import RLFB, RLFN
+    from rlfn_pipe.types import ModelSpec
+
+__all__ = ["NativeNetwork", "fits", "winograd_weights"]
+
+#: Pixels of a tile: wider ones leave the second-level cache, lower ones compute more rows twice. How a picture is cut
+#: changes no bit.
+TILE_WIDTH, TILE_HEIGHT = 320, 96
+_LANES = 16
+#: Points of the Winograd transform besides 0 and infinity, as in winograd.hpp: those with the least error in bf16.
+_POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
+
+
+def fits(spec: ModelSpec, dtype: torch.dtype) -> bool:
+    """Whether the compiled part is there and computes networks like `spec` in `dtype`."""
+    widths = {-(-c // _LANES) for c in (spec.channels, spec.mid_channels)}
+    known = spec.esa_channels == _LANES and len(widths) == 1 and widths <= {3, 4} and spec.scale in (2, 3, 4)
+    return known and dtype == torch.bfloat16 and library() is not None
+
+
+def winograd_weights(weight: np.ndarray) -> np.ndarray:
+    """3x3 weights (o, i, 3, 3) to those of six products along rows, (6, 3 rows, i, o) in float64."""
+    matrix = [[p**k / math.prod(p - q for q in _POINTS if q != p) for k in range(3)] for p in _POINTS]
+    return np.einsum("oiyx,sx->syio", weight, np.array([*matrix, [0.0, 0.0, 1.0]]))
+
+
+class NativeNetwork:
+    """An RLFN on the CPU; called as `rlfn_pipe.models.fuse.InferenceNet` is, in bf16.
+
+    `module` is an RLFN of `spec`, for which `fits` is True. `edge_fp32` keeps the last convolution in float32, too.
+    Results do not depend on how many pictures come together, on threads, or on where tiles inside it lie.
+    """
+
+    def __init__(self, spec: ModelSpec, module: RLFN, edge_fp32: bool = False) -> None:
+        self.scale = spec.scale
+        self._spec, self._module, self._edge_fp32 = spec, module, edge_fp32
+        found = library()
+        assert found is not None, "see `fits`"
+        self._library = found
+        self._vectors = -(-spec.channels // _LANES)
+        self._kept: list[np.ndarray] = []
+        with torch.no_grad():
+            self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
+            self._net = self._packed(spec, module)
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        """(N, 3, h, w) RGB, 0..255, to (N, 3, s h, s w) float32, not clamped."""
+        n, _, h, w = x.shape
+        x = x.float().contiguous()
+        result = torch.empty((n, 3, h * self.scale, w * self.scale))
+        threads = torch.get_num_threads()
+        if threads > 1:
+            let_openmp_rest()
+        columns, rows = _tiles(h, w, threads)
+        job = Job(height=h, width=w, threads=threads, columns=columns, rows=rows)
+        workspace = torch.empty(self._library.workspace(self._net, job), dtype=torch.uint8)
+        # Rows of the cache are 64 bytes long.
+        job.workspace = -(-workspace.data_ptr() // 64) * 64
+        for i in range(n):
+            place = _whole(h, w) if grid is None else (grid[0][i], grid[1][i], grid[2][i, 0])
+            stretch, kept = _stretch(*place)
+            job.stretch, job.picture, job.result = stretch, x[i].data_ptr(), result[i].data_ptr()
+            self._library.run(self._net, job)
+            del kept
+        return result
+
+    def to(self, device: torch.device | str) -> NativeNetwork | InferenceNet:
+        """Itself for the CPU; a new `InferenceNet` on any other device."""
+        if torch.device(device).type == "cpu":
+            return self
+        made = build_inference(self._spec, self._module, torch.bfloat16, edge_fp32=self._edge_fp32)
+        return made.to(device)
+
+    def _block(self, block: RLFB) -> LibraryBlock:
+        esa = block.esa
+        made = LibraryBlock()
+        for i, conv in enumerate((block.c1_r, block.c2_r, block.c3_r)):
+            setattr(made, f"conv_{i}", self._short(winograd_weights(_array(conv.weight)), self._vectors))
+            setattr(made, f"bias_{i}", self._bias(conv, self._vectors))
+        reduce_weight, reduce_bias = fold(esa.conv1, block.c5.weight.double()[:, :, 0, 0], bias_of(block.c5))
+        made.reduce = self._short(_taps(_array(reduce_weight)), 1)
+        made.reduce_bias = self._long(_array(reduce_bias), 1)
+        for name, conv, vectors in (
+            ("c5", block.c5, self._vectors),
+            ("conv2", esa.conv2, 1),
+            ("conv_f", esa.conv_f, 1),
+            ("conv4", esa.conv4, self._vectors),
+        ):
+            setattr(made, name, self._short(_taps(_array(conv.weight)), vectors))
+            setattr(made, f"{name}_bias", self._bias(conv, vectors))
+        made.conv3 = self._long(_taps(_array(esa.conv3.weight)), 1)
+        made.conv3_bias = self._bias(esa.conv3, 1)
+        return made
+
+    def _packed(self, spec: ModelSpec, module: RLFN) -> LibraryNet:
+        head, tail = folded_head(spec, module), folded_tail(spec, module)
+        tail_vectors = -(-3 * spec.scale**2 // _LANES)
+        net = LibraryNet(
+            vectors=self._vectors,
+            tail_vectors=tail_vectors,
+            pairs=-(-spec.channels // 2),
+            mid_pairs=-(-spec.mid_channels // 2),
+            blocks=spec.blocks,
+            scale=spec.scale,
+            tail_float=self._edge_fp32,
+        )
+        # [colour][row][column], as the rows of the picture lie.
+        colours = _array(head.weight).transpose(1, 2, 3, 0) * prescale(spec)
+        net.head = self._long(colours.reshape(27, 1, -1), self._vectors)
+        net.head_bias = self._bias(head, self._vectors)
+        net.body = self._short(winograd_weights(_array(module.conv_2.weight)), self._vectors)
+        net.body_bias = self._bias(module.conv_2, self._vectors)
+        pack = self._long if self._edge_fp32 else self._short
+        net.tail = pack(_even(_taps(_array(tail.weight))), tail_vectors)
+        net.tail_bias = self._bias(tail, tail_vectors)
+        net.block = self._blocks
+        return net
+
+    def _short(self, weights: np.ndarray, vectors: int) -> int:
+        """Address of (..., i, o) packed as pairs of inputs in bf16: [...][pair][vector][16][2]."""
+        weights = _even(_wide(weights, vectors))
+        *taps, inputs, outputs = weights.shape
+        pairs = weights.reshape(*taps, inputs // 2, 2, outputs).swapaxes(-1, -2)
+        values = torch.from_numpy(np.ascontiguousarray(pairs)).to(torch.bfloat16)
+        return self._address(values.view(torch.int16).numpy())
+
+    def _long(self, weights: np.ndarray, vectors: int) -> int:
+        """Address of (..., o) in float32, padded to vectors."""
+        return self._address(np.ascontiguousarray(_wide(weights, vectors), dtype=np.float32))
+
+    def _bias(self, conv: nn.Conv2d, vectors: int) -> int:
+        return self._long(_array(bias_of(conv)), vectors)
+
+    def _address(self, values: np.ndarray) -> int:
+        self._kept.append(values)
+        return values.ctypes.data
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return values.detach().double().numpy()
+
+
+def _taps(weight: np.ndarray) -> np.ndarray:
+    """(o, i, k, k) to (k k, i, o)."""
+    o, i, k, _ = weight.shape
+    return weight.transpose(2, 3, 1, 0).reshape(k * k, i, o)
+
+
+def _wide(weights: np.ndarray, vectors: int) -> np.ndarray:
+    """The last axis filled up with zeros to whole vectors."""
+    missing = vectors * _LANES - weights.shape[-1]
+    return np.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, missing)])
+
+
+def _even(weights: np.ndarray) -> np.ndarray:
+    """(..., i, o) with a zero input more where their number is odd."""
+    return np.pad(weights, [(0, 0)] * (weights.ndim - 2) + [(0, weights.shape[-2] % 2), (0, 0)])
+
+
+def _tiles(h: int, w: int, threads: int) -> tuple[int, int]:
+    """Columns and rows of tiles: many, or as many for one thread as for another."""
+    columns, rows = -(-w // TILE_WIDTH), max(1, round(h / TILE_HEIGHT))
+    while columns * rows < 4 * threads and columns * rows % threads:
+        rows += 1
+    return columns, min(rows, h)
+
+
+def _whole(h: int, w: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As a tile's grid, for a picture of its own."""
+    rows, columns = bilinear(h), bilinear(w)
+    border = torch.zeros(rows.shape[1] + 2, columns.shape[1] + 2)
+    border[1:-1, 1:-1] = 1.0
+    return rows, columns, border
+
+
+def _stretch(
+    rows: torch.Tensor, columns: torch.Tensor, border: torch.Tensor
+) -> tuple[Stretch, list[np.ndarray]]:
+    """Matrices (h, h3) and (w, w3) with two neighbouring entries a row, as indices and shares."""
+    kept = [
+        *(part for matrix in (rows, columns) for part in _entries(matrix.numpy())),
+        np.ascontiguousarray(border.numpy(), dtype=np.float32),
+    ]
+    row, row_share, column, column_share, mask = (array.ctypes.data for array in kept)
+    stretch = Stretch(row=row, column=column, row_share=row_share, column_share=column_share, border=mask)
+    return stretch, kept
+
+
+def _entries(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first = (matrix != 0).argmax(axis=1)
+    padded = np.pad(matrix, ((0, 0), (0, 1)))
+    shares = np.stack([np.take_along_axis(padded, first[:, None] + i, axis=1)[:, 0] for i in (0, 1)], axis=1)
+    return first.astype(np.int32), np.ascontiguousarray(shares, dtype=np.float32)

@@ -1,0 +1,83 @@
+// A few threads that take numbered pieces of work until none is left.
+#pragma once
+
+#include <immintrin.h>
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace rlfn {
+
+class Pool {
+   public:
+    // Calls f(piece, worker) for pieces 0 .. count - 1 on up to `threads` threads, the caller's included.
+    template <class F>
+    void run(int threads, int count, F&& f) {
+        int helpers = (threads < count ? threads : count) - 1;
+        std::unique_lock<std::mutex> mine(busy_, std::defer_lock);
+        // Whoever finds the pool taken by another caller does the work alone.
+        if (helpers <= 0 || !mine.try_lock()) {
+            for (int i = 0; i < count; i++) f(i, 0);
+            return;
+        }
+        while (static_cast<int>(threads_.size()) < helpers) add();
+        next_.store(0, std::memory_order_relaxed);
+        count_ = count;
+        call_ = [](void* self, int piece, int worker) { (*static_cast<std::remove_reference_t<F>*>(self))(piece, worker); };
+        self_ = &f;
+        helpers_ = helpers;
+        unfinished_.store(helpers, std::memory_order_relaxed);
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            turn_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        take(0);
+        for (int spins = 0; unfinished_.load(std::memory_order_acquire) > 0; spins++)
+            spins < SPINS ? _mm_pause() : static_cast<void>(sched_yield());
+    }
+
+   private:
+    // About 20 us: pieces of one picture follow one another faster than a thread falls asleep and wakes.
+    static constexpr int SPINS = 1000;
+
+    void add() {
+        int worker = static_cast<int>(threads_.size()) + 1;
+        unsigned seen = turn_.load(std::memory_order_acquire);
+        threads_.emplace_back([this, worker, seen] { serve(worker, seen); });
+        threads_.back().detach();
+    }
+
+    void serve(int worker, unsigned seen) {
+        for (;;) {
+            for (int spins = 0; turn_.load(std::memory_order_acquire) == seen && spins < SPINS; spins++) _mm_pause();
+            if (turn_.load(std::memory_order_acquire) == seen) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return turn_.load(std::memory_order_acquire) != seen; });
+            }
+            seen = turn_.load(std::memory_order_acquire);
+            if (worker > helpers_) continue;
+            take(worker);
+            unfinished_.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    void take(int worker) {
+        for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(self_, i, worker);
+    }
+
+    std::mutex busy_, mutex_;
+    std::condition_variable wake_;
+    std::vector<std::thread> threads_;
+    std::atomic<unsigned> turn_{0};
+    std::atomic<int> next_{0}, unfinished_{0};
+    int count_ = 0, helpers_ = 0;
+    void (*call_)(void*, int, int) = nullptr;
+    void* self_ = nullptr;
+};
+
+}  // namespace rlfn

@@ -1,0 +1,193 @@
+"""The compiled form of the network against the plain module, and what happens where it cannot be."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlfn_pipe.engine.tiling import border_mask, plan, stretch_matrix
+from rlfn_pipe.models.architectures import architecture
+from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet, build_inference
+from rlfn_pipe.models.native import library as native
+from rlfn_pipe.models.native import network as native_network
+from rlfn_pipe.models.native.network import NativeNetwork, fits, winograd_weights
+from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.models.strips import StripNetwork
+from rlfn_pipe.models.weights import load
+from rlfn_pipe.types import ModelSpec
+
+needed = pytest.mark.skipif(native.library() is None, reason=f"no compiled part: {native.why_not()}")
+
+
+def random_network(name: str, scale: int) -> tuple[ModelSpec, RLFN]:
+    """A network whose every part matters: larger weights than trained ones in ESA."""
+    spec = architecture(name, scale)
+    torch.manual_seed(3)
+    module = RLFN(spec).eval().requires_grad_(False)
+    for block in module.blocks():
+        for conv in (block.esa.conv1, block.esa.conv2, block.esa.conv3, block.esa.conv4):
+            conv.weight *= 3.0
+    return spec, module
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    """Waves and noise, (1, 3, h, w), 0..255."""
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    waves = torch.stack([torch.sin(x / 5.0 + c) * torch.cos(y / (3.0 + c)) for c in range(3)])
+    noise = torch.randn(3, height, width, generator=generator)
+    return (127.5 + 80 * waves + 15 * noise).clamp(0, 255).round()[None]
+
+
+def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Root mean square of the difference in code values."""
+    return float((got.double() - wanted.double()).square().mean().sqrt())
+
+
+def test_six_products_are_a_convolution() -> None:
+    """F(4, 3) in float64, with the transforms that winograd.hpp has."""
+    a, b = 0.625, 1.5
+    inputs = np.array([
+        [a * a * b * b, 0, -(a * a + b * b), 0, 1, 0],
+        [0, -a * b * b, -b * b, a, 1, 0],
+        [0, a * b * b, -b * b, -a, 1, 0],
+        [0, -b * a * a, -a * a, b, 1, 0],
+        [0, b * a * a, -a * a, -b, 1, 0],
+        [0, a * a * b * b, 0, -(a * a + b * b), 0, 1],
+    ])  # fmt: skip
+    outputs = np.array([[p**i for p in (0.0, a, -a, b, -b)] + [float(i == 3)] for i in range(4)])
+    generator = np.random.default_rng(0)
+    weight, pixels = generator.normal(size=(1, 1, 3, 3)), generator.normal(size=6)
+    for row in range(3):
+        products = winograd_weights(weight)[:, row, 0, 0] * (inputs @ pixels)
+        assert np.allclose(outputs @ products, np.correlate(pixels, weight[0, 0, row]), atol=1e-12)
+
+
+@needed
+@pytest.mark.parametrize("size", [(15, 15), (16, 19), (33, 70), (61, 18), (45, 333)])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("rlfn-s", 4), ("rlfn-s", 2), ("rlfn", 3), ("rlfn", 4), ("rlfn-ntire", 4), ("rlfn-ntire", 2)],
+)
+def test_it_is_at_least_as_near_to_float32_as_the_strips(
+    name: str, scale: int, size: tuple[int, int]
+) -> None:
+    """A wrong border, a shifted map or a forgotten channel is far beyond that."""
+    spec, module = random_network(name, scale)
+    x = picture(*size)
+    wanted = build_inference(spec, module)(x)
+    for edge in (False, True):
+        got = NativeNetwork(spec, module, edge)(x)
+        assert got.dtype == torch.float32 and got.shape == wanted.shape
+        strips = StripNetwork(spec, module, torch.bfloat16, edge)(x)
+        assert error(got, wanted) <= 1.05 * error(strips, wanted), edge
+        assert (got - wanted).abs().max() <= 2.0 * (strips - wanted).abs().max() + 0.1, edge
+
+
+@needed
+@pytest.mark.parametrize("name", ["rlfn-s", "rlfn"])
+def test_bits_depend_on_nothing_but_the_picture(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads, tiles inside and other pictures of a batch change nothing, and all edges of tiles are tried."""
+    spec, module = random_network(name, 4)
+    net = NativeNetwork(spec, module)
+    x = picture(58, 131)
+    whole = net(x)
+    for columns, rows, threads in ((1, 1, 1), (2, 1, 3), (4, 5, 2), (7, 29, 4)):
+        monkeypatch.setattr(native_network, "_tiles", lambda h, w, t, c=columns, r=rows: (c, r))
+        monkeypatch.setattr(torch, "get_num_threads", lambda t=threads: t)
+        assert torch.equal(net(x), whole), (columns, rows, threads)
+    monkeypatch.undo()
+    both = net(torch.cat([picture(58, 131).flip(-1), x]))
+    assert torch.equal(both[1], whole[0]) and not torch.equal(both[0], whole[0])
+
+
+@needed
+def test_tiles_of_a_frame_lie_on_its_grid() -> None:
+    spec, module = random_network("rlfn-s", 2)
+    x = picture(141, 160)
+    exact, net = build_inference(spec, module), NativeNetwork(spec, module)
+    for tile in plan(141, 160, 96, 36):
+        y, z = tile.y, tile.x
+        part = x[..., y.origin : y.origin + y.size, z.origin : z.origin + z.size]
+        grid = (
+            torch.from_numpy(stretch_matrix(y))[None],
+            torch.from_numpy(stretch_matrix(z))[None],
+            torch.from_numpy(np.outer(border_mask(y), border_mask(z)))[None, None],
+        )
+        wanted = exact(part, grid)
+        strips = StripNetwork(spec, module, torch.bfloat16)(part, grid)
+        assert error(net(part, grid), wanted) <= 1.05 * error(strips, wanted)
+        assert error(net(part), wanted) > 2 * error(net(part, grid), wanted)
+
+
+@needed
+def test_numbers_that_are_not_finite_come_out_as_such() -> None:
+    """What the engine looks for, so that it can compute such a tile again in fp32."""
+    spec, module = random_network("rlfn-s", 2)
+    x = picture(20, 24)
+    x[0, 1, 10, 12] = float("nan")
+    assert torch.isnan(NativeNetwork(spec, module)(x)).any()
+    module.blocks()[0].c1_r.weight *= 1e30
+    module.blocks()[0].c2_r.weight *= 1e30
+    assert not torch.isfinite(NativeNetwork(spec, module)(picture(20, 24))).all()
+
+
+@needed
+def test_the_default_network_takes_it_and_other_formats_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, module = load("rlfn-s", 4)
+    factory = InferenceFactory(spec, module)
+    assert isinstance(factory(torch.bfloat16, False), NativeNetwork)
+    assert isinstance(factory(torch.float32, False), StripNetwork)
+    made = factory(torch.bfloat16, True)
+    assert made.to("cpu") is made and isinstance(made.to("meta"), InferenceNet)
+    monkeypatch.setenv(native.WISH, "off")
+    assert isinstance(factory(torch.bfloat16, False), StripNetwork)
+
+
+@needed
+def test_openmp_rests_and_wakes_again() -> None:
+    """PyTorch's operators run as before in between."""
+    found = native._openmp_pauses()
+    assert found or not torch.backends.openmp.is_available()
+    x = torch.arange(1 << 20, dtype=torch.float32)
+    for _ in range(3):
+        native.let_openmp_rest()
+        assert float((x * 2).sum(dtype=torch.float64)) == float((1 << 20) * ((1 << 20) - 1))
+
+
+def test_networks_of_other_shapes_go_without() -> None:
+    for channels, mid, esa in ((10, 12, 16), (52, 48, 16), (48, 48, 8), (80, 80, 16)):
+        assert not fits(ModelSpec("other", 2, channels, mid, 2, esa), torch.bfloat16)
+
+
+def test_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(native.WISH, raising=False)
+    monkeypatch.setattr(native, "_processor_flags", lambda: frozenset({"avx512f"}))
+    assert native.library() is None and "lacks avx512_bf16, avx512bw" in str(native.why_not())
+    monkeypatch.setattr(native, "_processor_flags", lambda: native.FLAGS | {"amx_bf16"})
+    assert native.library() is None and "AMX" in str(native.why_not())
+    monkeypatch.setattr(native, "_processor_flags", lambda: native.FLAGS)
+    monkeypatch.setattr(native, "PATH", tmp_path / "_kernel.so")
+    assert native.library() is None and native.why_not() == "it was not built"
+    (tmp_path / "_kernel.so").write_bytes(b"\x7fELF, but no more")
+    native._loaded.cache_clear()
+    assert native.library() is None and native.why_not() == "it does not load here"
+    native._loaded.cache_clear()
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64") or not shutil.which("c++"),
+    reason="no C++ compiler for this system",
+)
+def test_the_install_built_it() -> None:
+    """Where there is a compiler, the installed package has a library that loads, whatever the processor."""
+    assert native.PATH.is_file(), "pip install did not build it"
+    handle = ctypes.CDLL(str(native.PATH))
+    assert handle.rlfn_run and handle.rlfn_workspace
