@@ -6,6 +6,7 @@ import ctypes
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,99 @@ def test_the_default_network_takes_it_and_other_formats_do_not(monkeypatch: pyte
     assert made.to("cpu") is made and isinstance(made.to("meta"), InferenceNet)
     monkeypatch.setenv(native.WISH, "off")
     assert isinstance(factory(torch.bfloat16, False), StripNetwork)
+
+
+def film(height: int, width: int) -> Iterator[torch.Tensor]:
+    """Pictures that differ in places: corners, edges, seams of cells, much, nothing, everything."""
+    x = picture(height, width)
+    yield x
+    for y0, x0, side in (
+        (0, 0, 1),
+        (height - 1, width - 1, 1),
+        (31, 31, 2),
+        (height // 2, 0, 9),
+        (3, width - 5, 5),
+    ):
+        x = x.clone()
+        x[..., y0 : y0 + side, x0 : x0 + side] = 255.0 - x[..., y0 : y0 + side, x0 : x0 + side]
+        yield x
+    yield x.clone()
+    x = x.clone()
+    x[:, 1, : height // 3] += 1.0  # a third, by one code value
+    yield x
+    for seed in range(6):  # all of it, until patience ends
+        yield picture(height, width).roll(seed + 1, -1)
+    x = picture(height, width)
+    yield x
+    x = x.clone()
+    x[..., 7, 9] = float("nan")
+    yield x
+    yield picture(height, width)
+
+
+@needed
+@pytest.mark.parametrize(
+    ("name", "scale", "size"),
+    [("rlfn-s", 4, (97, 131)), ("rlfn", 2, (70, 33)), ("rlfn-ntire", 3, (41, 200)), ("rlfn-s", 2, (15, 16))],
+)
+def test_what_did_not_change_keeps_its_bits(name: str, scale: int, size: tuple[int, int]) -> None:
+    spec, module = random_network(name, scale)
+    plain = NativeNetwork(spec, module)
+    kept = plain.remembering(1 << 30)
+    shares = []
+    for number, x in enumerate(film(*size)):
+        got, wanted = kept(x), plain(x)
+        assert torch.equal(got.view(torch.int32), wanted.view(torch.int32)), number
+        shares.append(kept.computed)
+    assert shares[0] == 1.0 and shares[6] == 0.0
+    assert shares[8:14] == [1.0] * 6, "a roll changes everything"
+
+
+@needed
+def test_single_pixels_anywhere_keep_all_other_bits() -> None:
+    """Products of a quad mix all that any of its pixels reads: a change shows further away than convolutions reach."""
+    spec, module = load("rlfn-s", 4)
+    plain = NativeNetwork(spec, module)
+    kept = plain.remembering(1 << 30)
+    generator = torch.Generator().manual_seed(11)
+    x = picture(130, 190)
+    parts = 0
+    for number in range(60):
+        y, column = (int(torch.randint(side, (1,), generator=generator)) for side in x.shape[-2:])
+        x = x.clone()
+        x[0, number % 3, y, column] = 255.0 - x[0, number % 3, y, column]
+        assert torch.equal(kept(x), plain(x)), (number, y, column)
+        parts += kept.computed < 1.0
+    assert parts > 50
+
+
+@needed
+def test_a_small_change_costs_little() -> None:
+    spec, module = load("rlfn-s", 4)
+    kept = NativeNetwork(spec, module).remembering(1 << 30)
+    for x in list(film(180, 320))[:5]:
+        kept(x)
+        if kept.computed < 1.0:
+            assert kept.computed < 0.5
+    assert kept.computed < 1.0
+
+
+@needed
+def test_layers_are_kept_within_bounds_and_handed_back() -> None:
+    spec, module = random_network("rlfn-s", 2)
+    plain = NativeNetwork(spec, module)
+    size = plain.memory_bytes(40, 50)
+    assert 40 * 50 * 800 < size < 40 * 50 * 1500
+    x, other = picture(40, 50), picture(50, 40)
+    tight, kept = plain.remembering(size - 1), plain.remembering(size)
+    for net, share in ((tight, 1.0), (kept, 0.0)):
+        for _ in range(3):
+            assert torch.equal(net(x), plain(x))
+        assert net.computed == share
+    assert torch.equal(kept(other), plain(other)) and torch.equal(kept(x), plain(x)) and kept.computed == 1.0
+    assert torch.equal(kept(torch.cat([x, x + 1])), plain(torch.cat([x, x + 1])))
+    assert kept.forget() and not kept.forget() and not tight.forget()
+    assert torch.equal(kept(x), plain(x)) and kept.computed == 1.0
 
 
 @needed

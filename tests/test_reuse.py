@@ -30,6 +30,7 @@ from rlfn_pipe.engine.runner import Engine, Grid
 from rlfn_pipe.engine.tiling import plan
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet
+from rlfn_pipe.models.native.library import cpu_form
 from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import ColourInfo, Frame, Target
 
@@ -167,9 +168,43 @@ def counted(name: str, **settings: object) -> Statistics:
 
 
 def test_repeated_frames_are_not_computed() -> None:
-    assert counted("static") == Statistics(frames=4, frames_repeated=3, tiles_computed=1)
-    assert counted("held") == Statistics(frames=8, frames_repeated=5, tiles_computed=3)
-    assert counted("alternating") == Statistics(frames=6, frames_repeated=2, tiles_computed=4)
+    assert counted("static") == Statistics(frames=4, frames_repeated=3, tiles_computed=1, work=1.0)
+    assert counted("held") == Statistics(frames=8, frames_repeated=5, tiles_computed=3, work=3.0)
+    assert counted("alternating") == Statistics(frames=6, frames_repeated=2, tiles_computed=4, work=4.0)
+
+
+@pytest.mark.skipif(cpu_form() != "native", reason="only the compiled network keeps its layers")
+def test_within_a_frame_only_what_changed_is_computed() -> None:
+    """The cursor's seven frames: two as a whole, since layers are kept from the second on, three in part."""
+    frames = clip(*moving(planes(np.random.default_rng(1), YUV, (160, 240))))
+    for settings, in_part in (({}, 3), ({"tta": True}, 0), ({"precision": "fp32"}, 0)):
+        made, off = engine("exact", **settings), engine("off", **settings)
+        check_same(run(made, frames), run(off, frames))
+        one = made.statistics
+        assert (one.tiles_computed, one.tiles_in_part, one.frames_repeated) == (5, in_part, 2)
+        assert 2.0 < one.work < 3.5 if in_part else one.work == 5.0
+        assert (off.statistics.tiles_in_part, off.statistics.work) == (0, 7.0)
+
+
+@pytest.mark.skipif(cpu_form() != "native", reason="only the compiled network keeps its layers")
+def test_kept_layers_go_first_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, other = engine("exact"), engine("off")
+    calls = []
+
+    def short(self: Engine, *args: object) -> object:
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError
+        return infer(self, *args)
+
+    infer = Engine.infer
+    monkeypatch.setattr(Engine, "infer", short)
+    frames = clip(*moving(planes(np.random.default_rng(1), YUV, (160, 240))))
+    got = run(made, frames)
+    monkeypatch.undo()
+    check_same(got, run(other, frames))
+    assert not made.shrunk and not made.forget()
+    assert (made.statistics.tiles_computed, made.statistics.tiles_in_part) == (5, 0)
 
 
 def test_the_last_few_frames_are_kept() -> None:
@@ -216,7 +251,7 @@ def test_tiles_that_did_not_change_are_not_computed() -> None:
     # The square lies in the first tile of each axis and within reach of the second at most.
     assert count <= one.tiles_computed <= count + 4 * 4
     still = counted("static", tile=48, overlap=12)
-    assert still == Statistics(frames=4, frames_repeated=3, tiles_computed=count)
+    assert still == Statistics(frames=4, frames_repeated=3, tiles_computed=count, work=float(count))
 
 
 def test_tiles_of_several_frames_share_batches() -> None:

@@ -12,7 +12,7 @@ Comparisons are made on the host, on the samples as they were decoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -49,20 +49,21 @@ _ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a run computed and what it did not have to. Tiles of repeated frames are not counted."""
+    """What a run computed and what it did not have to. Tiles of repeated frames are not counted.
+
+    `tiles_in_part` are those of `tiles_computed` in which only what had changed was computed, and `work` is
+    what all of `tiles_computed` cost, in whole tiles.
+    """
 
     frames: int = 0
     frames_repeated: int = 0
     tiles_computed: int = 0
     tiles_reused: int = 0
+    tiles_in_part: int = 0
+    work: float = 0.0
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(
-            self.frames + other.frames,
-            self.frames_repeated + other.frames_repeated,
-            self.tiles_computed + other.tiles_computed,
-            self.tiles_reused + other.tiles_reused,
-        )
+        return Statistics(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 # ---------------------------------------------------------------- comparing samples

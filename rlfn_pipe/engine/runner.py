@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ SMALL_OVERLAP = 36
 SMALLEST_TILE = 48
 #: Bytes that the CPU's strips take besides what grows with the picture.
 CPU_STRIPS = 96 << 20
+#: Bytes that a network may keep of the last frame's layers, so that only what changed is computed.
+LAYERS = 1 << 30
 
 
 class Network(Protocol):
@@ -64,6 +66,26 @@ class Network(Protocol):
     def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor: ...
 
     def to(self, device: torch.device) -> Network: ...
+
+
+@runtime_checkable
+class Memorable(Protocol):
+    """A network that can also be had with a memory of the last frame: same bits, less to compute."""
+
+    def remembering(self, limit: int) -> Remembering: ...
+
+
+@runtime_checkable
+class Remembering(Network, Protocol):
+    """A network that keeps what it can use for the next frame.
+
+    `computed` is the share (0..1) of the last call's work that had to be done; `forget` hands the memory
+    back and is False when there was none.
+    """
+
+    computed: float
+
+    def forget(self) -> bool: ...
 
 
 class NetworkFactory(Protocol):
@@ -140,7 +162,7 @@ class Engine:
         self.threads, self._budget = self._settings.threads, self._settings.budget
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
-        self._limits = Limits()
+        self._limits, self._share = Limits(), 1.0
         #: Whether overflow is looked for when a frame is closed, instead of after each batch.
         self.late_checks = self.device.type != "cpu"
         if self.device.type == "cpu":
@@ -293,7 +315,9 @@ class Engine:
     ) -> torch.Tensor:
         network = self._network(dtype, edge_fp32)
         if not self.tta:
-            return network(pixels, self._grid(tiles))
+            result = network(pixels, self._grid(tiles))
+            self._share = network.computed if isinstance(network, Remembering) else 1.0
+            return result
         total: torch.Tensor | None = None
         for transpose in (False, True):
             for dims in ((), (-1,), (-2,), (-2, -1)):
@@ -309,8 +333,21 @@ class Engine:
     def _network(self, dtype: torch.dtype, edge_fp32: bool) -> Network:
         key = (dtype, edge_fp32 and dtype != torch.float32)
         if key not in self._networks:
-            self._networks[key] = self._factory(*key).to(self.device)
+            network = self._factory(*key).to(self.device)
+            if self.reuse != "off" and isinstance(network, Memorable):
+                network = network.remembering(min(LAYERS, self._budget))
+            self._networks[key] = network
         return self._networks[key]
+
+    def forget(self) -> bool:
+        """Hand back what networks keep of the last frame. False when nothing was kept."""
+        kept = [n.forget() for n in self._networks.values() if isinstance(n, Remembering)]
+        return any(kept)
+
+    @property
+    def share(self) -> float:
+        """The share (0..1) of its work that the last batch took, by what the network remembered."""
+        return self._share
 
     def _grid(self, tiles: Sequence[Tile]) -> Grid | None:
         if tiles[0].whole:

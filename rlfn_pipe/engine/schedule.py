@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ class Run:
         while self._jobs:
             yield self._next()
 
-    def _count(self, **counts: int) -> None:
+    def _count(self, **counts: Any) -> None:
         self._engine.statistics += Statistics(**counts)
 
     def _next(self) -> Frame:
@@ -303,7 +303,7 @@ class Run:
             if not is_out_of_memory(error):
                 raise
         release_cached(self._engine.device)
-        if self._engine.shrink(len(batch), max(key.height, key.width)):
+        if self._engine.forget() or self._engine.shrink(len(batch), max(key.height, key.width)):
             self._buckets.put_back(key, [piece for piece in batch if piece.waits])
         else:
             self._cut_again()
@@ -323,7 +323,10 @@ class Run:
             piece.place(result)
         if finite is not None:
             self._doubts.add(finite, batch)
-        self._count(tiles_computed=len(batch))
+        share = self._engine.share
+        self._count(
+            tiles_computed=len(batch), tiles_in_part=len(batch) if share < 1.0 else 0, work=share * len(batch)
+        )
 
     @torch.inference_mode()
     def _mend(self) -> bool:

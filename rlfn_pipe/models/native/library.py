@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "Job",
@@ -24,7 +25,7 @@ __all__ = [
 #: Where the build puts it (`rlfn_pipe/models/native/build.py`).
 PATH = Path(__file__).with_name("_kernel.so")
 #: `RLFN_VERSION` of network.cpp.
-VERSION = 1
+VERSION = 2
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)[-.][^/]*$")
@@ -81,7 +82,7 @@ class Job(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("height", "width", "threads", "columns", "rows")),
-        *((name, ctypes.c_void_p) for name in ("picture", "result", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("picture", "result", "workspace", "memory")),
         ("stretch", Stretch),
     ]
 
@@ -96,11 +97,17 @@ class Library:
         structures = ctypes.sizeof(LibraryNet) + ctypes.sizeof(Job) + ctypes.sizeof(LibraryBlock)
         if handle.rlfn_layout() != structures + 1000 * VERSION:
             raise OSError(f"{path} was built from other sources; install rlfn-pipe again")
-        net, job = ctypes.POINTER(LibraryNet), ctypes.POINTER(Job)
-        self.workspace = handle.rlfn_workspace
-        self.workspace.argtypes, self.workspace.restype = [net, job], ctypes.c_size_t
-        self.run = handle.rlfn_run
-        self.run.argtypes, self.run.restype = [net, job], None
+        self.workspace = _function(handle.rlfn_workspace, ctypes.c_size_t)
+        self.memory = _function(handle.rlfn_memory, ctypes.c_size_t)
+        self.run = _function(handle.rlfn_run, None)
+        self.compare = _function(handle.rlfn_compare, ctypes.c_double)
+        self.update = _function(handle.rlfn_update, ctypes.c_double)
+
+
+def _function(found: Any, result: Any) -> Callable[[LibraryNet, Job], Any]:
+    found.argtypes, found.restype = [ctypes.POINTER(LibraryNet), ctypes.POINTER(Job)], result
+    function: Callable[[LibraryNet, Job], Any] = found
+    return function
 
 
 def why_not() -> str | None:

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <vector>
 
 #include "gemm.hpp"
 #include "pool.hpp"
@@ -17,10 +18,13 @@
 namespace rlfn {
 
 // Raised whenever what Python packs changes its meaning.
-#define RLFN_VERSION 1
+#define RLFN_VERSION 2
 
 constexpr float SLOPE = 0.05f;
 constexpr int F16 = LANES;  // ESA's channels
+constexpr int MOST_BLOCKS = 16;
+constexpr int SQUARE = QUAD;  // what changed is known in squares of this side
+constexpr int CELL = 8 * SQUARE;  // what is computed again, at least
 
 struct Block {
     const bf16 *conv[3], *c5, *reduce, *conv2, *conv_f, *conv4;
@@ -45,7 +49,7 @@ struct Job {
     int32_t height, width, threads, columns, rows;
     const float* picture;
     float* result;
-    unsigned char* workspace;
+    unsigned char *workspace, *memory;
     Stretch stretch;
 };
 
@@ -60,8 +64,11 @@ struct Plan {
     explicit Plan(const Job& job)
         : h(job.height), w(job.width), h2((h - 3) / 2 + 1), w2((w - 3) / 2 + 1), h3((h2 - 7) / 3 + 1),
           w3((w2 - 7) / 3 + 1), columns(job.columns), rows(job.rows), threads(job.threads) {
-        quads = ((w + columns - 1) / columns + QUAD - 1) / QUAD + 1 + 6;
+        quads = (std::max((w + columns - 1) / columns, CELL) + QUAD - 1) / QUAD + 1 + 6;
     }
+    int squares_down() const { return (h + SQUARE - 1) / SQUARE; }
+    int squares_along() const { return (w + SQUARE - 1) / SQUARE; }
+    size_t squares() const { return static_cast<size_t>(squares_down()) * squares_along(); }
     int tiles() const { return columns * rows; }
     Tile tile(int i) const {
         const int c = i % columns, r = i / columns;
@@ -100,69 +107,247 @@ class Run {
     static constexpr int CS = NV * LANES;
 
    public:
+    // With `job.memory` each block keeps its own layers there, without only the last two blocks' are held.
     Run(const Net& net, const Job& job) : net_(net), job_(job), p_(job) {
-        unsigned char* at = job.workspace;
+        unsigned char* at = job.memory ? job.memory : job.workspace;
         auto take = [&](size_t bytes) { unsigned char* here = at; at += aligned(bytes); return here; };
-        const size_t pixels = static_cast<size_t>(p_.h) * p_.w;
-        shallow_ = reinterpret_cast<bf16*>(take(pixels * CS * sizeof(bf16)));
-        for (int i = 0; i < 2; i++) {
-            total_[i] = reinterpret_cast<bf16*>(take(pixels * CS * sizeof(bf16)));
-            reduced_[i] = reinterpret_cast<bf16*>(take(pixels * F16 * sizeof(bf16)));
-            wide_[i] = reinterpret_cast<float*>(take(sizeof(float) * p_.h3 * p_.w * F16));
+        const Sizes sizes(p_);
+        shallow_ = reinterpret_cast<bf16*>(take(sizes.total));
+        for (int k = 0; k < net.blocks; k++) {
+            if (k >= 2 && !job.memory) {
+                total_[k] = total_[k - 2], reduced_[k] = reduced_[k - 2];
+                wide_[k] = wide_[k - 2], pooled_[k] = pooled_[k - 2];
+                continue;
+            }
+            total_[k] = reinterpret_cast<bf16*>(take(sizes.total));
+            reduced_[k] = reinterpret_cast<bf16*>(take(sizes.reduced));
+            wide_[k] = reinterpret_cast<float*>(take(sizes.wide));
+            pooled_[k] = reinterpret_cast<float*>(take(sizes.pooled));
         }
-        pooled_ = reinterpret_cast<float*>(take(sizeof(float) * p_.h2 * p_.w3 * F16));
+        result_ = job.result;
+        if (job.memory) {
+            result_ = reinterpret_cast<float*>(take(sizes.result(net.scale)));
+            picture_ = reinterpret_cast<float*>(take(sizes.picture));
+            changed_ = take(p_.squares()), next_ = take(p_.squares()), first_changed_ = take(p_.squares());
+            map_changed_ = take(static_cast<size_t>(p_.h3) * p_.squares_along());
+            rows_changed_ = take(p_.h2);
+            at = job.workspace;
+        }
         scratch_ = at;
     }
 
-    static size_t bytes(const Job& job) {
+    struct Sizes {
+        size_t total, reduced, wide, pooled, picture;
+        explicit Sizes(const Plan& p) {
+            const size_t pixels = static_cast<size_t>(p.h) * p.w;
+            total = aligned(pixels * CS * sizeof(bf16)), reduced = aligned(pixels * F16 * sizeof(bf16));
+            wide = aligned(sizeof(float) * p.h3 * p.w * F16), pooled = aligned(sizeof(float) * p.h2 * p.w3 * F16);
+            picture = aligned(pixels * 3 * sizeof(float));
+        }
+        size_t block() const { return total + reduced + wide + pooled; }
+        size_t result(int scale) const { return picture * scale * scale; }
+    };
+
+    static size_t workspace(const Net& net, const Job& job) {
         const Plan p(job);
-        const size_t pixels = static_cast<size_t>(p.h) * p.w;
-        return aligned(pixels * CS * sizeof(bf16)) * 3 + aligned(pixels * F16 * sizeof(bf16)) * 2 +
-               aligned(sizeof(float) * p.h3 * p.w * F16) * 2 + aligned(sizeof(float) * p.h2 * p.w3 * F16) +
-               Scratch<NV>::bytes(p) * p.threads;
+        const Sizes sizes(p);
+        const size_t frames = sizes.total + std::min(net.blocks, 2) * sizes.block();
+        return Scratch<NV>::bytes(p) * p.threads + (job.memory ? 0 : frames);
     }
 
+    static size_t memory(const Net& net, const Job& job) {
+        const Plan p(job);
+        const Sizes sizes(p);
+        return sizes.total + net.blocks * sizes.block() + sizes.result(net.scale) + sizes.picture +
+               3 * aligned(p.squares()) + aligned(static_cast<size_t>(p.h3) * p.squares_along()) + aligned(p.h2);
+    }
+
+    // The whole picture.
     void run(Pool& pool) {
-        auto all = [&](int count, auto&& f) {
-            pool.run(p_.threads, count, [&](int i, int worker) {
-                Scratch<NV> scratch(scratch_ + Scratch<NV>::bytes(p_) * worker, p_);
-                f(i, scratch);
-            });
-        };
-        all(p_.h, [&](int y, Scratch<NV>& s) { head_row(y, s); });
+        all(pool, p_.h, [&](int y, Scratch<NV>& s) { head_row(y, 0, p_.w, s); });
         for (int k = 0; k < net_.blocks; k++) {
-            all(p_.tiles(), [&](int i, Scratch<NV>& s) { block_tile(k, p_.tile(i), s); });
-            all(p_.h2, [&](int y, Scratch<NV>& s) { pooled_row(k, y, s); });
-            all(p_.h3, [&](int y, Scratch<NV>& s) { map_row(k, y, s); });
+            all(pool, p_.tiles(), [&](int i, Scratch<NV>& s) { block_tile<false>(k, p_.tile(i), s); });
+            all(pool, p_.h2, [&](int y, Scratch<NV>& s) { pooled_row(k, y, s); });
+            all(pool, p_.h3, [&](int y, Scratch<NV>& s) { map_row(k, y, s); });
         }
-        all(p_.tiles(), [&](int i, Scratch<NV>& s) { end_tile(p_.tile(i), s); });
+        all(pool, p_.tiles(), [&](int i, Scratch<NV>& s) { end_tile(p_.tile(i), s); });
+        if (job_.memory) give(pool);
+    }
+
+    // ---------------------------------------------------------------- a picture by what changed
+
+    // Keeps the picture and marks the squares in which it differs from the one before; their share of all.
+    double compare(Pool& pool) {
+        const int along = p_.squares_along(), w = p_.w;
+        all(pool, p_.squares_down(), [&](int row, Scratch<NV>&) {
+            unsigned char* marks = changed_ + static_cast<size_t>(row) * along;
+            std::memset(marks, 0, along);
+            for (int c = 0; c < 3; c++)
+                for (int y = row * SQUARE; y < std::min(p_.h, (row + 1) * SQUARE); y++) {
+                    const size_t at = (static_cast<size_t>(c) * p_.h + y) * w;
+                    const auto* now = reinterpret_cast<const uint32_t*>(job_.picture) + at;
+                    auto* old = reinterpret_cast<uint32_t*>(picture_) + at;
+                    for (int x = 0; x < w; x++) marks[x / SQUARE] |= now[x] != old[x];
+                    std::memcpy(old, now, sizeof(float) * w);
+                }
+        });
+        size_t count = 0;
+        for (size_t i = 0; i < p_.squares(); i++) count += changed_[i];
+        return static_cast<double>(count) / p_.squares();
+    }
+
+    // Computes what sees a marked square, layer by layer, as long as what comes out has other bits than before.
+    // Returns the share of the work of a whole picture.
+    double update(Pool& pool) {
+        const int along = p_.squares_along(), down = p_.squares_down();
+        double work = 0;
+        std::memset(next_, 0, p_.squares());
+        all(pool, down, [&](int row, Scratch<NV>& s) {
+            for (int c = 0; c < along; c++) {
+                if (!seen(row, row + 1, c, c + 1, 1)) continue;
+                int end = c + 1;
+                while (end < along && seen(row, row + 1, end, end + 1, 1)) end++;
+                for (int y = row * SQUARE; y < std::min(p_.h, (row + 1) * SQUARE); y++)
+                    head_row<true>(y, c * SQUARE, std::min(p_.w, end * SQUARE), s);
+                c = end;
+            }
+        });
+        std::swap(changed_, next_);
+        std::memcpy(first_changed_, changed_, p_.squares());
+        for (int k = 0; k < net_.blocks; k++) {
+            work += step(pool, 3, [&](const Tile& tile, Scratch<NV>& s) { block_tile<true>(k, tile, s); });
+            small_map(pool, k);
+            std::swap(changed_, next_);
+        }
+        // The end adds the first layer's output again.
+        for (size_t i = 0; i < p_.squares(); i++) changed_[i] |= first_changed_[i];
+        work += step(pool, 2, [&](const Tile& tile, Scratch<NV>& s) { end_tile(tile, s); });
+        give(pool);
+        return work / (net_.blocks + 1);
     }
 
    private:
+    template <class F>
+    void all(Pool& pool, int count, F&& f) {
+        pool.run(p_.threads, count, [&](int i, int worker) {
+            Scratch<NV> scratch(scratch_ + Scratch<NV>::bytes(p_) * worker, p_);
+            f(i, scratch);
+        });
+    }
+
+    // Whether a square in these rows and columns of squares, in a row next to them or up to `reach` columns away, is
+    // marked. A step's convolutions reach 3 pixels; but along rows the bits of a whole quad depend on all that any of
+    // its pixels reads.
+    bool seen(int top, int bottom, int left, int right, int reach) const {
+        const int along = p_.squares_along();
+        left = std::max(0, left - reach), right = std::min(along, right + reach);
+        for (int r = std::max(0, top - 1); r < std::min(p_.squares_down(), bottom + 1); r++)
+            if (std::memchr(changed_ + static_cast<size_t>(r) * along + left, 1, right - left)) return true;
+        return false;
+    }
+
+    // Calls f(tile, scratch) for cells that see a mark, neighbours joined, `reach` columns of squares away; for all of them where they are many.
+    template <class F>
+    double step(Pool& pool, int reach, F&& f) {
+        constexpr int PER = CELL / SQUARE;
+        const int most = std::max(CELL, (p_.quads - 7) * QUAD / CELL * CELL);
+        const int rows = (p_.h + CELL - 1) / CELL, columns = (p_.w + CELL - 1) / CELL;
+        std::vector<Tile> tiles;
+        int cells = 0;
+        for (int r = 0; r < rows; r++) {
+            bool joined = false;
+            for (int c = 0; c < columns; c++) {
+                const bool needed = seen(r * PER, (r + 1) * PER, c * PER, (c + 1) * PER, reach);
+                const Tile cell{c * CELL, std::min(p_.w, (c + 1) * CELL), r * CELL, std::min(p_.h, (r + 1) * CELL)};
+                if (needed && joined && cell.x1 - tiles.back().x0 <= most)
+                    tiles.back().x1 = cell.x1;
+                else if (needed)
+                    tiles.push_back(cell);
+                joined = needed;
+                cells += needed;
+            }
+        }
+        std::memset(next_, 0, p_.squares());
+        const double share = static_cast<double>(cells) / (rows * columns);
+        // A cell by itself costs up to a third more than as a part of a tile.
+        if (share > 0.7) {
+            tiles.clear();
+            for (int i = 0; i < p_.tiles(); i++) tiles.push_back(p_.tile(i));
+        }
+        all(pool, static_cast<int>(tiles.size()), [&](int i, Scratch<NV>& s) { f(tiles[i], s); });
+        return std::min(1.0, share / 0.7);
+    }
+
+    // Block k's small map where its input changed; marks in `next_` over which its stretch did.
+    void small_map(Pool& pool, int k) {
+        const int along = p_.squares_along();
+        auto marked = [&](int first, int last) {  // rows of pixels
+            first /= SQUARE, last = std::min(p_.squares_down(), last / SQUARE + 1);
+            return std::memchr(next_ + static_cast<size_t>(first) * along, 1, static_cast<size_t>(last - first) * along);
+        };
+        all(pool, p_.h2, [&](int y, Scratch<NV>& s) {
+            rows_changed_[y] = marked(2 * y, 2 * y + 2) && pooled_row(k, y, s);
+        });
+        std::memset(map_changed_, 0, static_cast<size_t>(p_.h3) * along);
+        all(pool, p_.h3, [&](int y, Scratch<NV>& s) {
+            const int first = 3 * std::max(0, y - 1), last = 3 * std::min(p_.h3 - 1, y + 1) + 7;
+            if (std::memchr(rows_changed_ + first, 1, last - first)) map_row(k, y, s, map_changed_ + static_cast<size_t>(y) * along);
+        });
+        all(pool, p_.squares_down(), [&](int row, Scratch<NV>&) {
+            unsigned char* marks = next_ + static_cast<size_t>(row) * along;
+            for (int y = row * SQUARE; y < std::min(p_.h, (row + 1) * SQUARE); y++)
+                for (int i = 0; i < 2; i++) {
+                    const int from = std::min(job_.stretch.row[y] + i, p_.h3 - 1);
+                    const unsigned char* map = map_changed_ + static_cast<size_t>(from) * along;
+                    for (int c = 0; c < along; c++) marks[c] |= map[c];
+                }
+        });
+    }
+
+    // The kept result to the caller.
+    void give(Pool& pool) {
+        const size_t line = static_cast<size_t>(p_.w) * net_.scale;
+        const int lines = 3 * p_.h * net_.scale;
+        all(pool, (lines + 63) / 64, [&](int i, Scratch<NV>&) {
+            const int count = std::min(64, lines - 64 * i);
+            std::memcpy(job_.result + 64 * i * line, result_ + 64 * i * line, sizeof(float) * count * line);
+        });
+    }
+
+    // Narrows a vector into its place; marks the pixel's square where the bits become others.
+    template <bool TRACK>
+    void put(bf16* to, __m512 value, int x, int y) {
+        const __m256i made = narrow(value);
+        auto* place = reinterpret_cast<__m256i*>(to);
+        if (TRACK && _mm256_cmpneq_epi16_mask(made, _mm256_loadu_si256(place)))
+            next_[static_cast<size_t>(y / SQUARE) * p_.squares_along() + x / SQUARE] = 1;
+        _mm256_storeu_si256(place, made);
+    }
+
     // ---------------------------------------------------------------- the first layer
 
-    void head_row(int y, Scratch<NV>& s) {
-        const int w = p_.w;
+    // Pixels first .. last of row y.
+    template <bool TRACK = false>
+    void head_row(int y, int first, int last, Scratch<NV>& s) {
+        const int w = p_.w, step = last - first + 18;
         float* lines = s.rest;
-        const int step = w + 18;
         for (int c = 0; c < 3; c++)
             for (int k = 0; k < 3; k++) {
                 float* line = lines + (c * 3 + k) * step;
-                const int row = y + k - 1;
-                line[0] = line[w + 1] = 0.f;
-                if (row < 0 || row >= p_.h)
-                    std::memset(line, 0, sizeof(float) * (w + 2));
-                else
-                    std::memcpy(line + 1, job_.picture + (static_cast<size_t>(c) * p_.h + row) * w, sizeof(float) * w);
+                const int row = y + k - 1, from = std::max(0, first - 1), to = std::min(w, last + 1);
+                std::memset(line, 0, sizeof(float) * (last - first + 2));
+                if (row >= 0 && row < p_.h)
+                    std::memcpy(line + from - first + 1, job_.picture + (static_cast<size_t>(c) * p_.h + row) * w + from,
+                                sizeof(float) * (to - from));
             }
-        in_groups<ROWS<NV>>(0, w, [&](auto count, int x) {
+        in_groups<ROWS<NV>>(first, last, [&](auto count, int x) {
             constexpr int M = decltype(count)::value;
             Sums<M, NV> sum;
             sum.begin(net_.head_bias);
-            for (int t = 0; t < 9; t++) sum.template add<1>(lines + t * step + x, 3, net_.head + t * 3 * CS);
+            for (int t = 0; t < 9; t++) sum.template add<1>(lines + t * step + x - first, 3, net_.head + t * 3 * CS);
             for (int m = 0; m < M; m++)
                 for (int n = 0; n < NV; n++)
-                    store_narrow(shallow_ + (static_cast<size_t>(y) * w + x + m) * CS + n * LANES, sum.v[m][n]);
+                    put<TRACK>(shallow_ + (static_cast<size_t>(y) * w + x + m) * CS + n * LANES, sum.v[m][n], x + m, y);
         });
     }
 
@@ -178,8 +363,8 @@ class Run {
             return;
         }
         const Block& b = net_.block[k - 1];
-        const bf16 *total = total_[(k - 1) & 1] + row * CS, *reduced = reduced_[(k - 1) & 1] + row * F16;
-        const float* above = wide_[(k - 1) & 1] + static_cast<size_t>(job_.stretch.row[y]) * p_.w * F16;
+        const bf16 *total = total_[k - 1] + row * CS, *reduced = reduced_[k - 1] + row * F16;
+        const float* above = wide_[k - 1] + static_cast<size_t>(job_.stretch.row[y]) * p_.w * F16;
         const float* below = job_.stretch.row[y] + 1 < p_.h3 ? above + static_cast<size_t>(p_.w) * F16 : above;
         const __m512 upper = splat(job_.stretch.row_share[2 * y]), lower = splat(job_.stretch.row_share[2 * y + 1]);
         in_groups<ROWS<NV>>(first, last, [&](auto count, int x) {
@@ -235,6 +420,7 @@ class Run {
 
     // ---------------------------------------------------------------- a block's three convolutions
 
+    template <bool TRACK>
     void block_tile(int k, const Tile& t, Scratch<NV>& s) {
         const Block& b = net_.block[k];
         const int h = p_.h, w = p_.w, left = t.x0 - 3 * QUAD, n = (t.x1 - t.x0 + QUAD - 1) / QUAD;
@@ -269,18 +455,18 @@ class Run {
             if (y < t.y0) continue;
             const Three in = around(s.ring[2], y, s);
             const size_t row = static_cast<size_t>(y) * w;
-            bf16* total = total_[k & 1] + row * CS;
+            bf16* total = total_[k] + row * CS;
             const float* skip = s.x[y % 4];
             convolve<NV>(in.rows, p_.quads, b.conv[2], net_.mid_pairs, third.first, third.last, s.sum,
                          [&](int x, int v, __m512 value) {
                              if (x >= right) return;
                              value = leaky(_mm512_add_ps(value, load(b.conv_bias[2] + v * LANES)));
                              value = _mm512_add_ps(value, load(skip + x * CS + v * LANES));
-                             store_narrow(total + static_cast<ptrdiff_t>(left + x) * CS + v * LANES, value);
+                             put<TRACK>(total + static_cast<ptrdiff_t>(left + x) * CS + v * LANES, value, left + x, y);
                          },
                          [&, from = t.x0](int quad) mutable {
                              const int to = std::min(left + quad * QUAD, t.x1);
-                             reduce(b, total, reduced_[k & 1] + row * F16, from, to);
+                             reduce(b, total, reduced_[k] + row * F16, from, to);
                              from = to;
                          });
         }
@@ -299,10 +485,10 @@ class Run {
 
     // ---------------------------------------------------------------- ESA's small map
 
-    // Row y of the strided convolution, and the greatest of seven neighbours along it.
-    void pooled_row(int k, int y, Scratch<NV>& s) {
+    // Row y of the strided convolution, and the greatest of seven neighbours along it. Whether its bits are others now.
+    bool pooled_row(int k, int y, Scratch<NV>& s) {
         const Block& b = net_.block[k];
-        const bf16* reduced = reduced_[k & 1];
+        const bf16* reduced = reduced_[k];
         float* line = s.rest;
         in_groups<ROWS<1>>(0, p_.w2, [&](auto count, int x) {
             constexpr int M = decltype(count)::value;
@@ -314,15 +500,24 @@ class Run {
             }
             for (int m = 0; m < M; m++) store(line + (x + m) * F16, sum.v[m][0]);
         });
+        bool others = false;
         for (int x = 0; x < p_.w3; x++) {
             __m512 most = load(line + 3 * x * F16);
             for (int i = 1; i < 7; i++) most = _mm512_max_ps(most, load(line + (3 * x + i) * F16));
-            store(pooled_ + (static_cast<size_t>(y) * p_.w3 + x) * F16, most);
+            others |= replace(pooled_[k] + (static_cast<size_t>(y) * p_.w3 + x) * F16, most);
         }
+        return others;
     }
 
-    // Row y of the small map after its convolution, stretched to the picture's width.
-    void map_row(int k, int y, Scratch<NV>& s) {
+    static bool replace(float* place, __m512 made) {
+        const bool others = _mm512_cmpneq_epi32_mask(_mm512_castps_si512(made), _mm512_castps_si512(load(place)));
+        store(place, made);
+        return others;
+    }
+
+    // Row y of the small map after its convolution, stretched to the picture's width. `marks`, if any, are set for
+    // the columns of squares in which bits are others now.
+    void map_row(int k, int y, Scratch<NV>& s, unsigned char* marks = nullptr) {
         const Block& b = net_.block[k];
         const int w3 = p_.w3, step = (w3 + 2) * F16;
         float* lines = s.rest;
@@ -330,9 +525,9 @@ class Run {
             const int row = std::min(std::max(y + i - 1, 0), p_.h3 - 1);
             for (int x = 0; x < w3 + 2; x++) {
                 const int column = std::min(std::max(x - 1, 0), w3 - 1);
-                __m512 most = load(pooled_ + (static_cast<size_t>(3 * row) * w3 + column) * F16);
+                __m512 most = load(pooled_[k] + (static_cast<size_t>(3 * row) * w3 + column) * F16);
                 for (int j = 1; j < 7; j++)
-                    most = _mm512_max_ps(most, load(pooled_ + (static_cast<size_t>(3 * row + j) * w3 + column) * F16));
+                    most = _mm512_max_ps(most, load(pooled_[k] + (static_cast<size_t>(3 * row + j) * w3 + column) * F16));
                 const float share = job_.stretch.border[(y + i) * (w3 + 2) + x];
                 store(lines + i * step + x * F16, _mm512_mul_ps(most, splat(share)));
             }
@@ -346,11 +541,12 @@ class Run {
                 sum.template add<F16>(lines + t / 3 * step + (x + t % 3) * F16, F16, b.conv3 + t * F16 * F16);
             for (int m = 0; m < M; m++) store(map + (x + m) * F16, sum.v[m][0]);
         });
-        float* wide = wide_[k & 1] + static_cast<size_t>(y) * p_.w * F16;
+        float* wide = wide_[k] + static_cast<size_t>(y) * p_.w * F16;
         for (int x = 0; x < p_.w; x++) {
             const int from = job_.stretch.column[x], next = std::min(from + 1, w3 - 1);
             const __m512 a = splat(job_.stretch.column_share[2 * x]), c = splat(job_.stretch.column_share[2 * x + 1]);
-            store(wide + x * F16, _mm512_fmadd_ps(a, load(map + from * F16), _mm512_mul_ps(c, load(map + next * F16))));
+            const bool others = replace(wide + x * F16, _mm512_fmadd_ps(a, load(map + from * F16), _mm512_mul_ps(c, load(map + next * F16))));
+            if (marks && others) marks[x / SQUARE] = 1;
         }
     }
 
@@ -418,7 +614,7 @@ class Run {
             auto shuffle = [&](auto side) {
                 constexpr int S = decltype(side)::value;
                 for (int i = 0; i < 3 * S; i++) {
-                    float* to = job_.result + (i / S * high + static_cast<size_t>(y) * S + i % S) * wide + static_cast<size_t>(x) * S;
+                    float* to = result_ + (i / S * high + static_cast<size_t>(y) * S + i % S) * wide + static_cast<size_t>(x) * S;
                     for (int m = 0; m < M; m++) std::memcpy(to + m * S, found + m * NT * LANES + i * S, sizeof(float) * S);
                 }
             };
@@ -434,9 +630,11 @@ class Run {
     const Net& net_;
     const Job& job_;
     const Plan p_;
-    bf16 *shallow_, *total_[2], *reduced_[2];
-    float *wide_[2], *pooled_;
-    unsigned char* scratch_;
+    bf16 *shallow_, *total_[MOST_BLOCKS], *reduced_[MOST_BLOCKS];
+    float *wide_[MOST_BLOCKS], *pooled_[MOST_BLOCKS], *result_, *picture_ = nullptr;
+    unsigned char *scratch_;
+    // Squares in which the step's input, its output, and the first layer's output have other bits than before.
+    unsigned char *changed_ = nullptr, *next_ = nullptr, *first_changed_ = nullptr, *map_changed_ = nullptr, *rows_changed_ = nullptr;
 };
 
 // One for the process, never destroyed, since its threads wait in it to the end; a forked child has none of them.
@@ -452,23 +650,11 @@ inline Pool& pool() {
     return *pool;
 }
 
-template <template <int> class What, class... A>
-auto by_vectors(int vectors, A&&... a) {
-    return vectors == 3 ? What<3>::call(a...) : What<4>::call(a...);
+// f(a constant: vectors of 16 channels)
+template <class F>
+auto by_vectors(const Net& net, F&& f) {
+    return net.vectors == 3 ? f(std::integral_constant<int, 3>{}) : f(std::integral_constant<int, 4>{});
 }
-
-template <int NV>
-struct Bytes {
-    static size_t call(const Job& job) { return Run<NV>::bytes(job); }
-};
-
-template <int NV>
-struct Whole {
-    static size_t call(const Net& net, const Job& job, Pool& pool) {
-        Run<NV>(net, job).run(pool);
-        return 0;
-    }
-};
 
 }  // namespace rlfn
 
@@ -479,13 +665,29 @@ extern "C" {
 // Tells whether library.py means the same structures.
 RLFN_EXPORT size_t rlfn_layout() { return sizeof(rlfn::Net) + sizeof(rlfn::Job) + sizeof(rlfn::Block) + 1000 * RLFN_VERSION; }
 
-// Bytes of `job.workspace`, which need not be cleared.
+// Bytes of `job.workspace`, which need not be cleared; fewer with `job.memory`.
 RLFN_EXPORT size_t rlfn_workspace(const rlfn::Net* net, const rlfn::Job* job) {
-    return rlfn::by_vectors<rlfn::Bytes>(net->vectors, *job) + 64;
+    return rlfn::by_vectors(*net, [&](auto n) { return rlfn::Run<decltype(n)::value>::workspace(*net, *job); }) + 64;
 }
 
+// Bytes of `job.memory`, in which layers last from picture to picture of one size.
+RLFN_EXPORT size_t rlfn_memory(const rlfn::Net* net, const rlfn::Job* job) {
+    return rlfn::by_vectors(*net, [&](auto n) { return rlfn::Run<decltype(n)::value>::memory(*net, *job); }) + 64;
+}
+
+// The whole picture; with `job.memory` its layers are kept.
 RLFN_EXPORT void rlfn_run(const rlfn::Net* net, const rlfn::Job* job) {
-    rlfn::by_vectors<rlfn::Whole>(net->vectors, *net, *job, rlfn::pool());
+    rlfn::by_vectors(*net, [&](auto n) { rlfn::Run<decltype(n)::value>(*net, *job).run(rlfn::pool()); });
+}
+
+// Keeps the picture in `job.memory`; the share (0 .. 1) of its squares that differ from the one kept before.
+RLFN_EXPORT double rlfn_compare(const rlfn::Net* net, const rlfn::Job* job) {
+    return rlfn::by_vectors(*net, [&](auto n) { return rlfn::Run<decltype(n)::value>(*net, *job).compare(rlfn::pool()); });
+}
+
+// The picture that was compared last, from the kept layers of the one before; the share (0 .. 1) of the work.
+RLFN_EXPORT double rlfn_update(const rlfn::Net* net, const rlfn::Job* job) {
+    return rlfn::by_vectors(*net, [&](auto n) { return rlfn::Run<decltype(n)::value>(*net, *job).update(rlfn::pool()); });
 }
 
 }

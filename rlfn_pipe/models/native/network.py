@@ -8,6 +8,8 @@ float64 here and rounded to bf16 once; the first layer and ESA's small map stay 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,7 @@ from rlfn_pipe.models.strips import bilinear
 if TYPE_CHECKING:
     from torch import nn
 
+    from rlfn_pipe.models.native.memory import RememberingNetwork
     from rlfn_pipe.models.rlfn import RLFB, RLFN
     from rlfn_pipe.types import ModelSpec
 
@@ -45,7 +48,13 @@ _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 def fits(spec: ModelSpec, dtype: torch.dtype) -> bool:
     """Whether the compiled part is there and computes networks like `spec` in `dtype`."""
     widths = {-(-c // _LANES) for c in (spec.channels, spec.mid_channels)}
-    known = spec.esa_channels == _LANES and len(widths) == 1 and widths <= {3, 4} and spec.scale in (2, 3, 4)
+    known = (
+        spec.blocks <= 16
+        and spec.esa_channels == _LANES
+        and len(widths) == 1
+        and widths <= {3, 4}
+        and spec.scale in (2, 3, 4)
+    )
     return known and dtype == torch.bfloat16 and library() is not None
 
 
@@ -67,34 +76,63 @@ class NativeNetwork:
         self._spec, self._module, self._edge_fp32 = spec, module, edge_fp32
         found = library()
         assert found is not None, "see `fits`"
-        self._library = found
+        self.library = found
         self._vectors = -(-spec.channels // _LANES)
         self._kept: list[np.ndarray] = []
         with torch.no_grad():
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
-            self._net = self._packed(spec, module)
+            self.net = self._packed(spec, module)
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
         """(N, 3, h, w) RGB, 0..255, to (N, 3, s h, s w) float32, not clamped."""
-        n, _, h, w = x.shape
         x = x.float().contiguous()
+        n, _, h, w = x.shape
         result = torch.empty((n, 3, h * self.scale, w * self.scale))
+        for i in range(n):
+            place = None if grid is None else (grid[0][i], grid[1][i], grid[2][i, 0])
+            with self.job(x[i], result[i], place) as job:
+                self.library.run(self.net, job)
+        return result
+
+    def remembering(self, limit: int) -> RememberingNetwork:
+        """The same network for the pictures of a video; what it keeps of the last one takes up to `limit` bytes."""
+        from rlfn_pipe.models.native.memory import RememberingNetwork
+
+        return RememberingNetwork(self, limit)
+
+    @contextmanager
+    def job(
+        self,
+        picture: torch.Tensor,
+        result: torch.Tensor,
+        place: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        memory: torch.Tensor | None = None,
+    ) -> Iterator[Job]:
+        """What the library wants to know of a picture (3, h, w) and its result (3, s h, s w), both contiguous float32.
+
+        `place` is a picture's own `Grid`; `memory` as `memory_bytes` asks for it. Valid inside the context.
+        """
+        _, h, w = picture.shape
         threads = torch.get_num_threads()
         if threads > 1:
             let_openmp_rest()
         columns, rows = _tiles(h, w, threads)
         job = Job(height=h, width=w, threads=threads, columns=columns, rows=rows)
-        workspace = torch.empty(self._library.workspace(self._net, job), dtype=torch.uint8)
-        # Rows of the cache are 64 bytes long.
-        job.workspace = -(-workspace.data_ptr() // 64) * 64
-        for i in range(n):
-            place = _whole(h, w) if grid is None else (grid[0][i], grid[1][i], grid[2][i, 0])
-            stretch, kept = _stretch(*place)
-            job.stretch, job.picture, job.result = stretch, x[i].data_ptr(), result[i].data_ptr()
-            self._library.run(self._net, job)
-            del kept
-        return result
+        job.memory = None if memory is None else _aligned(memory)
+        workspace = torch.empty(self.library.workspace(self.net, job), dtype=torch.uint8)
+        job.workspace = _aligned(workspace)
+        job.stretch, kept = _stretch(*(place or _whole(h, w)))
+        job.picture, job.result = picture.data_ptr(), result.data_ptr()
+        yield job
+        del workspace, kept
+
+    def memory_bytes(self, h: int, w: int) -> int:
+        """What keeping all layers of a picture takes."""
+        columns, rows = _tiles(h, w, 1)
+        job = Job(height=h, width=w, threads=1, columns=columns, rows=rows)
+        size: int = self.library.memory(self.net, job)
+        return size
 
     def to(self, device: torch.device | str) -> NativeNetwork | InferenceNet:
         """Itself for the CPU; a new `InferenceNet` on any other device."""
@@ -187,6 +225,11 @@ def _wide(weights: np.ndarray, vectors: int) -> np.ndarray:
 def _even(weights: np.ndarray) -> np.ndarray:
     """(..., i, o) with a zero input more where their number is odd."""
     return np.pad(weights, [(0, 0)] * (weights.ndim - 2) + [(0, weights.shape[-2] % 2), (0, 0)])
+
+
+def _aligned(buffer: torch.Tensor) -> int:
+    """The first address in it at which a line of the processor's cache begins."""
+    return -(-buffer.data_ptr() // 64) * 64
 
 
 def _tiles(h: int, w: int, threads: int) -> tuple[int, int]:

@@ -1,0 +1,85 @@
+"""Frames that differ from the one before only in places: what did not change inside the network is not computed.
+
+Everything in an RLFN is local: a block's convolutions reach 3 pixels, ESA's small map some 30. So the outputs of its
+layers for the last frame are kept, and of the next one each layer is computed again in square cells where its input
+changed; what comes out is compared with what was there, for mostly the same bits come out some pixels beyond a change,
+since numbers are rounded to 8 bits. It costs about 1 KB for each low-resolution pixel. The result has the bits of the
+whole frame's computation, since those depend on no pixel's company (network.cpp).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rlfn_pipe.models.fuse import Grid, InferenceNet
+from rlfn_pipe.models.native.network import NativeNetwork
+
+__all__ = ["RememberingNetwork"]
+
+#: A frame is computed as a whole when more of its picture than this changed.
+_MOST_CHANGED = 0.5
+#: For so many frames that changed as a whole, layers are kept on, since the next may change in places again.
+_PATIENCE = 4
+
+
+class RememberingNetwork:
+    """A `NativeNetwork` that remembers the last picture; called like it, with the same bits.
+
+    `limit` is the bytes that kept layers may take; larger pictures are computed afresh each time, and so are batches
+    and tiles with a `grid`. `computed` is the share (0..1) of the last call's work that had to be done.
+    """
+
+    def __init__(self, network: NativeNetwork, limit: int) -> None:
+        self._network, self._limit = network, limit
+        self._memory: torch.Tensor | None = None
+        self._size = (0, 0)
+        self._valid, self._patience = False, 0
+        self.scale = network.scale
+        self.computed = 1.0
+
+    def to(self, device: torch.device | str) -> RememberingNetwork | InferenceNet:
+        """Itself for the CPU; elsewhere what the network without a memory gives."""
+        made = self._network.to(device)
+        return self if made is self._network else made  # type: ignore[return-value]
+
+    def forget(self) -> bool:
+        """Let go of all that is kept, for good: memory is short. False when there was nothing."""
+        kept = self._memory is not None
+        self._limit, self._memory, self._valid = 0, None, False
+        return kept
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        """(1, 3, h, w) RGB, 0..255, to (1, 3, s h, s w) float32, not clamped."""
+        self.computed = 1.0
+        if len(x) != 1 or grid is not None or not self._room_for(x.shape[-2], x.shape[-1]):
+            return self._network(x, grid)
+        network, library = self._network, self._network.library
+        x = x.float().contiguous()
+        h, w = x.shape[-2:]
+        result = torch.empty((1, 3, h * self.scale, w * self.scale))
+        # Whatever interrupts this call must not leave layers of two pictures behind.
+        valid, self._valid = self._valid, False
+        with network.job(x[0], result[0], memory=self._memory) as job:
+            changed = library.compare(network.net, job)
+            self._patience = _PATIENCE if changed <= _MOST_CHANGED else max(0, self._patience - 1)
+            if valid and changed <= _MOST_CHANGED:
+                self.computed = library.update(network.net, job)
+            elif self._patience:
+                library.run(network.net, job)
+            if self._patience:
+                self._valid = True
+                return result
+        with network.job(x[0], result[0]) as job:
+            library.run(network.net, job)
+        return result
+
+    def _room_for(self, h: int, w: int) -> bool:
+        """Whether layers of such a picture can be kept; makes room for them where its size is new."""
+        if self._size != (h, w) or self._memory is None:
+            self._memory, self._valid, self._size = None, False, (h, w)
+            size = self._network.memory_bytes(h, w)
+            if size > self._limit:
+                return False
+            self._memory = torch.empty(size, dtype=torch.uint8)
+        return True
