@@ -30,6 +30,7 @@ from PIL import Image
 from rlfn_pipe.engine import runner
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.models.fuse import InferenceFactory, build_inference
+from rlfn_pipe.models.native.network import NativeNetwork, fits
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.models.strips import StripNetwork
 from rlfn_pipe.models.weights import load_file
@@ -40,19 +41,23 @@ FLAT_LEVELS = (0, 16, 60, 128, 180, 235, 250, 255)
 
 
 def forms(spec: ModelSpec, module: RLFN, path: Path) -> dict[str, Run]:
-    """The plain module in bf16 channels_last, its folded form, ours in strips, and that with float32 edges."""
+    """The plain module in bf16 channels_last, its folded form, ours in strips and compiled; those with float32 edges."""
     plain = load_file(path)[1].eval().to(torch.bfloat16).to(memory_format=torch.channels_last)
     gain = spec.input_range / 255.0
 
     def run_plain(x: torch.Tensor) -> torch.Tensor:
         return plain((x * gain).to(torch.bfloat16, memory_format=torch.channels_last)).float() / gain
 
-    return {
+    runs: dict[str, Run] = {
         "plain bf16": run_plain,
         "folded bf16": build_inference(spec, module, torch.bfloat16),
-        "ours bf16": StripNetwork(spec, module, torch.bfloat16),
-        "ours bf16, fp32 edges": StripNetwork(spec, module, torch.bfloat16, edge_fp32=True),
+        "strips bf16": StripNetwork(spec, module, torch.bfloat16),
+        "strips bf16, fp32 edges": StripNetwork(spec, module, torch.bfloat16, edge_fp32=True),
     }
+    if fits(spec, torch.bfloat16):
+        runs["compiled bf16"] = NativeNetwork(spec, module)
+        runs["compiled bf16, fp32 edges"] = NativeNetwork(spec, module, edge_fp32=True)
+    return runs
 
 
 def speed(options: argparse.Namespace) -> None:

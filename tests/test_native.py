@@ -285,3 +285,21 @@ def test_the_install_built_it() -> None:
     assert native.PATH.is_file(), "pip install did not build it"
     handle = ctypes.CDLL(str(native.PATH))
     assert handle.rlfn_run and handle.rlfn_workspace
+
+
+def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And the package is built all the same: the hook only warns."""
+    from rlfn_pipe.models.native import build
+
+    for source in (*build.HERE.glob("*.cpp"), *build.HERE.glob("*.hpp")):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setattr(build, "TARGET", tmp_path / "_kernel.so")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    assert build.build() == "no C++ compiler was found"
+    monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    assert "absent" in str(build.build())
+    monkeypatch.setenv("CXX", "false")
+    assert build.build() == "false failed"
+    assert not (tmp_path / "_kernel.so").exists()

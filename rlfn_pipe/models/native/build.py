@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,15 +54,15 @@ def build() -> str | None:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         return "no C++ compiler was found"
-    with tempfile.TemporaryDirectory(dir=HERE) as folder:
-        made = Path(folder) / TARGET.name
-        command = [compiler, *FLAGS, "-o", str(made), str(HERE / "network.cpp")]
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=HERE) as folder:
+            made = Path(folder) / TARGET.name
+            command = [*shlex.split(compiler), *FLAGS, "-o", str(made), str(HERE / "network.cpp")]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            return f"{compiler}: {error.strerror}"
-        if done.returncode:
-            return (done.stderr.strip().splitlines() or [f"{compiler} failed"])[-1]
-        # Whoever has the old one loaded keeps it.
-        os.replace(made, TARGET)
+            if done.returncode:
+                return (done.stderr.strip().splitlines() or [f"{compiler} failed"])[-1]
+            # Whoever has the old one loaded keeps it.
+            os.replace(made, TARGET)
+    except OSError as error:
+        return str(error)
     return None

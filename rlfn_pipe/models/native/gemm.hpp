@@ -24,9 +24,7 @@ inline __m512 widen(const bf16* p) {
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
 inline __m256i narrow(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
-inline void store_narrow(bf16* p, __m512 v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v));
-}
+inline void store_narrow(bf16* p, __m512 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v)); }
 inline __m512 pair(const bf16* p) {
     int32_t both;
     std::memcpy(&both, p, 4);
@@ -38,7 +36,10 @@ inline __m512 dot(__m512 sum, __m512 a, const bf16* weights) {
 
 // Rows of a product that fit the registers beside the weights.
 template <int NV>
-constexpr int ROWS = NV == 1 ? 16 : NV == 2 ? 12 : NV == 3 ? 8 : 6;
+constexpr int ROWS = NV == 1   ? 16
+                     : NV == 2 ? 12
+                     : NV == 3 ? 8
+                               : 6;
 
 template <int M, int NV>
 struct Sums {
@@ -61,8 +62,7 @@ struct Sums {
             for (int m = 0; m < M; m++) {
                 __m512 a = pair(rows + m * STRIDE);
 #pragma GCC unroll 4
-                for (int n = 0; n < NV; n++)
-                    v[m][n] = _mm512_dpbf16_ps(v[m][n], (__m512bh)a, (__m512bh)w[n]);
+                for (int n = 0; n < NV; n++) v[m][n] = _mm512_dpbf16_ps(v[m][n], (__m512bh)a, (__m512bh)w[n]);
             }
         }
     }

@@ -27,7 +27,9 @@ class Pool {
         while (static_cast<int>(threads_.size()) < helpers) add();
         next_.store(0, std::memory_order_relaxed);
         count_ = count;
-        call_ = [](void* self, int piece, int worker) { (*static_cast<std::remove_reference_t<F>*>(self))(piece, worker); };
+        call_ = [](void* self, int piece, int worker) {
+            (*static_cast<std::remove_reference_t<F>*>(self))(piece, worker);
+        };
         self_ = &f;
         helpers_ = helpers;
         unfinished_.store(helpers, std::memory_order_relaxed);

@@ -72,8 +72,7 @@ inline void convolve(const bf16* const rows[3], int quads, const bf16* weights, 
                 out(QUAD * q, n, _mm512_add_ps(_mm512_add_ps(sa, sb), m0));
                 out(QUAD * q + 1, n, _mm512_fmadd_ps(splat(PA), da, _mm512_mul_ps(splat(PB), db)));
                 out(QUAD * q + 2, n, _mm512_fmadd_ps(splat(PA2), sa, _mm512_mul_ps(splat(PB2), sb)));
-                out(QUAD * q + 3, n,
-                    _mm512_fmadd_ps(splat(PA2 * PA), da, _mm512_fmadd_ps(splat(PB2 * PB), db, m5)));
+                out(QUAD * q + 3, n, _mm512_fmadd_ps(splat(PA2 * PA), da, _mm512_fmadd_ps(splat(PB2 * PB), db, m5)));
             }
         }
         done(end);
