@@ -32,6 +32,7 @@ LAYERS = ("", "media", "models", "engine", "pipeline", "jobs", "training", "eval
 MAP = re.compile(r"(<!-- file map: made by docs/make.py -->\n).*?(<!-- end of the file map -->)", re.S)
 #: What is no module.
 OTHER_FILES = {
+    "rlfn_pipe/models/native/*.cpp, *.hpp": "The compiled network: products, Winograd transforms, passes, changes, threads.",
     "presets/": "Presets of `upscale`; in `training/` the recipes.",
     "weights/": "The weights that ship, with `index.toml`: checksums, how trained, measured PSNR.",
     "docs/": "`cli.md` (every option), measurements, protocols; `make.py` writes the generated parts.",
@@ -55,7 +56,8 @@ def file_map() -> str:
     """The README's table of files: the first sentence of each module's docstring."""
     rows = ["| file | what |", "|---|---|"]
     for layer in LAYERS:
-        for path in sorted((ROOT / "rlfn_pipe" / layer).glob("*.py")):
+        folder = ROOT / "rlfn_pipe" / layer
+        for path in sorted(folder.rglob("*.py") if layer else folder.glob("*.py")):
             text = path.read_text(encoding="utf-8")
             if text.strip():
                 first = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
