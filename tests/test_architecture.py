@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {"models", "engine"},
     "training": {"models", "evaluate"},
     "api": {"media", "models", "engine", "pipeline", "jobs"},
-    "bench": {"media", "models", "engine", "evaluate", "api"},
+    "bench": {"media", "models", "engine", "pipeline", "evaluate", "api"},
     "cli": {"bench", "media", "models", "engine", "pipeline", "jobs", "evaluate", "training", "api"},
     "__init__": {"api"},
     "__main__": {"cli"},

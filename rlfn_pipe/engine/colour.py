@@ -277,4 +277,9 @@ def upsample(x: torch.Tensor, dim: int, size: int, cosited: bool) -> torch.Tenso
 
 def downsample(x: torch.Tensor, dim: int, cosited: bool) -> torch.Tensor:
     """Chroma along `dim` (-1 or -2) to half the samples, rounded up; siting as in `upsample`."""
-    return _filter(x, dim, (x.shape[dim] + 1) // 2, 2, _taps(0.0 if cosited else 0.5, 2.0))
+    return _filter(x, dim, (x.shape[dim] + 1) // 2, 2, decimation(cosited))
+
+
+def decimation(cosited: bool) -> Taps:
+    """The filter of `downsample`: around sample 2 i, or between it and the next one."""
+    return _taps(0.0 if cosited else 0.5, 2.0)

@@ -113,7 +113,8 @@ class Engine:
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
     may take (None: by what is free); `compile` is auto, on or off; `reuse` is exact, near or off, with
-    `reuse_tolerance` in code values of 8 bit for near; `form` names the factory's form in `resolved`.
+    `reuse_tolerance` in code values of 8 bit for near; `form` names the factory's form in `resolved`;
+    `to_planes` does what `rlfn_pipe.engine.colour.from_rgb` does (None) in another way.
     `statistics` counts what the runs computed. `on_warning` gets one sentence for each step that memory
     forced and for each tile redone in fp32.
     Raises UsageError for impossible settings.
@@ -136,6 +137,7 @@ class Engine:
         reuse: str = "exact",
         reuse_tolerance: float = 2.0,
         form: str = "",
+        to_planes: Callable[..., list[torch.Tensor]] | None = None,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self.spec, self.scale = spec, spec.scale
@@ -160,6 +162,7 @@ class Engine:
             raise UsageError(f"--reuse {reuse} is not known; use exact, near or off")
         self.reuse, self.reuse_tolerance, self.statistics = reuse, reuse_tolerance, Statistics()
         self.threads, self._budget = self._settings.threads, self._settings.budget
+        self.to_planes = to_planes
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
         self._limits, self._share = Limits(), 1.0

@@ -234,7 +234,8 @@ class Run:
                 picture.complete(job.tiles, mosaic.show(job.tiles, answers, self._engine.scale))
         assert job.picture is not None
         rgb = resize(job.picture.result(), target.height, target.width)
-        planes = colour.from_rgb(rgb, target.colour, neutral=job.frame.colour.subsampling == "grey")
+        to_planes = self._engine.to_planes or colour.from_rgb
+        planes = to_planes(rgb, target.colour, neutral=job.frame.colour.subsampling == "grey")
         del rgb
         if isinstance(job.alpha, Picture):
             grey = resize(job.alpha.result(), target.height, target.width)

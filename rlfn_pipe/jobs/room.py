@@ -95,6 +95,7 @@ class EngineRoom:
         from rlfn_pipe.models.fuse import InferenceFactory
         from rlfn_pipe.models.native.library import cpu_form
         from rlfn_pipe.models.weights import load
+        from rlfn_pipe.pipeline.planes import from_rgb
 
         spec, module = load(self._options.model, factor)
         settings, options = self._resolve(), self._options
@@ -115,5 +116,6 @@ class EngineRoom:
             reuse=options.reuse,
             reuse_tolerance=options.reuse_tolerance,
             form=cpu_form(),
+            to_planes=from_rgb,
             on_warning=self._on_warning,
         )

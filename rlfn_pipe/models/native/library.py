@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "MOST_TAPS",
     "Job",
     "Library",
     "LibraryBlock",
     "LibraryNet",
+    "Planes",
     "Stretch",
+    "Taps",
     "can_be_built",
     "cpu_form",
+    "let_openmp_rest",
     "library",
     "why_not",
 ]
 
 #: Where the build puts it (`rlfn_pipe/models/native/build.py`).
 PATH = Path(__file__).with_name("_kernel.so")
+#: Of a filter of `Planes`.
+MOST_TAPS = 12
 #: `RLFN_VERSION` of network.cpp.
-VERSION = 2
+VERSION = 3
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)[-.][^/]*$")
@@ -87,6 +93,24 @@ class Job(ctypes.Structure):
     ]
 
 
+class Taps(ctypes.Structure):
+    """`Taps` of planes.hpp: weights of neighbours, the first of them `first` away."""
+
+    _fields_ = [("first", ctypes.c_int32), ("count", ctypes.c_int32), ("weight", ctypes.c_float * MOST_TAPS)]
+
+
+class Planes(ctypes.Structure):
+    """`Planes` of planes.hpp: a picture and what becomes of it."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("height", "width", "threads", "bytes", "half_x", "half_y")),
+        *((name, ctypes.c_float) for name in ("top", "red", "green", "blue", "luma_gain", "luma_offset")),
+        *((name, ctypes.c_float) for name in ("cb_gain", "cr_gain", "chroma_offset")),
+        *((name, Taps) for name in ("along", "down")),
+        *((name, ctypes.c_void_p) for name in ("rgb", "y", "cb", "cr")),
+    ]
+
+
 class Library:
     """The functions of the compiled part. They let other Python threads run."""
 
@@ -94,7 +118,7 @@ class Library:
         """Raises OSError or AttributeError for a file that is no such library, or one of another version."""
         handle = ctypes.CDLL(str(path))
         handle.rlfn_layout.restype = ctypes.c_size_t
-        structures = ctypes.sizeof(LibraryNet) + ctypes.sizeof(Job) + ctypes.sizeof(LibraryBlock)
+        structures = sum(ctypes.sizeof(each) for each in (LibraryNet, Job, LibraryBlock, Planes))
         if handle.rlfn_layout() != structures + 1000 * VERSION:
             raise OSError(f"{path} was built from other sources; install rlfn-pipe again")
         self.workspace = _function(handle.rlfn_workspace, ctypes.c_size_t)
@@ -102,6 +126,8 @@ class Library:
         self.run = _function(handle.rlfn_run, None)
         self.compare = _function(handle.rlfn_compare, ctypes.c_double)
         self.update = _function(handle.rlfn_update, ctypes.c_double)
+        self.planes: Callable[[Planes], None] = handle.rlfn_planes
+        handle.rlfn_planes.argtypes, handle.rlfn_planes.restype = [ctypes.POINTER(Planes)], None
 
 
 def _function(found: Any, result: Any) -> Callable[[LibraryNet, Job], Any]:

@@ -3,9 +3,10 @@
 #include <unistd.h>
 
 #include "changes.hpp"
+#include "planes.hpp"
 
 // Raised whenever what Python packs changes its meaning.
-#define RLFN_VERSION 2
+#define RLFN_VERSION 3
 
 namespace rlfn {
 
@@ -36,7 +37,7 @@ extern "C" {
 
 // Tells whether library.py means the same structures.
 RLFN_EXPORT size_t rlfn_layout() {
-    return sizeof(rlfn::Net) + sizeof(rlfn::Job) + sizeof(rlfn::Block) + 1000 * RLFN_VERSION;
+    return sizeof(rlfn::Net) + sizeof(rlfn::Job) + sizeof(rlfn::Block) + sizeof(rlfn::Planes) + 1000 * RLFN_VERSION;
 }
 
 // Bytes of `job.workspace`, which need not be cleared; fewer with `job.memory`.
@@ -66,4 +67,7 @@ RLFN_EXPORT double rlfn_update(const rlfn::Net* net, const rlfn::Job* job) {
     return rlfn::by_vectors(*net,
                             [&](auto n) { return rlfn::Changes<decltype(n)::value>(*net, *job).update(rlfn::pool()); });
 }
+
+// Quantised planes of a picture.
+RLFN_EXPORT void rlfn_planes(const rlfn::Planes* planes) { rlfn::Packer(*planes).run(rlfn::pool()); }
 }

@@ -1,0 +1,66 @@
+"""Planes by the compiled part against those by the engine's own conversion."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rlfn_pipe.engine import colour as conversions
+from rlfn_pipe.models.native import library as native
+from rlfn_pipe.pipeline.planes import from_rgb
+from rlfn_pipe.types import ColourInfo
+
+needed = pytest.mark.skipif(native.library() is None, reason=f"no compiled part: {native.why_not()}")
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    """Noise, partly beyond black and white, (3, h, w)."""
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.rand(3, height, width, generator=generator) * 300.0 - 20.0
+
+
+@needed
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (37, 51), (64, 64), (130, 17), (201, 402)])
+@pytest.mark.parametrize("location", ["left", "centre", "topleft"])
+@pytest.mark.parametrize("subsampling", ["420", "422", "440", "444"])
+def test_planes_are_those_of_the_engine(subsampling: str, location: str, size: tuple[int, int]) -> None:
+    """But for the last bit of a few values that lie between two."""
+    for depth, full, matrix in ((8, 1, 1), (8, 2, 6), (10, 1, 9), (16, 2, 1)):
+        layout = ColourInfo(
+            matrix, range=full, bit_depth=depth, subsampling=subsampling, chroma_location=location
+        )
+        rgb = picture(*size)
+        got, wanted = from_rgb(rgb, layout), conversions.from_rgb(rgb.clone(), layout)
+        assert [p.dtype for p in got] == [p.dtype for p in wanted]
+        for p, q in zip(got, wanted, strict=True):
+            a, b = (each.numpy().view(f"u{each.element_size()}").astype(np.int64) for each in (p, q))
+            assert a.shape == b.shape and abs(a - b).max() <= 1
+            assert (a != b).sum() <= 8 + 0.001 * a.size
+        assert torch.equal(rgb, picture(*size)), "the picture is left as it was"
+
+
+@needed
+def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, rgb = ColourInfo(1, range=1, subsampling="420"), picture(150, 90)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    one = from_rgb(rgb, layout)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for p, q in zip(one, from_rgb(rgb, layout), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_what_it_does_not_do_is_left_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb = picture(20, 30)
+    for layout, neutral in (
+        (ColourInfo(0, range=2, subsampling="rgb"), False),
+        (ColourInfo(1, range=1, subsampling="grey"), False),
+        (ColourInfo(1, range=1, subsampling="420"), True),
+    ):
+        wanted = conversions.from_rgb(rgb.clone(), layout, neutral=neutral)
+        for p, q in zip(from_rgb(rgb.clone(), layout, neutral=neutral), wanted, strict=True):
+            assert torch.equal(p, q)
+    monkeypatch.setenv(native.WISH, "off")
+    layout = ColourInfo(1, range=1, subsampling="420")
+    for p, q in zip(from_rgb(rgb, layout), conversions.from_rgb(rgb.clone(), layout), strict=True):
+        assert torch.equal(p, q)
