@@ -110,6 +110,19 @@ def test_bits_depend_on_nothing_but_the_picture(name: str, monkeypatch: pytest.M
 
 
 @needed
+@pytest.mark.slow
+def test_more_threads_than_pieces_never_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some threads are needed for some passes only, and wake late on a crowded machine."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    spec, module = random_network("rlfn-s", 2)
+    net, x = NativeNetwork(spec, module), picture(15, 17)
+    monkeypatch.setattr(native_network, "_tiles", lambda h, w, t: (1, 2))
+    wanted = net(x)
+    for _ in range(300):
+        assert torch.equal(net(x), wanted)
+
+
+@needed
 def test_tiles_of_a_frame_lie_on_its_grid() -> None:
     spec, module = random_network("rlfn-s", 2)
     x = picture(141, 160)

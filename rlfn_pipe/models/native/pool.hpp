@@ -2,9 +2,9 @@
 #pragma once
 
 #include <immintrin.h>
-#include <sched.h>
 
 #include <atomic>
+#include <cstdint>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -31,30 +31,35 @@ class Pool {
             (*static_cast<std::remove_reference_t<F>*>(self))(piece, worker);
         };
         self_ = &f;
-        helpers_ = helpers;
         unfinished_.store(helpers, std::memory_order_relaxed);
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            turn_.fetch_add(1, std::memory_order_release);
+            turn_.store((turn_.load(std::memory_order_relaxed) & ~MASK) + MASK + 1 + helpers,
+                        std::memory_order_release);
         }
         wake_.notify_all();
         take(0);
-        for (int spins = 0; unfinished_.load(std::memory_order_acquire) > 0; spins++)
-            spins < SPINS ? _mm_pause() : static_cast<void>(sched_yield());
+        for (int spins = 0; spins < SPINS && unfinished_.load(std::memory_order_acquire) > 0; spins++) _mm_pause();
+        // A helper that lost its core to another program needs this one: sleep, so that it is moved here.
+        if (unfinished_.load(std::memory_order_acquire) > 0) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            done_.wait(lock, [&] { return unfinished_.load(std::memory_order_acquire) == 0; });
+        }
     }
 
    private:
     // About 20 us: pieces of one picture follow one another faster than a thread falls asleep and wakes.
     static constexpr int SPINS = 1000;
+    static constexpr uint64_t MASK = 0xffff;
 
     void add() {
         int worker = static_cast<int>(threads_.size()) + 1;
-        unsigned seen = turn_.load(std::memory_order_acquire);
+        uint64_t seen = turn_.load(std::memory_order_acquire);
         threads_.emplace_back([this, worker, seen] { serve(worker, seen); });
         threads_.back().detach();
     }
 
-    void serve(int worker, unsigned seen) {
+    void serve(int worker, uint64_t seen) {
         for (;;) {
             for (int spins = 0; turn_.load(std::memory_order_acquire) == seen && spins < SPINS; spins++) _mm_pause();
             if (turn_.load(std::memory_order_acquire) == seen) {
@@ -62,9 +67,13 @@ class Pool {
                 wake_.wait(lock, [&] { return turn_.load(std::memory_order_acquire) != seen; });
             }
             seen = turn_.load(std::memory_order_acquire);
-            if (worker > helpers_) continue;
+            // One number holds turn and helpers: who is not needed may read it late.
+            if (worker > static_cast<int>(seen & MASK)) continue;
             take(worker);
-            unfinished_.fetch_sub(1, std::memory_order_release);
+            if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+                std::lock_guard<std::mutex> lock(mutex_);
+                done_.notify_one();
+            }
         }
     }
 
@@ -73,11 +82,11 @@ class Pool {
     }
 
     std::mutex busy_, mutex_;
-    std::condition_variable wake_;
+    std::condition_variable wake_, done_;
     std::vector<std::thread> threads_;
-    std::atomic<unsigned> turn_{0};
+    std::atomic<uint64_t> turn_{0};
     std::atomic<int> next_{0}, unfinished_{0};
-    int count_ = 0, helpers_ = 0;
+    int count_ = 0;
     void (*call_)(void*, int, int) = nullptr;
     void* self_ = nullptr;
 };
