@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import work_path
 from rlfn_pipe.options import UpscaleOptions
 
+CLIP = Path(__file__).parent / "data" / "bunny.mp4"
 OPTIONS: dict[str, Any] = {"scale": 2, "threads": 1, "segment": "0.4", "crf": 20}
 
 
@@ -134,3 +136,37 @@ def test_the_plan_says_what_the_work_needs(
     plan = describe(str(whole[0]), str(tmp_path / "out.mp4"), UpscaleOptions(**OPTIONS, codec="libx264"))
     assert plan.segments == 4 and plan.estimated_bytes and plan.work_bytes == 2 * plan.estimated_bytes
     assert plan.free_bytes and plan.free_bytes > 1 << 20
+
+
+def command(*arguments: str, stdout: str) -> subprocess.CompletedProcess[str]:
+    with open(stdout, "w") as sink:
+        return subprocess.run(
+            [sys.executable, "-m", "rlfn_pipe", "upscale", str(CLIP), *arguments],
+            stdout=sink,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output_is_one_sentence(tmp_path: Path) -> None:
+    done = command(str(tmp_path / "out.mp4"), "-s", "2", "--frames", "2", "--json", stdout="/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "rlfn-pipe: error: standard output cannot be written: no space left on device"
+    )
+    assert "internal" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_log_that_cannot_be_written_any_more_stops_no_job(tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    done = command(
+        str(output), "-s", "2", "--frames", "2", "-q", "--log-file", "/dev/full", stdout="/dev/null"
+    )
+    assert done.returncode == 0, done.stderr
+    assert output.stat().st_size > 1000
+    assert "log file /dev/full: no space left on device; going on without it" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -27,6 +27,8 @@ from rlfn_pipe.jobs.work import work_path
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import Event, Failed, Finished, Progress, Warned
 
+BUNNY = Path(__file__).parent / "data" / "bunny.mp4"
+
 TESTS = Path(__file__).resolve().parent
 OPTIONS: dict[str, Any] = {"scale": 2, "threads": 1, "segment": "0.8", "crf": 30}
 
@@ -315,3 +317,21 @@ def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert process.returncode == 130 and "Traceback" not in err
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
+def test_ctrl_c_while_a_worker_starts_is_one_sentence(tmp_path: Path, delay: float) -> None:
+    """A terminal sends it to the whole group: Python starting up in a worker must not answer with a traceback."""
+    command = [sys.executable, "-m", "rlfn_pipe", "upscale", str(BUNNY), str(tmp_path / "out.mp4")]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    # The first is multiprocessing's own helper.
+    deadline = time.monotonic() + 20
+    while len(children.read_text().split()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said and "ended by" not in said and "stopped before the end" in said
+    assert list(tmp_path.iterdir()) == []

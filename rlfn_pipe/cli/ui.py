@@ -6,18 +6,20 @@ with `--json` one object a line on standard output instead.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rlfn_pipe.cli.text import count_of, human_bytes, human_seconds, json_line, plain, printable, shortened
-from rlfn_pipe.errors import OutputError, RlfnPipeError
+from rlfn_pipe.errors import OutputError, RlfnPipeError, reason_of
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import Event, Failed, Finished, Progress, StageTimes, Started, Warned
@@ -122,22 +124,26 @@ class LogFile:
         self._view = LineView(self._file, LOG_INTERVAL)
 
     def progress(self, event: Progress) -> None:
+        """Raises OSError when the disk is full."""
         self._view.progress(event)
 
     def message(self, text: str) -> None:
+        """Raises OSError when the disk is full."""
         stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         print(f"{stamp} {printable(text)}", file=self._file)
 
     def close(self) -> None:
-        self._file.close()
+        # What could not be written has been told.
+        with suppress(OSError):
+            self._file.close()
 
 
 class Reporter:
     """Takes a job's events from any thread and shows them as the options ask.
 
     A context manager: leaving it takes the progress bar away. When the reader of `--json` goes
-    away, `output_closed` becomes true and the job is asked to stop. Raises `OutputError` when the
-    log file cannot be written.
+    away, `output_closed` becomes true and the job is asked to stop; `output_error` says so when it is the
+    disk behind it that is full. Raises `OutputError` when the log file cannot be opened.
     """
 
     def __init__(
@@ -156,6 +162,7 @@ class Reporter:
         self._started = 0
         self._several = False
         self.output_closed = False
+        self.output_error: OutputError | None = None
 
     def __enter__(self) -> Reporter:
         return self
@@ -182,8 +189,7 @@ class Reporter:
                 case Progress():
                     self._several |= event.items_total > 1
                     self._view.progress(event)
-                    if self._log:
-                        self._log.progress(event)
+                    self._note(lambda log: log.progress(event))
                 case Warned():
                     self._warned[event.message] += 1
                     first = self._warned[event.message] == 1
@@ -226,19 +232,30 @@ class Reporter:
         with self._lock:
             if self._options.json:
                 self._emit({"event": "error", "message": str(error), "exit_code": error.exit_code})
-            if self._log:
-                self._log.message(f"error: {error}")
+            self._note(lambda log: log.message(f"error: {error}"))
             self._view.close()
 
     # ------------------------------------------------------------ out
 
     def _tell(self, text: str, *, show: bool = True, error: bool = False) -> None:
-        if self._log:
-            self._log.message(text)
+        self._note(lambda log: log.message(text))
         if error and isinstance(self._view, _Silent):
             LineView(sys.stderr).message(text)
         elif show:
             self._view.message(text)
+
+    def _note(self, write: Callable[[LogFile], None]) -> None:
+        """Into the log file, if there is one; a log that cannot be written any more stops no job."""
+        if self._log is None:
+            return
+        log = self._log
+        try:
+            write(log)
+        except OSError as error:
+            self._log = None
+            log.close()
+            text = f"log file {self._options.log_file}: {reason_of(error)}; going on without it"
+            self._tell(f"warning: {text}", error=True)
 
     def _emit(self, value: dict[str, Any]) -> None:
         if self.output_closed:
@@ -247,6 +264,13 @@ class Reporter:
             print(json_line(value), flush=True)
         except BrokenPipeError:
             self.output_closed = True
+            if self._stop is not None:
+                self._stop.set()
+        except OSError as error:
+            self.output_closed = True
+            self.output_error = OutputError(f"standard output cannot be written: {reason_of(error)}")
+            # What Python still holds for it would fail again at the end.
+            sys.stdout = io.StringIO()
             if self._stop is not None:
                 self._stop.set()
 

@@ -119,8 +119,10 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
             report = run(input, output, options, on_event=reporter.on_event, stop=stop, isolate=True)
         except (Interrupted, KeyboardInterrupt) as reason:
             signum = stop.signum or signal.SIGINT
-            error = Interrupted(signum, str(reason)) if str(reason) else Interrupted(signum)
+            error = Interrupted(signum, str(reason) or _at_once(options))
             reporter.stopped(error)
+            if reporter.output_error is not None:
+                raise reporter.output_error from None
             if reporter.output_closed:
                 return 1
             raise error from None
@@ -128,7 +130,16 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
             reporter.stopped(error)
             raise
         reporter.summary(report)
+        if reporter.output_error is not None:
+            raise reporter.output_error
         return report.exit_code
+
+
+def _at_once(options: UpscaleOptions) -> str:
+    """What a second Ctrl-C leaves; nobody waited to count it."""
+    return "stopped at once" + (
+        "; the same command goes on from what was finished, if anything was" if options.resume else ""
+    )
 
 
 _signature = inspect.Signature(

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -63,6 +64,21 @@ class Workers(Protocol):
 
     def close(self) -> None:
         """End what is running, from any thread; nothing can be run afterwards."""
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """A process that is started inside never gets the terminal's Ctrl-C, not even while Python starts up in it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # It lets signals through again when it starts its own process, which must not be now.
+    resource_tracker.ensure_running()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def workers_for(options: UpscaleOptions, on_warning: Callable[[str], None], *, isolate: bool) -> Workers:
@@ -247,7 +263,8 @@ class _Worker:
             self._process = context.Process(
                 target=serve, args=(other, self._options), name="rlfn-pipe worker", daemon=True
             )
-            self._process.start()
+            with _signals_held():
+                self._process.start()
             other.close()
         return self._connection
 
