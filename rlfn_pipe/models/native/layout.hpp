@@ -79,7 +79,7 @@ struct Scratch {
     static constexpr int CS = NV * LANES;
     static size_t row(const Plan& p) { return aligned(sizeof(bf16) * PRODUCTS * p.quads * CS); }
     static size_t line(const Plan& p) { return aligned(sizeof(float) * p.quads * QUAD * CS); }
-    static size_t sums() { return aligned(sizeof(float) * PRODUCTS * 2 * ROWS<NV> * CS); }
+    static size_t sums() { return aligned(sizeof(float) * PRODUCTS * ROWS<NV> * CS); }
     static size_t wide(const Plan& p) {
         return aligned(sizeof(float) * (p.w + 18) * 9) + aligned(sizeof(float) * (p.w + 18) * F16 * 3);
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +123,7 @@ class NativeNetwork:
         job.memory = None if memory is None else _aligned(memory)
         workspace = torch.empty(self.library.workspace(self.net, job), dtype=torch.uint8)
         job.workspace = _aligned(workspace)
-        job.stretch, kept = _stretch(*(place or _whole(h, w)))
+        job.stretch, kept = _whole(h, w) if place is None else _stretch(*place)
         job.picture, job.result = picture.data_ptr(), result.data_ptr()
         yield job
         del workspace, kept
@@ -240,12 +241,13 @@ def _tiles(h: int, w: int, threads: int) -> tuple[int, int]:
     return columns, min(rows, h)
 
 
-def _whole(h: int, w: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As a tile's grid, for a picture of its own."""
+@lru_cache(maxsize=16)
+def _whole(h: int, w: int) -> tuple[Stretch, list[np.ndarray]]:
+    """`_stretch` of a picture of its own, the same for every frame of a video."""
     rows, columns = bilinear(h), bilinear(w)
     border = torch.zeros(rows.shape[1] + 2, columns.shape[1] + 2)
     border[1:-1, 1:-1] = 1.0
-    return rows, columns, border
+    return _stretch(rows, columns, border)
 
 
 def _stretch(

@@ -46,13 +46,13 @@ __attribute__((noinline)) void to_products(const float* pixels, bf16* row, int q
 template <int NV, class F, class G>
 inline void convolve(const bf16* const rows[3], int quads, const bf16* weights, int pairs, int first, int last,
                      float* sums, F&& out, G&& done) {
-    constexpr int CS = NV * LANES, M = ROWS<NV>, GROUP = M;
+    constexpr int CS = NV * LANES, M = ROWS<NV>;
     const size_t plane = static_cast<size_t>(quads) * CS, step = static_cast<size_t>(pairs) * NV * LANES * 2;
-    for (int begin = first; begin < last; begin += GROUP) {
-        const int end = last < begin + GROUP ? last : begin + GROUP;
+    for (int begin = first; begin < last; begin += M) {
+        const int end = last < begin + M ? last : begin + M;
         for (int s = 0; s < PRODUCTS; s++) {
             const bf16* w = weights + 3 * s * step;
-            float* to = sums + s * GROUP * CS;
+            float* to = sums + s * M * CS;
             in_groups<M>(begin, end, [&](auto count, int q) {
                 Sums<decltype(count)::value, NV> sum;
                 sum.begin(nullptr);
@@ -65,8 +65,8 @@ inline void convolve(const bf16* const rows[3], int quads, const bf16* weights, 
         for (int q = begin; q < end; q++) {
             for (int n = 0; n < NV; n++) {
                 const float* m = sums + (q - begin) * CS + n * LANES;
-                __m512 m0 = load(m), m1 = load(m + GROUP * CS), m2 = load(m + 2 * GROUP * CS);
-                __m512 m3 = load(m + 3 * GROUP * CS), m4 = load(m + 4 * GROUP * CS), m5 = load(m + 5 * GROUP * CS);
+                __m512 m0 = load(m), m1 = load(m + M * CS), m2 = load(m + 2 * M * CS);
+                __m512 m3 = load(m + 3 * M * CS), m4 = load(m + 4 * M * CS), m5 = load(m + 5 * M * CS);
                 __m512 sa = _mm512_add_ps(m1, m2), da = _mm512_sub_ps(m1, m2);
                 __m512 sb = _mm512_add_ps(m3, m4), db = _mm512_sub_ps(m3, m4);
                 out(QUAD * q, n, _mm512_add_ps(_mm512_add_ps(sa, sb), m0));
