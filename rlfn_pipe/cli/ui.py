@@ -262,15 +262,12 @@ class Reporter:
             return
         try:
             print(json_line(value), flush=True)
-        except BrokenPipeError:
-            self.output_closed = True
-            if self._stop is not None:
-                self._stop.set()
         except OSError as error:
             self.output_closed = True
-            self.output_error = OutputError(f"standard output cannot be written: {reason_of(error)}")
-            # What Python still holds for it would fail again at the end.
-            sys.stdout = io.StringIO()
+            if not isinstance(error, BrokenPipeError):
+                self.output_error = OutputError(f"standard output cannot be written: {reason_of(error)}")
+                # What Python still holds for it would fail again at the end.
+                sys.stdout = io.StringIO()
             if self._stop is not None:
                 self._stop.set()
 

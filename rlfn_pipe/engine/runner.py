@@ -337,7 +337,8 @@ class Engine:
         key = (dtype, edge_fp32 and dtype != torch.float32)
         if key not in self._networks:
             network = self._factory(*key).to(self.device)
-            if self.reuse != "off" and isinstance(network, Memorable):
+            # The eight turns of a frame are eight different pictures: nothing to remember.
+            if self.reuse != "off" and not self.tta and isinstance(network, Memorable):
                 network = network.remembering(min(LAYERS, self._budget))
             self._networks[key] = network
         return self._networks[key]
