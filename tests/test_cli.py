@@ -203,7 +203,6 @@ def test_a_failed_item_is_1_and_named(job: Callable[[Job], Any], capsys: pytest.
     err = capsys.readouterr().err
     assert err.count("failed: b.mp4 is empty") == 2  # when it happens, and in the summary
     assert "1 file done, 1 failed, 1 skipped (there already) in 2.0 s" in err
-    assert "note: a note (in.mp4)" in err
 
 
 def test_control_characters_do_not_reach_the_terminal(
@@ -275,7 +274,7 @@ def test_plain_lines_without_a_terminal(
     out, err = capsys.readouterr()
     assert not out and "\x1b" not in err
     assert "in.mp4 -> out.mp4: 320x180 -> 1280x720" in err
-    assert "out.mp4: 50 frames, 1280x720, 123 KB in 4.0 s (12.5 fps)" in err and "note: a note" in err
+    assert "out.mp4: 50 frames, 1280x720, 123 KB in 4.0 s (12.5 fps)" in err
 
 
 def test_quiet_says_errors_only(job: Callable[[Job], Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,7 +331,7 @@ def test_log_file_holds_everything_even_when_quiet(job: Callable[[Job], Any], tm
     lines = log.read_text(encoding="utf-8").splitlines()
     assert all(line[:4].isdigit() and line[10] == " " for line in lines)
     text = "\n".join(lines)
-    assert "in.mp4 -> out.mp4" in text and "note: a note" in text and "error: in.mp4 is missing" in text
+    assert "in.mp4 -> out.mp4" in text and "error: in.mp4 is missing" in text
 
 
 def test_log_file_that_cannot_be_written(

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,18 @@ def left_behind(folder: Path, *expected: str) -> bool:
 # ----------------------------------------------------------------------- bad frames
 
 
-def damaged(path: Path, target: Path, numbers: set[int], *, keep: int = 0) -> Path:
-    """A copy whose video packets of these numbers (file order) are garbage behind their first bytes."""
+def damaged(
+    path: Path,
+    target: Path,
+    numbers: set[int],
+    *,
+    keep: int = 0,
+    times: Mapping[int, int | None] | None = None,
+) -> Path:
+    """A copy whose video packets of these numbers (file order) are garbage behind their first bytes.
+
+    `times`: frame numbers whose times other packets get instead of their own.
+    """
     rng = np.random.default_rng(0)
     count = 0
     with av.open(str(path)) as source, av.open(str(target), "w") as output:
@@ -54,6 +65,9 @@ def damaged(path: Path, target: Path, numbers: set[int], *, keep: int = 0) -> Pa
             stream = streams[packet.stream.index]
             if packet.stream.type == "video":
                 count += 1
+                if times and count - 1 in times:
+                    frame = times[count - 1]
+                    packet.pts = None if frame is None else round(Fraction(frame, 25) / packet.time_base)
                 if count - 1 in numbers:
                     data = bytes(packet)
                     junk = rng.integers(0, 256, max(0, len(data) - keep), dtype=np.uint8).tobytes()
@@ -104,6 +118,36 @@ def test_damage_in_the_middle_of_inter_frames_shifts_nothing(tmp_path: Path) -> 
         luma = before[i].planes[0].repeat(2, 0).repeat(2, 1).astype(int)
         assert np.abs(found[i].planes[0].astype(int) - luma).max() <= 1
         assert abs(found[i].time - i * Fraction(1, 25)) <= Fraction(1, 1000)
+
+
+def test_frames_that_share_a_time_are_told_by_their_number(tmp_path: Path) -> None:
+    """Times go to the wrong frames, one stands twice, and two packets do not decode: nothing drifts."""
+    clean = make(tmp_path / "clean.mp4", frames=60, options={**B_FRAMES, "g": "10", "bf": "1"})
+    with av.open(str(clean)) as container:
+        order = [round(p.pts * p.time_base * 25) for p in container.demux(video=0) if p.size]
+    start = order[0]
+    wrong = {i: order[min(i + 1, 45)] - start for i in range(3, 46)}
+    broken = damaged(clean, tmp_path / "in.mkv", {20, 41}, times=wrong)
+    with av.open(str(broken)) as container:
+        shown = [p.pts for p in container.demux(video=0) if p.size]
+    assert len(set(shown)) == len(shown) - 1 and len(shown) == 60
+    done = upscale(broken, tmp_path / "out.mkv")
+    found = decoded(done.path)
+    assert len(found) == 60 and done.finished.concealed == 2
+    assert "2 of 60 frames did not decode" in done.said
+    # What refers to a lost picture is harmed up to the next keyframe.
+    for i in (*range(18), *range(30, 38), *range(50, 60)):
+        assert abs(found[i].number - i) <= 1
+    part = upscale(broken, tmp_path / "part.mkv", frames=25)
+    assert [f.number for f in decoded(part.path)] == [f.number for f in found[:25]]
+
+
+def test_what_does_not_decode_is_said_where_times_tell_nothing(tmp_path: Path) -> None:
+    clean = make(tmp_path / "clean.mkv", frames=40, options={"g": "1"})
+    broken = damaged(clean, tmp_path / "in.mkv", {12, 25}, times=dict.fromkeys(range(5, 30), 29))
+    done = upscale(broken, tmp_path / "out.mkv")
+    assert [f.number for f in decoded(done.path)] == [i for i in range(40) if i not in (12, 25)]
+    assert "2 packets did not decode and were left out" in done.said
 
 
 def test_damaged_frames_can_be_an_error(tmp_path: Path) -> None:

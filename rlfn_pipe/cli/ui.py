@@ -207,7 +207,7 @@ class Reporter:
                     self._tell(f"failed: {_named(event.input, event.message)}", error=True)
 
     def summary(self, report: Report) -> None:
-        """The last words: what was done, each failure when there were several items, the notes."""
+        """The last words: what was done, each failure when there were several items, warnings that came more than once."""
         with self._lock:
             if self._options.json:
                 self._emit(
@@ -377,12 +377,4 @@ def summary_lines(report: Report) -> list[str]:
             parts.append(f"{len(report.skipped)} skipped (there already)")
         lines.append(f"{', '.join(parts)} in {human_seconds(report.seconds)}")
         lines += [f"failed: {_named(failure.input, failure.message)}" for failure in report.failed]
-    notes: dict[str, list[str]] = {}
-    for done in report.finished:
-        concealed = f"{count_of(done.concealed, 'frame')} could not be decoded and repeat their neighbour"
-        for note in (*done.notes, *([concealed] if done.concealed else [])):
-            notes.setdefault(note, []).append(done.input)
-    for note, names in notes.items():
-        where = f" ({names[0]})" if len(names) == 1 else f" ({len(names)} files)"
-        lines.append(f"note: {note}{where if items > 1 else ''}")
     return lines

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry
+from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
 from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
 from rlfn_pipe.jobs.video_plan import encoding_for, sample_aspect
@@ -110,6 +111,9 @@ def upscale_pipe(
         except BaseException:
             work.abort()
             raise
+    late = (*source.notes, *loss_notes(work.frames, source.concealed, source.damaged))
+    for note in late:
+        on_event(Warned(input, note))
     return Finished(
         input=input,
         output=output,
@@ -119,7 +123,7 @@ def upscale_pipe(
         bytes_written=work.size,
         width=geometry.width,
         height=geometry.height,
-        notes=(*work.notes, *source.notes),
+        notes=(*work.notes, *late),
         stages=pipeline.clock.times(),
         reuse=counted_since(before, engine),
     )

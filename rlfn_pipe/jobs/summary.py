@@ -69,6 +69,16 @@ class PlanSummary:
     media: MediaInfo | None = None
 
 
+def loss_notes(frames: int, concealed: int, damaged: int) -> list[str]:
+    """What is to be said of frames that were lost or harmed in the source."""
+    notes = []
+    if damaged:
+        notes.append(f"{damaged} of {frames} frames decoded with damage")
+    if concealed:
+        notes.append(f"{concealed} of {frames} frames did not decode; a neighbour was repeated")
+    return notes
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a run did. `skipped` names inputs whose output was there already (`--skip-existing`)."""

@@ -18,6 +18,7 @@ from rlfn_pipe.jobs.journal import Done, Header
 from rlfn_pipe.jobs.patience import Patience
 from rlfn_pipe.jobs.progress import Meter
 from rlfn_pipe.jobs.segments import Segment
+from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, added, file_digest
 from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video_plan import VideoPlan
@@ -105,11 +106,8 @@ def _finished(
     stages = sum((StageTimes(**one.stages) for one in done), StageTimes())
     concealed, damaged = sum(one.concealed for one in done), sum(one.damaged for one in done)
     late = list(dict.fromkeys((*(note for one in done for note in one.notes), *joined.notes)))
-    if damaged:
-        late.append(f"{damaged} frames were decoded with damage")
     frames = sum(len(one.pts) for one in done)
-    if concealed:
-        late.append(f"{concealed} of {frames} frames did not decode and repeat a neighbour")
+    late += loss_notes(frames, concealed, damaged)
     for note in late:
         on_event(Warned(name, note))
     return Finished(

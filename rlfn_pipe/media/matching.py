@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -17,6 +18,8 @@ Item = tuple[int, VideoFrame, bool]
 _ERROR_REACH = 48
 #: How many frames back a decoder may give the same picture once more.
 _REPEAT_REACH = 512
+#: Frames in a row that must all come early by number before one is taken for lost.
+_PROVING_NUMBERS = 32
 #: Codecs in which every packet of a progressive stream is a picture to show.
 _ONE_EACH = frozenset({"h264", "hevc", "mpeg2video"})
 
@@ -25,7 +28,9 @@ class Matcher:
     """Gives every entry of a table its picture, from index `start` up to but without `stop`.
 
     A missing one is concealed by the last good picture, leading ones by the first good one.
-    Where the table is not trusted, pictures are taken as they come, with times made to rise.
+    Where a few times are repeated, pictures are counted instead of being told by their times
+    (`_by_number`). Where the table is of no use, they are taken as they come, with times made to
+    rise, and what does not decode is left out and said.
 
     Args:
         errors: how many packets did not decode so far.
@@ -43,7 +48,7 @@ class Matcher:
         codec: str,
         notes: list[str],
     ) -> None:
-        self._table, self._trusted = timeline.pts, timeline.trusted
+        self._table, self._trusted, self._numbered = timeline.pts, timeline.trusted, timeline.numbered
         self._expected, self._stop = start, stop
         self._errors, self._codec, self._notes = errors, codec, notes
         self._errors_seen, self._error_at = 0, -_ERROR_REACH
@@ -63,6 +68,13 @@ class Matcher:
 
     def run(self, pictures: Iterator[VideoFrame]) -> Iterator[Item]:
         """What to show, times strictly increasing."""
+        head = next(pictures, None)
+        if head is None:
+            return
+        pictures = chain([head], pictures)
+        if self._numbered and self._codec in _ONE_EACH and not head.interlaced_frame:
+            yield from self._by_number(pictures)
+            return
         for picture in pictures:
             self._watch_errors()
             pts = self._time_of(picture)
@@ -86,6 +98,43 @@ class Matcher:
                     return
         self._watch_errors()
         if self._trusted and self._last_good is not None and self._is_loss(self._last_good):
+            yield from self._concealed(range(self._expected, self._stop), self._last_good)
+        if not self._trusted and (lost := self._errors()):
+            self._say(
+                f"{lost} packets did not decode and were left out: the video keeps no times that tell their place"
+            )
+
+    def _by_number(self, pictures: Iterator[VideoFrame]) -> Iterator[Item]:
+        """The n-th picture gets the n-th time, whatever its own one says.
+
+        Lost ones show in two ways: the decoder reports them, and all times behind them are late
+        by as many frames as were lost.
+        """
+        late: deque[int] = deque(maxlen=_PROVING_NUMBERS)
+        filled = 0
+        for picture in pictures:
+            ahead = 0
+            if picture.pts is not None:
+                if self._begin is not None and self._last_pts is None and picture.pts < self._begin:
+                    continue
+                ahead = int(np.searchsorted(self._table, picture.pts)) - self._expected
+            late.append(ahead)
+            missing = max(0, min(ahead, self._errors() - filled))
+            if not missing and len(late) == _PROVING_NUMBERS:
+                missing = max(0, min(late))
+            if missing:
+                places = range(self._expected, min(self._expected + missing, self._stop))
+                yield from self._concealed(places, self._last_good or picture)
+                self._expected, filled = places.stop, filled + len(places)
+                late.clear()
+            if self._expected >= self._stop:
+                return
+            self._last_pts, self._last_good = int(self._table[self._expected]), picture
+            yield self._last_pts, picture, False
+            self._expected += 1
+            if self._expected >= self._stop:
+                return
+        if self._last_good is not None:
             yield from self._concealed(range(self._expected, self._stop), self._last_good)
 
     def _time_of(self, picture: VideoFrame) -> int | None:

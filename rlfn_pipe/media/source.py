@@ -270,8 +270,9 @@ class VideoSource:
 
     @property
     def frames(self) -> int:
-        """Frames that iteration is expected to give (exact for tables that are trusted)."""
-        return self.last - self.first if self.timeline.trusted else self.timeline.packets
+        """Frames that iteration is expected to give (exact where the table knows every frame)."""
+        table = self.timeline
+        return self.last - self.first if table.trusted or table.numbered else table.packets
 
     def _within(self, pts: int | None) -> bool:
         """Whether a time belongs to the chosen range (true where it is not known)."""
@@ -286,9 +287,10 @@ class VideoSource:
             raise self._undecodable(pts, describe_av_error(error))
 
     def _undecodable(self, pts: int | None, reason: str) -> InputError:
-        at = "" if pts is None else f" at {float(pts * self.timeline.time_base):.3f} s"
+        # Decoders with several threads report a packet when they are a few further on.
+        near = "" if pts is None else f" near {float(pts * self.timeline.time_base):.3f} s"
         return InputError(
-            f"{self.path}: a frame{at} does not decode ({reason}); repair the file or use --on-error conceal"
+            f"{self.path}: a frame{near} does not decode ({reason}); repair the file or use --on-error conceal"
         )
 
     def _decoded(self, pictures: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
@@ -319,8 +321,6 @@ class VideoSource:
             self.concealed += concealed
             frame = self._frame(decoded)
             yield replace(frame, index=index, pts=pts, time_base=time_base, concealed=concealed)
-        if self.damaged and self._given is None:
-            self.notes.append(f"{self.damaged} frames were decoded with damage")
 
     def _shown(self, run: Run) -> Iterator[Item]:
         """What to show, in order.

@@ -37,6 +37,8 @@ CLOCK_SET_BACK = Fraction(1, 2)
 _MOST_REORDERING = 128
 #: Packets without a time that the beginning of a stream may have.
 _MOST_EARLY = 64
+#: Packets that may share their time with another before times tell nothing: so many, or that share of all.
+_MOST_REPEATS, _MOST_REPEATS_SHARE = 3, 0.02
 #: Steps so many times the usual one are pauses, which say nothing of the rate.
 _PAUSE = 10
 
@@ -52,9 +54,11 @@ class Timeline:
     """Presentation times of a video stream's shown frames.
 
     `pts`: strictly increasing int64 ticks of `time_base` seconds, discarded packets (edit
-    lists) left out. `last_duration`: ticks that the last frame is shown. `rate`: nominal
+    lists) left out; where a few packets share a time, each has an entry, one tick behind the
+    other. `last_duration`: ticks that the last frame is shown. `rate`: nominal
     frames per second. `constant`: every time is within a tick of that rate. `trusted`: every
     packet had a time of its own, so that a time without a frame is a frame that is missing.
+    `numbered`: not trusted, but every frame has its entry: frames are known by their number.
     `keyframes`: rising int64 indices into `pts` of frames at which decoding can begin (empty:
     not known).
     """
@@ -66,6 +70,7 @@ class Timeline:
     constant: bool
     trusted: bool
     packets: int
+    numbered: bool = False
     keyframes: np.ndarray = field(default_factory=_no_keyframes)
 
     @property
@@ -111,7 +116,12 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
             last_pts, last_duration = packet.pts, packet.duration or 0
     found = np.array(pts, dtype=np.int64)
     table = np.unique(found)
-    trusted = trusted and len(table) == len(found) and _in_order(found)
+    trusted = trusted and _in_order(found)
+    numbered = False
+    if len(table) < len(found):
+        spread = _spread(found) if trusted and not early else None
+        trusted, numbered = False, spread is not None
+        table = table if spread is None else spread
     time_base = stream.time_base or Fraction(1, 90000)
     rate, constant = _nominal_rate(table, time_base, stream)
     if early and trusted and len(table):
@@ -133,7 +143,18 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
     if last_duration * time_base * rate * 4 < 1:
         last_duration = max(1, round(1 / (rate * time_base)))
     keyframes = np.searchsorted(table, np.unique(np.array(keys, dtype=np.int64)))
-    return Timeline(table, time_base, last_duration, rate, constant, trusted, packets, keyframes)
+    return Timeline(table, time_base, last_duration, rate, constant, trusted, packets, numbered, keyframes)
+
+
+def _spread(pts: np.ndarray) -> np.ndarray | None:
+    """Times in order, a repeated one a tick behind the other; None where many are, or no tick is free."""
+    table = np.sort(pts)
+    repeats = np.flatnonzero(np.diff(table) == 0) + 1
+    if len(repeats) > max(_MOST_REPEATS, _MOST_REPEATS_SHARE * len(table)):
+        return None
+    for at in repeats.tolist():
+        table[at] = table[at - 1] + 1
+    return table if bool((np.diff(table) > 0).all()) else None
 
 
 def _in_order(pts: np.ndarray) -> bool:
