@@ -1,10 +1,40 @@
-"""`python -m rlfn_pipe` is the command `rlfn-pipe`."""
+"""The program's first step: `rlfn-pipe` and `python -m rlfn_pipe` both begin here.
+
+Loading the command takes some tenths of a second. A signal that arrives before it is there to answer gets
+one sentence and the documented exit code as well. Nothing else may be imported at the top.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from types import FrameType
+from typing import Never
 
-from rlfn_pipe.cli.app import main
+
+def _not_begun(signum: int, frame: FrameType | None) -> Never:
+    os.write(2, b"rlfn-pipe: error: stopped before it began\n")
+    os._exit(128 + signum)
+
+
+def main() -> int:
+    """Run the command line of this process and return its exit code."""
+    # One that the caller has set to be ignored (nohup, a shell's background job) stays so.
+    heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+    for signum in heard:
+        signal.signal(signum, _not_begun)
+    from rlfn_pipe.cli.app import main as command
+    from rlfn_pipe.errors import Interrupted
+
+    def unwind(signum: int, frame: FrameType | None) -> Never:
+        # KeyboardInterrupt would become a silent exit on its way through Typer.
+        raise Interrupted(signum, "stopped before the end")
+
+    for signum in heard:
+        signal.signal(signum, unwind)
+    return command()
+
 
 if __name__ == "__main__":
     sys.exit(main())

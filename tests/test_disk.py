@@ -64,6 +64,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return source, folder / "out.mkv"
 
 
+def test_a_disk_that_is_full_from_the_start_keeps_no_empty_work(
+    disk: tuple[Path, Callable[[int], None]],
+) -> None:
+    folder, _ = disk
+    with pytest.raises(OSError, match="No space"), (folder / "fill").open("wb", buffering=0) as fill:
+        while True:
+            fill.write(bytes(1 << 16))
+    with pytest.raises(OutputError, match=MORE_ROOM):
+        run(str(CLIP), str(folder / "out.mp4"), UpscaleOptions(**OPTIONS))
+    assert [path.name for path in folder.iterdir()] == ["fill"]
+
+
 @pytest.mark.parametrize("share", [0.15, 0.5, 0.9, 1.4, 1.7])
 def test_with_more_room_it_goes_on(
     whole: tuple[Path, Path],

@@ -338,6 +338,35 @@ def test_fingerprint_tells_what_differs(tmp_path: Path) -> None:
     ]
 
 
+def test_what_the_engine_repeats_of_the_options_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    path.write_bytes(b"film")
+    plain, eight = (
+        fingerprint(path, UpscaleOptions(tta=tta), {"tta": tta, "device": "cpu"}) for tta in (False, True)
+    )
+    assert differences(plain, eight) == ["--tta was False and is True"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_stands_in_the_journals_place_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    """Neither waited for nor followed."""
+    output = tmp_path / "out.mp4"
+    begin(output, keep=1)
+    place, other = work_path(output) / "journal", tmp_path / "other"
+    other.write_bytes(journal := place.read_bytes())
+    place.unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(place)
+        case "folder":
+            place.mkdir()
+        case "link":
+            place.symlink_to(other)
+    with pytest.raises(OutputError, match=r"journal: cannot be read \(.*\); remove it and run again"):
+        begin(output)
+    assert other.read_bytes() == journal
+
+
 @pytest.mark.parametrize("place", [0, 1 << 20, (5 << 19) + 7, (5 << 20) - 1])
 def test_changed_content_is_seen(tmp_path: Path, place: int) -> None:
     path = tmp_path / "in"

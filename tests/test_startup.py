@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -36,3 +39,53 @@ def test_the_command_leaves_torch_to_its_worker(tmp_path: Path) -> None:
     assert output.exists()
     words = done.stdout.split()
     assert words[:2] == ["code", "0"] and "torch" not in words
+
+
+SIGNALLED = """
+import importlib.abc, os, sys
+
+module, number = sys.argv[1], int(sys.argv[2])
+del sys.argv[1:3]
+
+class Signal(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            os.kill(os.getpid(), number)
+
+sys.meta_path.insert(0, Signal())
+from rlfn_pipe.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["typer", "rlfn_pipe.options", "rlfn_pipe.jobs.run"])
+def test_signals_before_the_work_are_one_sentence(tmp_path: Path, module: str, signum: signal.Signals) -> None:
+    """They arrive while the command itself is being loaded."""
+    output = tmp_path / "out.mkv"
+    clip = ROOT / "tests" / "data" / "bunny.mp4"
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, module, str(int(signum)), "upscale", str(clip), str(output)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 128 + signum
+    *before, said = done.stderr.splitlines()
+    assert said.startswith("rlfn-pipe: error: ") and not any(before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, "typer", str(int(signal.SIGTERM)), "--version"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    )
+    assert done.returncode == 0 and done.stdout.startswith("rlfn-pipe ")

@@ -317,6 +317,7 @@ def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert process.returncode == 130 and "Traceback" not in err
+    assert "stopped at once; the same command goes on from what was finished" in err
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])

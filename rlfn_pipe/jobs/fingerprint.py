@@ -80,14 +80,16 @@ def fingerprint(path: Path, options: UpscaleOptions, machine: dict[str, Any]) ->
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two fingerprints, in words; empty when they are equal."""
-    found = []
+    found, said = [], set[str]()
     if before.get("input") != now["input"]:
         found.append("the input file has changed")
     for group, prefix in (("options", "--"), ("machine", ""), ("version", "")):
         old, new = before.get(group), now[group]
         old = old if isinstance(old, dict) else {}
         for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
+            # The engine's settings repeat some options.
+            if old.get(key) != new.get(key) and key not in said:
+                said.add(key)
                 name = key.replace("_", "-") if prefix else key
                 found.append(f"{prefix}{name} was {_shown(old.get(key))} and is {_shown(new.get(key))}")
     return found

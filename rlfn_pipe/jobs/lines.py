@@ -9,11 +9,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import zlib
 from pathlib import Path
 from typing import Any
 
 from rlfn_pipe.errors import OutputError, advice_for, reason_of
+
+
+#: The names can be known beforehand: a link is not followed, and opening a pipe in a file's place does not wait for its other end.
+_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> None:
@@ -24,11 +29,11 @@ def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> Non
     """
     text = json.dumps(record, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
     line = b"%s\t%08x\n" % (text, zlib.crc32(text))
-    # Such a file's name can be known beforehand: a link that somebody put there is not followed.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | (os.O_EXCL if new else 0)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CAREFUL | (os.O_EXCL if new else 0)
     try:
         descriptor = os.open(path, flags, 0o600)
         try:
+            _check_plain(descriptor)
             before = os.fstat(descriptor).st_size
             try:
                 if os.write(descriptor, line) != len(line):
@@ -37,6 +42,8 @@ def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> Non
             except OSError:
                 # Half a line must not stand before later ones.
                 os.ftruncate(descriptor, before)
+                if new:
+                    path.unlink()
                 raise
         finally:
             os.close(descriptor)
@@ -53,13 +60,20 @@ def read_lines(path: Path) -> list[dict[str, Any] | None]:
         OutputError: the file cannot be read or mended.
     """
     try:
-        data = path.read_bytes()
+        with open(os.open(path, os.O_RDONLY | _CAREFUL), "rb") as file:
+            _check_plain(file.fileno())
+            data = file.read()
         *whole, torn = data.split(b"\n")
         if torn:
             os.truncate(path, len(data) - len(torn))
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({reason_of(error)}); remove it and run again") from None
     return [_parse(line) for line in whole]
+
+
+def _check_plain(descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "is no plain file")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
