@@ -57,7 +57,7 @@ def test_wheel_holds_presets_and_weights_and_no_more(wheel: Path) -> None:
 def test_wheel_has_command_licence_and_readme(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     folder = f"rlfn_pipe-{rlfn_pipe.__version__}.dist-info"
-    assert "rlfn-pipe = rlfn_pipe.cli.app:main" in archive.read(f"{folder}/entry_points.txt").decode()
+    assert "rlfn-pipe = rlfn_pipe.__main__:main" in archive.read(f"{folder}/entry_points.txt").decode()
     assert "Apache License" in archive.read(f"{folder}/licenses/LICENSE").decode()
     assert "# rlfn-pipe" in archive.read(f"{folder}/METADATA").decode()
 
