@@ -60,7 +60,9 @@ sys.exit(main())
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("module", ["typer", "rlfn_pipe.options", "rlfn_pipe.jobs.run"])
-def test_signals_before_the_work_are_one_sentence(tmp_path: Path, module: str, signum: signal.Signals) -> None:
+def test_signals_before_the_work_are_one_sentence(
+    tmp_path: Path, module: str, signum: signal.Signals
+) -> None:
     """They arrive while the command itself is being loaded."""
     output = tmp_path / "out.mkv"
     clip = ROOT / "tests" / "data" / "bunny.mp4"

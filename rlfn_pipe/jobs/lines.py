@@ -16,8 +16,7 @@ from typing import Any
 
 from rlfn_pipe.errors import OutputError, advice_for, reason_of
 
-
-#: The names can be known beforehand: a link is not followed, and opening a pipe in a file's place does not wait for its other end.
+#: The names can be known beforehand: a link is not followed, a pipe in a file's place not waited for.
 _CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
