@@ -148,6 +148,9 @@ def test_what_does_not_decode_is_said_where_times_tell_nothing(tmp_path: Path) -
     done = upscale(broken, tmp_path / "out.mkv")
     assert [f.number for f in decoded(done.path)] == [i for i in range(40) if i not in (12, 25)]
     assert "2 packets did not decode and were left out" in done.said
+    part = upscale(broken, tmp_path / "part.mkv", end=Fraction(35, 25))
+    assert len(decoded(part.path)) == 33
+    assert "2 packets did not decode and were left out" in part.said
 
 
 def test_damaged_frames_can_be_an_error(tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ class Matcher:
         if self._numbered and self._codec in _ONE_EACH and not head.interlaced_frame:
             yield from self._by_number(pictures)
             return
+        yield from self._by_time(pictures)
+        if not self._trusted and (lost := self._errors()):
+            self._say(
+                f"{lost} packets did not decode and were left out: the video keeps no times that tell their place"
+            )
+
+    def _by_time(self, pictures: Iterator[VideoFrame]) -> Iterator[Item]:
         for picture in pictures:
             self._watch_errors()
             pts = self._time_of(picture)
@@ -99,10 +106,6 @@ class Matcher:
         self._watch_errors()
         if self._trusted and self._last_good is not None and self._is_loss(self._last_good):
             yield from self._concealed(range(self._expected, self._stop), self._last_good)
-        if not self._trusted and (lost := self._errors()):
-            self._say(
-                f"{lost} packets did not decode and were left out: the video keeps no times that tell their place"
-            )
 
     def _by_number(self, pictures: Iterator[VideoFrame]) -> Iterator[Item]:
         """The n-th picture gets the n-th time, whatever its own one says.
