@@ -55,8 +55,10 @@ def forms(spec: ModelSpec, module: RLFN, path: Path) -> dict[str, Run]:
         "strips bf16, fp32 edges": StripNetwork(spec, module, torch.bfloat16, edge_fp32=True),
     }
     if fits(spec, torch.bfloat16):
-        runs["compiled bf16"] = NativeNetwork(spec, module)
-        runs["compiled bf16, fp32 edges"] = NativeNetwork(spec, module, edge_fp32=True)
+        runs["compiled bf16"] = NativeNetwork(spec, module, torch.bfloat16)
+        runs["compiled bf16, fp32 edges"] = NativeNetwork(spec, module, torch.bfloat16, edge_fp32=True)
+    if fits(spec, torch.float32):
+        runs["compiled fp32"] = NativeNetwork(spec, module, torch.float32)
     return runs
 
 

@@ -1,10 +1,15 @@
-"""The compiled form of the network against the plain module, and what happens where it cannot be."""
+"""The compiled form of the network against the plain module, and what happens where it cannot be.
+
+Both number formats are tried everywhere: where the processor lacks AVX-512 bf16, that code runs with the instructions
+emulated (tests/emulated), some hundred times slower, so that the longest tests are left out there.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +18,60 @@ import numpy as np
 import pytest
 import torch
 
+from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.engine.tiling import border_mask, plan, stretch_matrix
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet, build_inference
+from rlfn_pipe.models.native import build
 from rlfn_pipe.models.native import library as native
 from rlfn_pipe.models.native import network as native_network
-from rlfn_pipe.models.native.network import NativeNetwork, fits, winograd_weights
+from rlfn_pipe.models.native.network import NativeNetwork, fits, winograd_squares, winograd_weights
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.models.strips import StripNetwork
 from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import ModelSpec
 
-needed = pytest.mark.skipif(native.library() is None, reason=f"no compiled part: {native.why_not()}")
+HERE = Path(__file__).resolve().parent
+HAS_BF16 = not native.FLAGS["bf16"] - native._processor_flags()
+needed = pytest.mark.skipif(
+    native.library("fp32") is None, reason=f"no compiled part: {native.why_not('fp32')}"
+)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bf16 library with emulated instructions."""
+    target = tmp_path_factory.mktemp("emulated") / "_kernel_bf16.so"
+    flags = [
+        *(flag for flag in build.FLAGS if flag != "-O3"),
+        "-Og",
+        "-w",
+        f"-I{HERE / 'emulated'}",
+        "-DRLFN_BF16=1",
+    ]
+    command = ["c++", *flags, *build.FORMATS["fp32"][1:], "-o", str(target), str(build.HERE / "network.cpp")]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.fixture(params=["bf16", "fp32"])
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.dtype]:
+    """A number format whose compiled form is there."""
+    if request.param == "bf16" and not (HAS_BF16 and native.library("bf16")):
+        if shutil.which("c++") is None:
+            pytest.skip("no C++ compiler to emulate AVX-512 bf16 with")
+        monkeypatch.setitem(native.PATHS, "bf16", request.getfixturevalue("emulated"))
+        flags = native._processor_flags() - {"amx_bf16"} | native.FLAGS["bf16"]
+        monkeypatch.setattr(native, "_processor_flags", lambda: flags)
+        native._loaded.cache_clear()
+    yield DTYPES[request.param]
+    native._loaded.cache_clear()
+
+
+def without_emulation(dtype: torch.dtype) -> None:
+    """Skip a test that would take too long so."""
+    if dtype == torch.bfloat16 and not HAS_BF16:
+        pytest.skip("takes too long with emulated instructions")
 
 
 def random_network(name: str, scale: int) -> tuple[ModelSpec, RLFN]:
@@ -69,6 +116,10 @@ def test_six_products_are_a_convolution() -> None:
     for row in range(3):
         products = winograd_weights(weight)[:, row, 0, 0] * (inputs @ pixels)
         assert np.allclose(outputs @ products, np.correlate(pixels, weight[0, 0, row]), atol=1e-12)
+    square = generator.normal(size=(6, 6))
+    many = winograd_squares(weight)[:, :, 0, 0] * (inputs @ square @ inputs.T)
+    windows = np.lib.stride_tricks.sliding_window_view(square, (3, 3))
+    assert np.allclose(outputs @ many @ outputs.T, (windows * weight[0, 0]).sum(axis=(2, 3)), atol=1e-12)
 
 
 @needed
@@ -77,45 +128,58 @@ def test_six_products_are_a_convolution() -> None:
     ("name", "scale"),
     [("rlfn-s", 4), ("rlfn-s", 2), ("rlfn", 3), ("rlfn", 4), ("rlfn-ntire", 4), ("rlfn-ntire", 2)],
 )
-def test_it_is_at_least_as_near_to_float32_as_the_strips(
-    name: str, scale: int, size: tuple[int, int]
-) -> None:
-    """A wrong border, a shifted map or a forgotten channel is far beyond that."""
+def test_it_is_the_network(name: str, scale: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+    """In bf16 as near to float32 as the strips are, in float32 as near to float64 as 14 bits between blocks let it be.
+
+    A wrong border, a shifted map or a forgotten channel is far beyond that.
+    """
+    if size == (45, 333):
+        without_emulation(dtype)
     spec, module = random_network(name, scale)
     x = picture(*size)
+    if dtype == torch.float32:
+        got = NativeNetwork(spec, module, dtype)(x)
+        wanted = build_inference(spec, module.double(), torch.float64)(x.double())
+        assert got.dtype == torch.float32 and got.shape == wanted.shape
+        assert error(got, wanted) < 2e-4 and (got - wanted).abs().max() < 2e-3
+        return
     wanted = build_inference(spec, module)(x)
     for edge in (False, True):
-        got = NativeNetwork(spec, module, edge)(x)
+        got = NativeNetwork(spec, module, dtype, edge)(x)
         assert got.dtype == torch.float32 and got.shape == wanted.shape
-        strips = StripNetwork(spec, module, torch.bfloat16, edge)(x)
+        strips = StripNetwork(spec, module, dtype, edge)(x)
         assert error(got, wanted) <= 1.05 * error(strips, wanted), edge
         assert (got - wanted).abs().max() <= 2.0 * (strips - wanted).abs().max() + 0.1, edge
 
 
 @needed
 @pytest.mark.parametrize("name", ["rlfn-s", "rlfn"])
-def test_bits_depend_on_nothing_but_the_picture(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_depend_on_nothing_but_the_picture(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Threads, tiles inside and other pictures of a batch change nothing, and all edges of tiles are tried."""
     spec, module = random_network(name, 4)
-    net = NativeNetwork(spec, module)
+    net = NativeNetwork(spec, module, dtype)
     x = picture(58, 131)
     whole = net(x)
     for columns, rows, threads in ((1, 1, 1), (2, 1, 3), (4, 5, 2), (7, 29, 4)):
         monkeypatch.setattr(native_network, "_tiles", lambda h, w, t, c=columns, r=rows: (c, r))
         monkeypatch.setattr(torch, "get_num_threads", lambda t=threads: t)
         assert torch.equal(net(x), whole), (columns, rows, threads)
-    monkeypatch.undo()
     both = net(torch.cat([picture(58, 131).flip(-1), x]))
     assert torch.equal(both[1], whole[0]) and not torch.equal(both[0], whole[0])
 
 
 @needed
 @pytest.mark.slow
-def test_more_threads_than_pieces_never_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_threads_than_pieces_never_wait_for_one_another(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some threads are needed for some passes only, and wake late on a crowded machine."""
+    without_emulation(dtype)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
     spec, module = random_network("rlfn-s", 2)
-    net, x = NativeNetwork(spec, module), picture(15, 17)
+    net, x = NativeNetwork(spec, module, dtype), picture(15, 17)
     monkeypatch.setattr(native_network, "_tiles", lambda h, w, t: (1, 2))
     wanted = net(x)
     for _ in range(300):
@@ -123,11 +187,12 @@ def test_more_threads_than_pieces_never_wait_for_one_another(monkeypatch: pytest
 
 
 @needed
-def test_tiles_of_a_frame_lie_on_its_grid() -> None:
+def test_tiles_of_a_frame_lie_on_its_grid(dtype: torch.dtype) -> None:
     spec, module = random_network("rlfn-s", 2)
     x = picture(141, 160)
-    exact, net = build_inference(spec, module), NativeNetwork(spec, module)
-    for tile in plan(141, 160, 96, 36):
+    exact, net = build_inference(spec, module), NativeNetwork(spec, module, dtype)
+    tiles = plan(141, 160, 96, 36)
+    for tile in tiles if dtype == torch.float32 or HAS_BF16 else tiles[:2]:
         y, z = tile.y, tile.x
         part = x[..., y.origin : y.origin + y.size, z.origin : z.origin + z.size]
         grid = (
@@ -136,33 +201,37 @@ def test_tiles_of_a_frame_lie_on_its_grid() -> None:
             torch.from_numpy(np.outer(border_mask(y), border_mask(z)))[None, None],
         )
         wanted = exact(part, grid)
-        strips = StripNetwork(spec, module, torch.bfloat16)(part, grid)
-        assert error(net(part, grid), wanted) <= 1.05 * error(strips, wanted)
+        strips = StripNetwork(spec, module, dtype)(part, grid)
+        assert error(net(part, grid), wanted) <= 1.05 * error(strips, wanted) + 2e-4
         assert error(net(part), wanted) > 2 * error(net(part, grid), wanted)
 
 
 @needed
-def test_numbers_that_are_not_finite_come_out_as_such() -> None:
+def test_numbers_that_are_not_finite_come_out_as_such(dtype: torch.dtype) -> None:
     """What the engine looks for, so that it can compute such a tile again in fp32."""
     spec, module = random_network("rlfn-s", 2)
     x = picture(20, 24)
     x[0, 1, 10, 12] = float("nan")
-    assert torch.isnan(NativeNetwork(spec, module)(x)).any()
+    assert torch.isnan(NativeNetwork(spec, module, dtype)(x)).any()
     module.blocks()[0].c1_r.weight *= 1e30
     module.blocks()[0].c2_r.weight *= 1e30
-    assert not torch.isfinite(NativeNetwork(spec, module)(picture(20, 24))).all()
+    assert not torch.isfinite(NativeNetwork(spec, module, dtype)(picture(20, 24))).all()
 
 
 @needed
-def test_the_default_network_takes_it_and_other_formats_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_network_takes_it_and_other_formats_do_not(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, module = load("rlfn-s", 4)
     factory = InferenceFactory(spec, module)
-    assert isinstance(factory(torch.bfloat16, False), NativeNetwork)
-    assert isinstance(factory(torch.float32, False), StripNetwork)
-    made = factory(torch.bfloat16, True)
-    assert made.to("cpu") is made and isinstance(made.to("meta"), InferenceNet)
+    assert isinstance(factory(dtype, False), NativeNetwork)
+    assert isinstance(factory(torch.float64, False), StripNetwork)
+    made = factory(dtype, True)
+    assert made.to("cpu") is made
+    elsewhere = made.to("meta")
+    assert isinstance(elsewhere, InferenceNet) and elsewhere.body.weight.dtype == dtype
     monkeypatch.setenv(native.WISH, "off")
-    assert isinstance(factory(torch.bfloat16, False), StripNetwork)
+    assert isinstance(factory(dtype, False), StripNetwork)
 
 
 def film(height: int, width: int) -> Iterator[torch.Tensor]:
@@ -198,9 +267,13 @@ def film(height: int, width: int) -> Iterator[torch.Tensor]:
     ("name", "scale", "size"),
     [("rlfn-s", 4, (97, 131)), ("rlfn", 2, (70, 33)), ("rlfn-ntire", 3, (41, 200)), ("rlfn-s", 2, (15, 16))],
 )
-def test_what_did_not_change_keeps_its_bits(name: str, scale: int, size: tuple[int, int]) -> None:
+def test_what_did_not_change_keeps_its_bits(
+    name: str, scale: int, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    if size[0] * size[1] > 3000:
+        without_emulation(dtype)
     spec, module = random_network(name, scale)
-    plain = NativeNetwork(spec, module)
+    plain = NativeNetwork(spec, module, dtype)
     kept = plain.remembering(1 << 30)
     shares = []
     for number, x in enumerate(film(*size)):
@@ -212,10 +285,11 @@ def test_what_did_not_change_keeps_its_bits(name: str, scale: int, size: tuple[i
 
 
 @needed
-def test_single_pixels_anywhere_keep_all_other_bits() -> None:
+def test_single_pixels_anywhere_keep_all_other_bits(dtype: torch.dtype) -> None:
     """Products of a quad mix all that any of its pixels reads: a change shows further away than convolutions reach."""
+    without_emulation(dtype)
     spec, module = load("rlfn-s", 4)
-    plain = NativeNetwork(spec, module)
+    plain = NativeNetwork(spec, module, dtype)
     kept = plain.remembering(1 << 30)
     generator = torch.Generator().manual_seed(11)
     x = picture(130, 190)
@@ -230,9 +304,10 @@ def test_single_pixels_anywhere_keep_all_other_bits() -> None:
 
 
 @needed
-def test_a_small_change_costs_little() -> None:
+def test_a_small_change_costs_little(dtype: torch.dtype) -> None:
+    without_emulation(dtype)
     spec, module = load("rlfn-s", 4)
-    kept = NativeNetwork(spec, module).remembering(1 << 30)
+    kept = NativeNetwork(spec, module, dtype).remembering(1 << 30)
     for x in list(film(180, 320))[:5]:
         kept(x)
         if kept.computed < 1.0:
@@ -241,11 +316,11 @@ def test_a_small_change_costs_little() -> None:
 
 
 @needed
-def test_layers_are_kept_within_bounds_and_handed_back() -> None:
+def test_layers_are_kept_within_bounds_and_handed_back(dtype: torch.dtype) -> None:
     spec, module = random_network("rlfn-s", 2)
-    plain = NativeNetwork(spec, module)
+    plain = NativeNetwork(spec, module, dtype)
     size = plain.memory_bytes(40, 50)
-    assert 40 * 50 * 800 < size < 40 * 50 * 1500
+    assert 40 * 50 * 800 < size < 40 * 50 * (1500 if dtype == torch.bfloat16 else 2600)
     x, other = picture(40, 50), picture(50, 40)
     tight, kept = plain.remembering(size - 1), plain.remembering(size)
     for net, share in ((tight, 1.0), (kept, 0.0)):
@@ -271,21 +346,30 @@ def test_openmp_rests_and_wakes_again() -> None:
 
 def test_networks_of_other_shapes_go_without() -> None:
     for channels, mid, esa in ((10, 12, 16), (52, 48, 16), (48, 48, 8), (80, 80, 16)):
-        assert not fits(ModelSpec("other", 2, channels, mid, 2, esa), torch.bfloat16)
+        for dtype in (torch.bfloat16, torch.float32):
+            assert not fits(ModelSpec("other", 2, channels, mid, 2, esa), dtype)
 
 
-def test_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_reason_is_told(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(native.WISH, raising=False)
     monkeypatch.setattr(native, "_processor_flags", lambda: frozenset({"avx512f"}))
-    assert native.library() is None and "lacks avx512_bf16, avx512bw" in str(native.why_not())
-    monkeypatch.setattr(native, "_processor_flags", lambda: native.FLAGS | {"amx_bf16"})
-    assert native.library() is None and "AMX" in str(native.why_not())
-    monkeypatch.setattr(native, "_processor_flags", lambda: native.FLAGS)
-    monkeypatch.setattr(native, "PATH", tmp_path / "_kernel.so")
-    assert native.library() is None and native.why_not() == "it was not built"
+    assert native.library(precision) is None
+    assert {"bf16": "lacks avx512_bf16, avx512bw", "fp32": "lacks avx2, fma"}[precision] in str(
+        native.why_not(precision)
+    )
+    assert native.why_not("fp16") == "there is none for fp16"
+    flags = native.FLAGS[precision]
+    if precision == "bf16":
+        monkeypatch.setattr(native, "_processor_flags", lambda: flags | {"amx_bf16"})
+        assert native.library(precision) is None and "AMX" in str(native.why_not(precision))
+    monkeypatch.setattr(native, "_processor_flags", lambda: flags)
+    monkeypatch.setitem(native.PATHS, precision, tmp_path / "_kernel.so")
+    assert native.library(precision) is None and native.why_not(precision) == "it was not built"
+    assert native.can_be_built(precision)
     (tmp_path / "_kernel.so").write_bytes(b"\x7fELF, but no more")
     native._loaded.cache_clear()
-    assert native.library() is None and native.why_not() == "it does not load here"
+    assert native.library(precision) is None and native.why_not(precision) == "it does not load here"
     native._loaded.cache_clear()
 
 
@@ -294,25 +378,36 @@ def test_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     reason="no C++ compiler for this system",
 )
 def test_the_install_built_it() -> None:
-    """Where there is a compiler, the installed package has a library that loads, whatever the processor."""
-    assert native.PATH.is_file(), "pip install did not build it"
-    handle = ctypes.CDLL(str(native.PATH))
-    assert handle.rlfn_run and handle.rlfn_workspace
+    """Where there is a compiler, the installed package has libraries that load, whatever the processor."""
+    for path in native.PATHS.values():
+        assert path.is_file(), "pip install did not build it"
+        handle = ctypes.CDLL(str(path))
+        assert handle.rlfn_run and handle.rlfn_workspace
 
 
 def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And the package is built all the same: the hook only warns."""
-    from rlfn_pipe.models.native import build
-
     for source in (*build.HERE.glob("*.cpp"), *build.HERE.glob("*.hpp")):
         (tmp_path / source.name).write_bytes(source.read_bytes())
     monkeypatch.setattr(build, "HERE", tmp_path)
-    monkeypatch.setattr(build, "TARGET", tmp_path / "_kernel.so")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert build.build() == "no C++ compiler was found"
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
     assert "absent" in str(build.build())
     monkeypatch.setenv("CXX", "false")
-    assert build.build() == "false failed"
-    assert not (tmp_path / "_kernel.so").exists()
+    assert build.build() == "bf16: false failed; fp32: false failed"
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_an_old_compiler_gives_what_it_can(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """AVX-512 bf16 asks for a compiler of 2020; without it there is still the library for AVX2."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *avx512bf16*) echo "unknown option" >&2; exit 1;; esac\n'
+                        'while [ "$1" != -o ]; do shift; done; echo made > "$2"\n')  # fmt: skip
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setenv("CXX", str(compiler))
+    (tmp_path / "network.cpp").write_text("")
+    assert build.build() == "bf16: unknown option"
+    assert [path.name for path in tmp_path.glob("*.so")] == ["_kernel_fp32.so"]

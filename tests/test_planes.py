@@ -11,7 +11,9 @@ from rlfn_pipe.models.native import library as native
 from rlfn_pipe.pipeline.planes import from_rgb
 from rlfn_pipe.types import ColourInfo
 
-needed = pytest.mark.skipif(native.library() is None, reason=f"no compiled part: {native.why_not()}")
+needed = pytest.mark.skipif(
+    native.any_library() is None, reason=f"no compiled part: {native.why_not('fp32')}"
+)
 
 
 def picture(height: int, width: int) -> torch.Tensor:

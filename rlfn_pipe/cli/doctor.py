@@ -132,18 +132,18 @@ def _compute() -> Iterator[Check]:
     yield Check("precision", "ok", f"{precision}: {reason}")
     yield Check("threads", "ok", f"{torch.get_num_threads()} for PyTorch, {_usable_cores()} cores usable")
     yield Check("cpu", "ok", f"{torch.backends.cpu.get_cpu_capability()}; {_cpu_flags()}")
-    yield _native()
+    yield _native(resolve_precision("auto", torch.device("cpu"))[0])
 
 
-def _native() -> Check:
-    """Whether bf16 networks run by the compiled part, which takes this processor about half the time."""
+def _native(precision: str) -> Check:
+    """Whether networks run by the compiled part, which takes this processor half the time or less."""
     from rlfn_pipe.models.native import library
 
-    reason = library.why_not()
+    reason = library.why_not(precision)
     if reason is None:
-        return Check("native part", "ok", "used for bf16 on the CPU")
-    advice = f"install g++, then {REINSTALL} rlfn-pipe" if library.can_be_built() else ""
-    return Check("native part", "warning" if advice else "ok", f"not used: {reason}", advice)
+        return Check("native part", "ok", f"used for {precision} on the CPU")
+    advice = f"install g++, then {REINSTALL} rlfn-pipe" if library.can_be_built(precision) else ""
+    return Check("native part", "warning" if advice else "ok", f"not used for {precision}: {reason}", advice)
 
 
 def _usable_cores() -> int:

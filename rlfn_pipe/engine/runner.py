@@ -113,7 +113,8 @@ class Engine:
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
     may take (None: by what is free); `compile` is auto, on or off; `reuse` is exact, near or off, with
-    `reuse_tolerance` in code values of 8 bit for near; `form` names the factory's form in `resolved`;
+    `reuse_tolerance` in code values of 8 bit for near; `form` names the form of the
+    factory's networks in a precision, for `resolved`;
     `to_planes` does what `rlfn_pipe.engine.colour.from_rgb` does (None) in another way.
     `statistics` counts what the runs computed. `on_warning` gets one sentence for each step that memory
     forced and for each tile redone in fp32.
@@ -136,7 +137,7 @@ class Engine:
         compile: str = "auto",
         reuse: str = "exact",
         reuse_tolerance: float = 2.0,
-        form: str = "",
+        form: Callable[[str], str] | None = None,
         to_planes: Callable[..., list[torch.Tensor]] | None = None,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:

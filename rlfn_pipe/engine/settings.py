@@ -7,7 +7,7 @@ down and another process can compute the very same pixels later.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -58,11 +58,11 @@ class Settings:
         threads: int | None = None,
         tta: bool = False,
         compile: str = "auto",
-        form: str = "",
+        form: Callable[[str], str] | None = None,
     ) -> Settings:
         """Look at the machine where something is left open (None or "auto").
 
-        `form` names the form that networks have on this machine's CPU.
+        `form` names the form that networks in a precision have on this machine's CPU.
         Raises UsageError for a setting that is impossible here.
         """
         found, _ = resolve_device(device)
@@ -89,12 +89,12 @@ class Settings:
             device_name=device_name(found),
             # A plain str: the version is of a class of its own, which takes torch to unpickle.
             torch=str(torch.__version__),
-            instructions=_instructions(form) if found.type == "cpu" else "",
+            instructions=_instructions(form and form(chosen)) if found.type == "cpu" else "",
         )
 
     @classmethod
-    def pinned(cls, values: Mapping[str, JSON], form: str = "") -> Settings:
-        """The settings that `to_dict` wrote, on the machine of now, whose CPU has networks in this `form`.
+    def pinned(cls, values: Mapping[str, JSON], form: Callable[[str], str] | None = None) -> Settings:
+        """The settings that `to_dict` wrote, on the machine of now; `form` as in `resolve`.
 
         Raises UsageError when `values` holds something else or the device is not there.
         """
@@ -114,7 +114,7 @@ class Settings:
 _MACHINE = ("device_name", "torch", "instructions")
 
 
-def _instructions(form: str) -> str:
+def _instructions(form: str | None) -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{capability}, {form}" if form else capability
 

@@ -67,7 +67,7 @@ class EngineRoom:
 
             options = self._options
             if self._pinned is not None:
-                self._settings = Settings.pinned(self._pinned, form=cpu_form())
+                self._settings = Settings.pinned(self._pinned, form=cpu_form)
             else:
                 self._settings = Settings.resolve(
                     device=options.device,
@@ -78,7 +78,7 @@ class EngineRoom:
                     threads=options.threads,
                     tta=options.tta,
                     compile=options.compile,
-                    form=cpu_form(),
+                    form=cpu_form,
                 )
         return self._settings
 
@@ -115,7 +115,7 @@ class EngineRoom:
             compile=settings.compile,
             reuse=options.reuse,
             reuse_tolerance=options.reuse_tolerance,
-            form=cpu_form(),
+            form=cpu_form,
             to_planes=from_rgb,
             on_warning=self._on_warning,
         )

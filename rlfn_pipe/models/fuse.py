@@ -210,6 +210,6 @@ class InferenceFactory:
         from rlfn_pipe.models.strips import StripNetwork
 
         if not self.compile and fits(self.spec, dtype):
-            return NativeNetwork(self.spec, self.module, edge_fp32)
+            return NativeNetwork(self.spec, self.module, dtype, edge_fp32)
         form = CompiledNetwork if self.compile else StripNetwork
         return form(self.spec, self.module, dtype, edge_fp32)

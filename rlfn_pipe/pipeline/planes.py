@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, let_openmp_rest, library
+from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library, let_openmp_rest
 from rlfn_pipe.types import ColourInfo
 
 __all__ = ["from_rgb"]
@@ -18,7 +18,7 @@ def from_rgb(rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False) ->
 
     Code values may differ by one where a value lies between two, since sums are rounded in another order.
     """
-    found = library()
+    found = any_library()
     chroma = colour.subsampling in ("420", "422", "440", "444") and not neutral
     if found is None or rgb.device.type != "cpu" or not chroma:
         return conversions.from_rgb(rgb, colour, neutral=neutral)

@@ -1,8 +1,9 @@
 """Compiles the native part when the package is built or installed from source; hatchling calls this.
 
+The same sources give one library for each number format of the network, each for the instructions that serve it best.
 Where there is no C++ compiler, or the system is another one, the package is built without it and the network runs
-through PyTorch alone. The result asks for nothing but the C library, and is loaded only where the processor has what
-it was compiled for, so that it can ship in wheels.
+through PyTorch alone. The results ask for nothing but the C library, and are loaded only where the processor has what
+they were compiled for, so that they can ship in wheels.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HERE = Path(__file__).resolve().parent
-TARGET = HERE / "_kernel.so"
+#: Instructions by number format, as in library.py.
+FORMATS = {
+    "bf16": ("-DRLFN_BF16=1", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
+    "fp32": ("-DRLFN_BF16=0", "-mavx2", "-mfma"),
+}
 #: Products and sums are never joined on the compiler's own account: it might do so in one copy of a function only.
 FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
     *("-static-libstdc++", "-static-libgcc"),
 )
 
@@ -39,30 +44,51 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         fault = build()
         if fault:
-            self.app.display_warning(f"the native part is left out: {fault}")
+            self.app.display_warning(f"the native part is not complete: {fault}")
+        made = [target for target in map(_target, FORMATS) if target.is_file()]
+        if not made:
             return
-        build_data["artifacts"].append(TARGET.relative_to(self.root).as_posix())
+        build_data["artifacts"].extend(target.relative_to(self.root).as_posix() for target in made)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
+def _target(precision: str) -> Path:
+    return HERE / f"_kernel_{precision}.so"
+
+
 def build() -> str | None:
-    """Compile where the sources are newer; what went wrong, or None."""
-    sources = [*HERE.glob("*.cpp"), *HERE.glob("*.hpp"), Path(__file__)]
-    if TARGET.is_file() and all(source.stat().st_mtime <= TARGET.stat().st_mtime for source in sources):
+    """Compile what is older than its sources, side by side; what went wrong, or None."""
+    newest = max(path.stat().st_mtime for path in (*HERE.glob("*.cpp"), *HERE.glob("*.hpp"), Path(__file__)))
+    old = [name for name in FORMATS if not _target(name).is_file() or _target(name).stat().st_mtime < newest]
+    if not old:
         return None
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         return "no C++ compiler was found"
+    faults = []
     try:
-        with tempfile.TemporaryDirectory(dir=HERE) as folder:
-            made = Path(folder) / TARGET.name
-            command = [*shlex.split(compiler), *FLAGS, "-o", str(made), str(HERE / "network.cpp")]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                return (done.stderr.strip().splitlines() or [f"{compiler} failed"])[-1]
-            # Whoever has the old one loaded keeps it.
-            os.replace(made, TARGET)
+        with tempfile.TemporaryDirectory(dir=HERE) as folder, ThreadPoolExecutor() as pool:
+            for fault in pool.map(lambda name: _compile(compiler, name, Path(folder)), old):
+                faults += [fault] if fault else []
     except OSError as error:
         return str(error)
+    return "; ".join(faults) or None
+
+
+def _compile(compiler: str, precision: str, folder: Path) -> str | None:
+    made = folder / _target(precision).name
+    command = [
+        *shlex.split(compiler),
+        *FLAGS,
+        *FORMATS[precision],
+        "-o",
+        str(made),
+        str(HERE / "network.cpp"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"{precision}: {(done.stderr.strip().splitlines() or [f'{compiler} failed'])[-1]}"
+    # Whoever has the old one loaded keeps it.
+    os.replace(made, _target(precision))
     return None

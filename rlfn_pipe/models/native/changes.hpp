@@ -69,13 +69,12 @@ class Changes : Network<NV> {
     }
 
    private:
-    // Whether a square in these rows and columns of squares, in a row next to them or up to `reach` columns away, is
-    // marked. A step's convolutions reach 3 pixels; but along rows the bits of a whole quad depend on all that any of
-    // its pixels reads.
+    // Whether a square is marked in these rows and columns of squares, or up to `reach` away from them. A step's
+    // convolutions reach 3 pixels; but the bits of a whole quad (band) depend on all that any of its pixels reads.
     bool seen(int top, int bottom, int left, int right, int reach) const {
-        const int along = p_.squares_along();
+        const int along = p_.squares_along(), reach_down = BAND == 1 ? 1 : reach;
         left = std::max(0, left - reach), right = std::min(along, right + reach);
-        for (int r = std::max(0, top - 1); r < std::min(p_.squares_down(), bottom + 1); r++)
+        for (int r = std::max(0, top - reach_down); r < std::min(p_.squares_down(), bottom + reach_down); r++)
             if (std::memchr(changed_ + static_cast<size_t>(r) * along + left, 1, right - left)) return true;
         return false;
     }
@@ -104,13 +103,14 @@ class Changes : Network<NV> {
         }
         std::memset(next_, 0, p_.squares());
         const double share = static_cast<double>(cells) / (rows * columns);
-        // A cell by itself costs up to a third more than as a part of a tile.
-        if (share > 0.7) {
+        // A cell by itself costs more than as a part of a tile, up to a third with rows, up to two thirds with bands.
+        constexpr double MOST = BAND == 1 ? 0.7 : 0.6;
+        if (share > MOST) {
             tiles.clear();
             for (int i = 0; i < p_.tiles(); i++) tiles.push_back(p_.tile(i));
         }
         all(pool, static_cast<int>(tiles.size()), [&](int i, Scratch<NV>& s) { f(tiles[i], s); });
-        return std::min(1.0, share / 0.7);
+        return std::min(1.0, share / MOST);
     }
 
     // Block k's small map where its input changed; marks in `next_` over which its stretch did.

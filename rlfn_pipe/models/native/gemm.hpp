@@ -1,86 +1,89 @@
-// Products of short rows with packed weights: the inner loops of everything else. AVX-512 bf16.
+// Products of short rows with packed weights: the inner loops of everything else.
 //
-// Channels are padded to vectors of 16. Weights lie as [tap][pair of inputs][vector of outputs][16][2] in bf16, so that
-// one vdpbf16ps adds two inputs' shares to 16 outputs. A result's sums are made in one order, whatever stands beside
-// it: bits do not depend on how a picture is cut.
+// Channels are padded to vectors. Weights in float32 lie as [tap][input][vector of outputs][lane]; in bf16 as
+// [tap][pair of inputs][vector of outputs][lane][2], so that one vdpbf16ps adds two inputs' shares to 16 outputs. A
+// result's sums are made in one order, whatever stands beside it: bits do not depend on how a picture is cut.
 #pragma once
 
-#include <immintrin.h>
-
-#include <cstdint>
-#include <cstring>
 #include <type_traits>
+
+#include "vector.hpp"
 
 namespace rlfn {
 
-using bf16 = uint16_t;
-constexpr int LANES = 16;
+#if RLFN_BF16
 
-inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
-inline void store(float* p, __m512 v) { _mm512_storeu_ps(p, v); }
-inline __m512 splat(float v) { return _mm512_set1_ps(v); }
-inline __m512 widen(const bf16* p) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
-}
-inline __m256i narrow(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
-inline void store_narrow(bf16* p, __m512 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v)); }
-inline __m512 pair(const bf16* p) {
-    int32_t both;
-    std::memcpy(&both, p, 4);
-    return _mm512_castsi512_ps(_mm512_set1_epi32(both));
-}
-inline __m512 dot(__m512 sum, __m512 a, const bf16* weights) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_loadu_si512(weights));
-}
+// Rows of a product that fit the 32 registers beside the weights.
+template <int N>
+constexpr int ROWS = N == 1   ? 16
+                     : N == 2 ? 12
+                     : N == 3 ? 8
+                              : 6;
 
-// Rows of a product that fit the registers beside the weights.
-template <int NV>
-constexpr int ROWS = NV == 1   ? 16
-                     : NV == 2 ? 12
-                     : NV == 3 ? 8
-                               : 6;
+// Vectors of outputs that are summed at a time, of `left`.
+constexpr int panel(int left) { return left; }
 
-template <int M, int NV>
+#else
+
+// The same for 16 registers.
+template <int N>
+constexpr int ROWS = N == 1   ? 8
+                     : N == 2 ? 6
+                     : N == 3 ? 4
+                              : 3;
+
+constexpr int panel(int left) { return left <= 4 ? left : left == 7 ? 4 : 3; }
+
+#endif
+
+// Sums of M rows in N vectors from `column` on.
+template <int M, int N>
 struct Sums {
-    __m512 v[M][NV];
+    Vector v[M][N];
+    const int column;
 
-    void begin(const float* bias) {
-        for (int n = 0; n < NV; n++) {
-            __m512 b = bias ? load(bias + n * LANES) : _mm512_setzero_ps();
+    __attribute__((always_inline)) Sums(int column, const float* bias) : column(column) {
+        for (int n = 0; n < N; n++) {
+            Vector b = bias ? load(bias + (column + n) * LANES) : Vector{};
             for (int m = 0; m < M; m++) v[m][n] = b;
         }
     }
 
-    // Adds rows of `pairs` pairs, STRIDE numbers apart, times weights.
-    template <int STRIDE>
-    __attribute__((always_inline)) void add(const bf16* rows, int pairs, const bf16* weights) {
-        for (int k = 0; k < pairs; k++, rows += 2, weights += NV * LANES * 2) {
-            __m512 w[NV];
-            for (int n = 0; n < NV; n++) w[n] = _mm512_castsi512_ps(_mm512_loadu_si512(weights + n * LANES * 2));
+    // Adds rows of `inputs` numbers, STRIDE apart, times weights of WIDE vectors.
+    template <int STRIDE, int WIDE>
+    __attribute__((always_inline)) void add(const float* rows, int inputs, const float* weights) {
+        weights += column * LANES;
+        for (int k = 0; k < inputs; k++, rows += 1, weights += WIDE * LANES) {
+            Vector w[N];
+            for (int n = 0; n < N; n++) w[n] = load(weights + n * LANES);
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++) {
-                __m512 a = pair(rows + m * STRIDE);
+                Vector a = splat(rows[m * STRIDE]);
 #pragma GCC unroll 4
-                for (int n = 0; n < NV; n++) v[m][n] = _mm512_dpbf16_ps(v[m][n], (__m512bh)a, (__m512bh)w[n]);
+                for (int n = 0; n < N; n++) v[m][n] = fma(a, w[n], v[m][n]);
             }
         }
     }
 
-    // The same in float32: rows of `count` numbers, weights [number][vector][16].
-    template <int STRIDE>
-    __attribute__((always_inline)) void add(const float* rows, int count, const float* weights) {
-        for (int k = 0; k < count; k++, rows += 1, weights += NV * LANES) {
-            __m512 w[NV];
-            for (int n = 0; n < NV; n++) w[n] = load(weights + n * LANES);
+#if RLFN_BF16
+    // The same in bf16, two inputs at a time.
+    template <int STRIDE, int WIDE>
+    __attribute__((always_inline)) void add(const bf16* rows, int inputs, const bf16* weights) {
+        weights += column * LANES * 2;
+        for (int k = 0; k < inputs; k += 2, rows += 2, weights += WIDE * LANES * 2) {
+            Vector w[N];
+            for (int n = 0; n < N; n++) w[n] = _mm512_castsi512_ps(_mm512_loadu_si512(weights + n * LANES * 2));
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++) {
-                __m512 a = splat(rows[m * STRIDE]);
+                int32_t both;
+                std::memcpy(&both, rows + m * STRIDE, 4);
+                Vector a = _mm512_castsi512_ps(_mm512_set1_epi32(both));
 #pragma GCC unroll 4
-                for (int n = 0; n < NV; n++) v[m][n] = _mm512_fmadd_ps(a, w[n], v[m][n]);
+                for (int n = 0; n < N; n++) v[m][n] = _mm512_dpbf16_ps(v[m][n], (__m512bh)a, (__m512bh)w[n]);
             }
         }
     }
+#endif
 };
 
 // Calls f(number of rows as a constant, first row) for groups of M rows, and once for what is left.
@@ -95,23 +98,27 @@ __attribute__((always_inline)) inline void left_over(int first, int count, F&& f
 }
 
 template <int M, class F>
-inline void in_groups(int first, int last, F&& f) {
+__attribute__((always_inline)) inline void in_groups(int first, int last, F&& f) {
     for (; last - first >= M; first += M) f(std::integral_constant<int, M>{}, first);
     left_over<M - 1>(first, last - first, f);
 }
 
-// 1 / (1 + exp(-x)), to about 1e-4: a fraction of what is lost when x is rounded to bf16.
-inline __m512 sigmoid(__m512 x) {
-    // 2^t by its integer part and a polynomial for the rest (-0.5 .. 0.5).
-    __m512 t = _mm512_mul_ps(x, splat(-1.44269504f));
-    __m512 whole = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_sub_ps(t, whole);
-    __m512 p = splat(9.6738e-3f);
-    p = _mm512_fmadd_ps(p, r, splat(5.58767e-2f));
-    p = _mm512_fmadd_ps(p, r, splat(2.402246e-1f));
-    p = _mm512_fmadd_ps(p, r, splat(6.931471e-1f));
-    p = _mm512_fmadd_ps(p, r, splat(1.f));
-    return _mm512_rcp14_ps(_mm512_add_ps(_mm512_scalef_ps(p, whole), splat(1.f)));
+// Rows first .. last times weights, N vectors wide: in(sums, row) adds to sums, which begin with the bias, and out(row,
+// vector, sum) gets them.
+template <int N, int FROM = 0, class In, class Out>
+__attribute__((always_inline)) inline void products(int first, int last, const float* bias, In&& in, Out&& out) {
+    constexpr int WIDE = panel(N - FROM);
+    in_groups<ROWS<WIDE>>(
+        first, last, [&](auto count, int row) __attribute__((always_inline)) {
+            constexpr int M = decltype(count)::value;
+            Sums<M, WIDE> sums(FROM, bias);
+            in(sums, row);
+#pragma GCC unroll 16
+            for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+                for (int n = 0; n < WIDE; n++) out(row + m, FROM + n, sums.v[m][n]);
+        });
+    if constexpr (FROM + WIDE < N) products<N, FROM + WIDE>(first, last, bias, in, out);
 }
 
 }  // namespace rlfn

@@ -10,20 +10,21 @@
 namespace rlfn {
 
 constexpr float SLOPE = 0.05f;
-constexpr int F16 = LANES;  // ESA's channels
+constexpr int F16 = 16;  // ESA's channels
+constexpr int EV = F16 / LANES;
 constexpr int MOST_BLOCKS = 16;
 constexpr int SQUARE = QUAD;      // what changed is known in squares of this side
 constexpr int CELL = 8 * SQUARE;  // what is computed again, at least
 
 struct Block {
-    const bf16 *conv[3], *c5, *reduce, *conv2, *conv_f, *conv4;
+    const Kept *conv[3], *c5, *reduce, *conv2, *conv_f, *conv4;
     const float *conv_bias[3], *c5_bias, *reduce_bias, *conv2_bias, *conv_f_bias, *conv4_bias, *conv3, *conv3_bias;
 };
 
 struct Net {
-    int32_t vectors, tail_vectors, pairs, mid_pairs, blocks, scale, tail_float;
+    int32_t vectors, inputs, mid_inputs, blocks, scale, tail_float;
     const float *head, *head_bias, *body_bias, *tail_bias;
-    const bf16* body;
+    const Kept* body;
     const void* tail;
     const Block* block;
 };
@@ -68,40 +69,69 @@ struct Plan {
     int tiles() const { return columns * rows; }
     Tile tile(int i) const {
         const int c = i % columns, r = i / columns;
-        return {edge(c), c + 1 == columns ? w : edge(c + 1), static_cast<int>(int64_t{h} * r / rows),
-                static_cast<int>(int64_t{h} * (r + 1) / rows)};
+        return {edge(w, c, columns, QUAD), edge(w, c + 1, columns, QUAD), edge(h, r, rows, BAND),
+                edge(h, r + 1, rows, BAND)};
     }
-    int edge(int c) const { return static_cast<int>(int64_t{w} * c / columns) / QUAD * QUAD; }
+    // Where part i of `count` begins: a multiple of `unit`, or the end.
+    static int edge(int side, int i, int count, int unit) {
+        return i == count ? side : static_cast<int>(int64_t{side} * i / count) / unit * unit;
+    }
 };
 
+// What one thread works with. Rows of pixels are float32 and begin at a tile's left edge; which of them are there at a
+// time is known by their number.
 template <int NV>
 struct Scratch {
-    static constexpr int CS = NV * LANES;
-    static size_t row(const Plan& p) { return aligned(sizeof(bf16) * PRODUCTS * p.quads * CS); }
+    static constexpr int CS = NV * LANES, X = 4 * BAND, LAST = 3 * BAND, Y = 2 * KEPT > LAST ? 2 * KEPT : LAST;
+    static size_t row(const Plan& p) { return KEPT > 1 ? 0 : aligned(sizeof(Row) * PRODUCTS * p.quads * CS); }
     static size_t line(const Plan& p) { return aligned(sizeof(float) * p.quads * QUAD * CS); }
-    static size_t sums() { return aligned(sizeof(float) * PRODUCTS * ROWS<NV> * CS); }
+    static size_t sums() { return aligned(sizeof(float) * WORK<NV>); }
     static size_t wide(const Plan& p) {
         return aligned(sizeof(float) * (p.w + 18) * 9) + aligned(sizeof(float) * (p.w + 18) * F16 * 3);
     }
     static size_t zeros(const Plan& p) { return std::max(row(p), line(p)); }
-    static size_t bytes(const Plan& p) { return 9 * row(p) + zeros(p) + 7 * line(p) + sums() + wide(p); }
+    static size_t bytes(const Plan& p) { return 9 * row(p) + zeros(p) + (X + Y) * line(p) + sums() + wide(p); }
 
-    bf16 *ring[3][3], *nothing;
-    float *x[4], *y[3], *sum, *rest;
+    float *sum, *rest;
+    Row* nothing;
+
     Scratch(unsigned char* at, const Plan& p) {
         auto take = [&](size_t bytes) {
             unsigned char* here = at;
             at += bytes;
             return here;
         };
-        for (auto& three : ring)
-            for (auto& one : three) one = reinterpret_cast<bf16*>(take(row(p)));
-        nothing = reinterpret_cast<bf16*>(take(zeros(p)));
-        for (auto& one : x) one = reinterpret_cast<float*>(take(line(p)));
-        for (auto& one : y) one = reinterpret_cast<float*>(take(line(p)));
+        for (auto& three : rows_)
+            for (auto& one : three) one = reinterpret_cast<Row*>(take(row(p)));
+        nothing = reinterpret_cast<Row*>(take(zeros(p)));
+        for (auto& one : x_) one = reinterpret_cast<float*>(take(line(p)));
+        for (auto& one : y_) one = reinterpret_cast<float*>(take(line(p)));
         sum = reinterpret_cast<float*>(take(sums()));
         rest = reinterpret_cast<float*>(take(wide(p)));
     }
+
+    // Row y of a block's input, of what its convolution `stage` (0, 1) gives, and of the last layer's input.
+    float* x(int y) const { return x_[y % X]; }
+    float* inner(int stage, int y) const { return y_[stage * KEPT + y % KEPT]; }
+    float* last(int y) const { return y_[y % LAST]; }
+
+    // Row y of the input of convolution `stage`, as it reads it.
+    Row* row(int stage, int y) const {
+        if constexpr (KEPT > 1)
+            return stage == 0 ? x(y) : inner(stage - 1, y);
+        else
+            return rows_[stage][y % 3];
+    }
+
+    void clear(const Plan& p) const {
+        for (float* line : x_) std::memset(line, 0, Scratch::line(p));
+        for (float* line : y_) std::memset(line, 0, Scratch::line(p));
+        std::memset(nothing, 0, zeros(p));
+    }
+
+   private:
+    Row* rows_[3][3];
+    float *x_[X], *y_[Y];
 };
 
 }  // namespace rlfn

@@ -19,6 +19,7 @@ __all__ = [
     "Planes",
     "Stretch",
     "Taps",
+    "any_library",
     "can_be_built",
     "cpu_form",
     "let_openmp_rest",
@@ -26,17 +27,20 @@ __all__ = [
     "why_not",
 ]
 
-#: Where the build puts it (`rlfn_pipe/models/native/build.py`).
-PATH = Path(__file__).with_name("_kernel.so")
+#: Where the build puts them (`rlfn_pipe/models/native/build.py`), by the number format of the network.
+PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("bf16", "fp32")}
 #: Of a filter of `Planes`.
 MOST_TAPS = 12
 #: `RLFN_VERSION` of network.cpp.
-VERSION = 3
+VERSION = 4
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)[-.][^/]*$")
 #: What the code uses, by the names in /proc/cpuinfo.
-FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"})
+FLAGS = {
+    "bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"}),
+    "fp32": frozenset({"avx2", "fma"}),
+}
 
 
 class LibraryBlock(ctypes.Structure):
@@ -67,7 +71,7 @@ class LibraryNet(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_int32)
-            for name in ("vectors", "tail_vectors", "pairs", "mid_pairs", "blocks", "scale", "tail_float")
+            for name in ("vectors", "inputs", "mid_inputs", "blocks", "scale", "tail_float")
         ),
         *(
             (name, ctypes.c_void_p)
@@ -136,38 +140,45 @@ def _function(found: Any, result: Any) -> Callable[[LibraryNet, Job], Any]:
     return function
 
 
-def why_not() -> str | None:
-    """Why the compiled part is not used here; None when it is.
+def why_not(precision: str) -> str | None:
+    """Why the compiled part is not used here for networks in `precision` (bf16, fp32); None when it is.
 
-    `RLFN_PIPE_NATIVE=off` turns it off, `on` uses it on processors with AMX, too.
+    `RLFN_PIPE_NATIVE=off` turns it off, `on` uses it for bf16 on processors with AMX, too.
     """
     wish = os.environ.get(WISH, "auto")
     if wish == "off":
         return f"{WISH}=off"
+    if precision not in PATHS:
+        return f"there is none for {precision}"
     flags = _processor_flags()
-    missing = FLAGS - flags
+    missing = FLAGS[precision] - flags
     if missing:
         return f"this processor lacks {', '.join(sorted(missing))}"
-    if "amx_bf16" in flags and wish != "on":
+    if precision == "bf16" and "amx_bf16" in flags and wish != "on":
         return "this processor has AMX, whose bf16 convolutions PyTorch offers"
-    if not PATH.is_file():
+    if not PATHS[precision].is_file():
         return "it was not built"
-    return None if _loaded() else "it does not load here"
+    return None if _loaded(precision) else "it does not load here"
 
 
-def can_be_built() -> bool:
+def can_be_built(precision: str) -> bool:
     """Whether all that is missing is the compiled file."""
-    return not PATH.is_file() and not FLAGS - _processor_flags()
+    return not PATHS[precision].is_file() and not FLAGS[precision] - _processor_flags()
 
 
-def cpu_form() -> str:
-    """The form that bf16 networks have on this machine's CPU, for what depends on their last bits."""
-    return "strips" if why_not() else "native"
+def cpu_form(precision: str) -> str:
+    """The form that networks in `precision` have on this machine's CPU, for what depends on their last bits."""
+    return "strips" if why_not(precision) else "native"
 
 
-def library() -> Library | None:
-    """The compiled part, or None where it is not used."""
-    return _loaded() if why_not() is None else None
+def library(precision: str) -> Library | None:
+    """The compiled part for networks in `precision` (bf16, fp32), or None where it is not used."""
+    return _loaded(precision) if why_not(precision) is None else None
+
+
+def any_library() -> Library | None:
+    """One of them, for what does not depend on the network's number format."""
+    return library("bf16") or library("fp32")
 
 
 def let_openmp_rest() -> None:
@@ -194,9 +205,9 @@ def _openmp_pauses() -> tuple[Callable[[int], int], ...]:
 
 
 @cache
-def _loaded() -> Library | None:
+def _loaded(precision: str) -> Library | None:
     try:
-        return Library(PATH)
+        return Library(PATHS[precision])
     except (OSError, AttributeError):
         # Built for another system, or by another version.
         return None

@@ -3,8 +3,8 @@
 Everything in an RLFN is local: a block's convolutions reach 3 pixels, ESA's small map some 30. So the outputs of its
 layers for the last frame are kept, and of the next one each layer is computed again in square cells where its input
 changed; what comes out is compared with what was there, for mostly the same bits come out some pixels beyond a change,
-since numbers are rounded to 8 bits. It costs about 1 KB for each low-resolution pixel. The result has the bits of the
-whole frame's computation, since those depend on no pixel's company (network.cpp).
+since numbers are rounded, to 8 bits in bf16 and to 14 in float32. It costs about 1 KB for each low-resolution pixel in
+bf16, 2 KB in float32. The result has the bits of the whole frame's computation, since those depend on no pixel's company (network.cpp).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class RememberingNetwork:
         self._network, self._limit = network, limit
         self._memory: torch.Tensor | None = None
         self._size = (0, 0)
-        self._valid, self._patience = False, 0
+        # Whether layers are kept, and a picture to compare with.
+        self._valid, self._seen = False, False
+        self._patience = 0
         self.scale = network.scale
         self.computed = 1.0
 
@@ -62,6 +64,9 @@ class RememberingNetwork:
         valid, self._valid = self._valid, False
         with network.job(x[0], result[0], memory=self._memory) as job:
             changed = library.compare(network.net, job)
+            if not self._seen:
+                # It was compared with whatever lay there.
+                self._seen, changed = True, 1.0
             self._patience = _PATIENCE if changed <= _MOST_CHANGED else max(0, self._patience - 1)
             if valid and changed <= _MOST_CHANGED:
                 self.computed = library.update(network.net, job)
@@ -77,7 +82,8 @@ class RememberingNetwork:
     def _room_for(self, h: int, w: int) -> bool:
         """Whether layers of such a picture can be kept; makes room for them where its size is new."""
         if self._size != (h, w) or self._memory is None:
-            self._memory, self._valid, self._size = None, False, (h, w)
+            self._memory, self._size = None, (h, w)
+            self._valid = self._seen = False
             size = self._network.memory_bytes(h, w)
             if size > self._limit:
                 return False

@@ -1,4 +1,5 @@
-// What Python calls. The rest is in headers, one upon the other: gemm, winograd, layout, network, changes; and pool.
+// What Python calls. The rest is in headers, one upon the other: vector, gemm, winograd, layout, network, changes; and
+// pool.
 
 #include <unistd.h>
 
@@ -6,7 +7,7 @@
 #include "planes.hpp"
 
 // Raised whenever what Python packs changes its meaning.
-#define RLFN_VERSION 3
+#define RLFN_VERSION 4
 
 namespace rlfn {
 
@@ -26,7 +27,8 @@ inline Pool& pool() {
 // f(a constant: vectors of 16 channels)
 template <class F>
 auto by_vectors(const Net& net, F&& f) {
-    return net.vectors == 3 ? f(std::integral_constant<int, 3>{}) : f(std::integral_constant<int, 4>{});
+    constexpr int FEW = 48 / LANES;
+    return net.vectors == FEW ? f(std::integral_constant<int, FEW>{}) : f(std::integral_constant<int, FEW + 1>{});
 }
 
 }  // namespace rlfn

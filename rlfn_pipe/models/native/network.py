@@ -1,12 +1,14 @@
-"""The inference form as one compiled function, for processors with AVX-512 bf16.
+"""The inference form as one compiled function, for processors with AVX-512 bf16, or with AVX2 in float32.
 
-The 3x3 convolutions are done by Winograd's F(4, 3) along rows (Lavin and Gray, arXiv 1509.09308), which takes half the
-multiplications; all that lies between them is done while a row is in cache. Weights are folded and transformed in
-float64 here and rounded to bf16 once; the first layer and ESA's small map stay float32. network.cpp says the rest.
+The 3x3 convolutions are done by Winograd's F(4, 3) (Lavin and Gray, arXiv 1509.09308): in bf16 along rows, which takes
+half the multiplications, in float32 along rows and columns, which takes a quarter. All that lies between them is done
+while it is in cache. Weights are folded and transformed in float64 here and rounded once; the first layer and ESA's
+small map are float32 in either. network.cpp says the rest.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,45 +43,62 @@ __all__ = ["NativeNetwork", "fits", "winograd_weights"]
 #: Pixels of a tile: wider ones leave the second-level cache, lower ones compute more rows twice. How a picture is cut
 #: changes no bit.
 TILE_WIDTH, TILE_HEIGHT = 320, 96
-_LANES = 16
+#: Number formats of networks that the compiled part computes, by its names, and the numbers in one vector.
+_PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+_LANES = {torch.bfloat16: 16, torch.float32: 8}
 #: Points of the Winograd transform besides 0 and infinity, as in winograd.hpp: those with the least error in bf16.
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
 
 def fits(spec: ModelSpec, dtype: torch.dtype) -> bool:
     """Whether the compiled part is there and computes networks like `spec` in `dtype`."""
-    widths = {-(-c // _LANES) for c in (spec.channels, spec.mid_channels)}
+    if dtype not in _PRECISIONS:
+        return False
+    # 48 channels after padding, or one vector more.
+    few = 48 // _LANES[dtype]
+    widths = {-(-c // _LANES[dtype]) for c in (spec.channels, spec.mid_channels)}
     known = (
         spec.blocks <= 16
-        and spec.esa_channels == _LANES
+        and spec.esa_channels == 16
         and len(widths) == 1
-        and widths <= {3, 4}
+        and widths <= {few, few + 1}
         and spec.scale in (2, 3, 4)
     )
-    return known and dtype == torch.bfloat16 and library() is not None
+    return known and library(_PRECISIONS[dtype]) is not None
 
 
 def winograd_weights(weight: np.ndarray) -> np.ndarray:
     """3x3 weights (o, i, 3, 3) to those of six products along rows, (6, 3 rows, i, o) in float64."""
+    return np.einsum("oiyx,sx->syio", weight, _transform())
+
+
+def winograd_squares(weight: np.ndarray) -> np.ndarray:
+    """3x3 weights (o, i, 3, 3) to those of six by six products, (6 along columns, 6 along rows, i, o) in float64."""
+    return np.einsum("oiyx,ry,sx->rsio", weight, _transform(), _transform())
+
+
+def _transform() -> np.ndarray:
     matrix = [[p**k / math.prod(p - q for q in _POINTS if q != p) for k in range(3)] for p in _POINTS]
-    return np.einsum("oiyx,sx->syio", weight, np.array([*matrix, [0.0, 0.0, 1.0]]))
+    return np.array([*matrix, [0.0, 0.0, 1.0]])
 
 
 class NativeNetwork:
-    """An RLFN on the CPU; called as `rlfn_pipe.models.fuse.InferenceNet` is, in bf16.
+    """An RLFN on the CPU; called as `rlfn_pipe.models.fuse.InferenceNet` is.
 
-    `module` is an RLFN of `spec`, for which `fits` is True. `edge_fp32` keeps the last convolution in float32, too.
+    `module` is an RLFN of `spec`, for which `fits` is True in `dtype` (bfloat16 or float32). `edge_fp32` keeps the last
+    convolution in float32, too.
     Results do not depend on how many pictures come together, on threads, or on where tiles inside it lie.
     """
 
-    def __init__(self, spec: ModelSpec, module: RLFN, edge_fp32: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool = False) -> None:
         self.scale = spec.scale
-        self._spec, self._module, self._edge_fp32 = spec, module, edge_fp32
-        found = library()
+        self._spec, self._module, self._dtype, self._edge_fp32 = spec, module, dtype, edge_fp32
+        found = library(_PRECISIONS[dtype])
         assert found is not None, "see `fits`"
         self.library = found
-        self._vectors = -(-spec.channels // _LANES)
-        self._kept: list[np.ndarray] = []
+        self._lanes, self._short = _LANES[dtype], dtype == torch.bfloat16
+        self._vectors, self._esa_vectors = -(-spec.channels // self._lanes), 16 // self._lanes
+        self._kept: list[torch.Tensor] = []
         with torch.no_grad():
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
             self.net = self._packed(spec, module)
@@ -139,72 +158,95 @@ class NativeNetwork:
         """Itself for the CPU; a new `InferenceNet` on any other device."""
         if torch.device(device).type == "cpu":
             return self
-        made = build_inference(self._spec, self._module, torch.bfloat16, edge_fp32=self._edge_fp32)
+        made = build_inference(self._spec, self._module, self._dtype, edge_fp32=self._edge_fp32)
         return made.to(device)
 
     def _block(self, block: RLFB) -> LibraryBlock:
-        esa = block.esa
+        esa, few = block.esa, self._esa_vectors
         made = LibraryBlock()
         for i, conv in enumerate((block.c1_r, block.c2_r, block.c3_r)):
-            setattr(made, f"conv_{i}", self._short(winograd_weights(_array(conv.weight)), self._vectors))
+            setattr(made, f"conv_{i}", self._large(conv))
             setattr(made, f"bias_{i}", self._bias(conv, self._vectors))
         reduce_weight, reduce_bias = fold(esa.conv1, block.c5.weight.double()[:, :, 0, 0], bias_of(block.c5))
-        made.reduce = self._short(_taps(_array(reduce_weight)), 1)
-        made.reduce_bias = self._long(_array(reduce_bias), 1)
+        made.reduce = self._kept_as(_taps(_array(reduce_weight)), few)
+        made.reduce_bias = self._float(_array(reduce_bias), few)
         for name, conv, vectors in (
             ("c5", block.c5, self._vectors),
-            ("conv2", esa.conv2, 1),
-            ("conv_f", esa.conv_f, 1),
+            ("conv2", esa.conv2, few),
+            ("conv_f", esa.conv_f, few),
             ("conv4", esa.conv4, self._vectors),
         ):
-            setattr(made, name, self._short(_taps(_array(conv.weight)), vectors))
+            setattr(made, name, self._kept_as(_taps(_array(conv.weight)), vectors))
             setattr(made, f"{name}_bias", self._bias(conv, vectors))
-        made.conv3 = self._long(_taps(_array(esa.conv3.weight)), 1)
-        made.conv3_bias = self._bias(esa.conv3, 1)
+        made.conv3 = self._float(_taps(_array(esa.conv3.weight)), few)
+        made.conv3_bias = self._bias(esa.conv3, few)
         return made
 
     def _packed(self, spec: ModelSpec, module: RLFN) -> LibraryNet:
         head, tail = folded_head(spec, module), folded_tail(spec, module)
-        tail_vectors = -(-3 * spec.scale**2 // _LANES)
+        tail_vectors = -(-3 * spec.scale**2 // self._lanes)
+        step = 2 if self._short else 1
         net = LibraryNet(
             vectors=self._vectors,
-            tail_vectors=tail_vectors,
-            pairs=-(-spec.channels // 2),
-            mid_pairs=-(-spec.mid_channels // 2),
+            inputs=-(-spec.channels // step) * step,
+            mid_inputs=-(-spec.mid_channels // step) * step,
             blocks=spec.blocks,
             scale=spec.scale,
             tail_float=self._edge_fp32,
         )
         # [colour][row][column], as the rows of the picture lie.
         colours = _array(head.weight).transpose(1, 2, 3, 0) * prescale(spec)
-        net.head = self._long(colours.reshape(27, 1, -1), self._vectors)
+        net.head = self._float(colours.reshape(27, 1, -1), self._vectors)
         net.head_bias = self._bias(head, self._vectors)
-        net.body = self._short(winograd_weights(_array(module.conv_2.weight)), self._vectors)
+        net.body = self._large(module.conv_2)
         net.body_bias = self._bias(module.conv_2, self._vectors)
-        pack = self._long if self._edge_fp32 else self._short
-        net.tail = pack(_even(_taps(_array(tail.weight))), tail_vectors)
+        if self._short:
+            # In bf16 the last layer is a plain convolution: it would lose too much otherwise.
+            pack = self._float if self._edge_fp32 else self._kept_as
+            net.tail = pack(_even(_taps(_array(tail.weight))), tail_vectors)
+        else:
+            net.tail = self._float(winograd_squares(_array(tail.weight)), tail_vectors)
         net.tail_bias = self._bias(tail, tail_vectors)
         net.block = self._blocks
         return net
 
-    def _short(self, weights: np.ndarray, vectors: int) -> int:
-        """Address of (..., i, o) packed as pairs of inputs in bf16: [...][pair][vector][16][2]."""
-        weights = _even(_wide(weights, vectors))
+    def _large(self, conv: nn.Conv2d) -> int:
+        """Address of the packed weights of a 3x3 convolution between layers."""
+        transformed = winograd_weights if self._short else winograd_squares
+        return self._kept_as(transformed(_array(conv.weight)), self._vectors)
+
+    def _kept_as(self, weights: np.ndarray, vectors: int) -> int:
+        """Address of (..., i, o) packed in the network's number format.
+
+        Pairs of inputs lie side by side in bf16: [...][pair][vector][lane][2].
+        """
+        if not self._short:
+            return self._float(weights, vectors)
+        weights = _even(self._wide(weights, vectors))
         *taps, inputs, outputs = weights.shape
         pairs = weights.reshape(*taps, inputs // 2, 2, outputs).swapaxes(-1, -2)
         values = torch.from_numpy(np.ascontiguousarray(pairs)).to(torch.bfloat16)
         return self._address(values.view(torch.int16).numpy())
 
-    def _long(self, weights: np.ndarray, vectors: int) -> int:
+    def _float(self, weights: np.ndarray, vectors: int) -> int:
         """Address of (..., o) in float32, padded to vectors."""
-        return self._address(np.ascontiguousarray(_wide(weights, vectors), dtype=np.float32))
+        return self._address(np.ascontiguousarray(self._wide(weights, vectors), dtype=np.float32))
+
+    def _wide(self, weights: np.ndarray, vectors: int) -> np.ndarray:
+        """The last axis filled up with zeros to whole vectors."""
+        missing = vectors * self._lanes - weights.shape[-1]
+        return np.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, missing)])
 
     def _bias(self, conv: nn.Conv2d, vectors: int) -> int:
-        return self._long(_array(bias_of(conv)), vectors)
+        return self._float(_array(bias_of(conv)), vectors)
 
     def _address(self, values: np.ndarray) -> int:
-        self._kept.append(values)
-        return values.ctypes.data
+        """Address of a copy that begins with a line of the processor's cache: no vector lies in two of them."""
+        room = torch.empty(values.nbytes + 64, dtype=torch.uint8)
+        self._kept.append(room)
+        address = _aligned(room)
+        ctypes.memmove(address, values.ctypes.data, values.nbytes)
+        return address
 
 
 def _array(values: torch.Tensor) -> np.ndarray:
@@ -215,12 +257,6 @@ def _taps(weight: np.ndarray) -> np.ndarray:
     """(o, i, k, k) to (k k, i, o)."""
     o, i, k, _ = weight.shape
     return weight.transpose(2, 3, 1, 0).reshape(k * k, i, o)
-
-
-def _wide(weights: np.ndarray, vectors: int) -> np.ndarray:
-    """The last axis filled up with zeros to whole vectors."""
-    missing = vectors * _LANES - weights.shape[-1]
-    return np.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, missing)])
 
 
 def _even(weights: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
-// 3x3 convolutions by Winograd's F(4, 3) along rows: four outputs from six products instead of twelve.
+// 3x3 convolutions by Winograd's F(4, 3): four outputs from six products instead of twelve, in each direction in which
+// it is used. The points are 0, +-5/8, +-3/2 and infinity, which lose least (docs/performance.md).
 //
-// The points are 0, +-5/8, +-3/2 and infinity. Inputs are transformed in float32 and rounded to bf16 once, so that the
-// result is as close to float32 as that of a plain bf16 convolution (docs/performance.md). A row in transformed form is
-// [six products][quad of pixels][channel].
+// In bf16 it is used along rows. Inputs are transformed in float32 and rounded once, as soon as a row is made, so that
+// the result is as close to float32 as that of a plain bf16 convolution. A row in transformed form is [six products]
+// [quad of pixels][channel]. In float32 it is used along rows and columns, which takes a quarter of the
+// multiplications; rows are kept as they are, and bands of four of them come out at a time.
 #pragma once
 
 #include "gemm.hpp"
@@ -13,70 +15,171 @@ constexpr float PA = 0.625f, PB = 1.5f;
 constexpr float PA2 = PA * PA, PB2 = PB * PB;
 constexpr int PRODUCTS = 6, QUAD = 4;
 
+// Six inputs of a quad to the factors of its six products.
+struct Factors {
+    Vector v[PRODUCTS];
+    __attribute__((always_inline)) Factors(Vector d0, Vector d1, Vector d2, Vector d3, Vector d4, Vector d5) {
+        const Vector even_a = fnma(splat(PB2), d2, d4), odd_a = fnma(splat(PB2), d1, d3);
+        const Vector even_b = fnma(splat(PA2), d2, d4), odd_b = fnma(splat(PA2), d1, d3);
+        v[0] = fma(splat(PA2 * PB2), d0, fnma(splat(PA2 + PB2), d2, d4));
+        v[1] = fma(splat(PA), odd_a, even_a);
+        v[2] = fnma(splat(PA), odd_a, even_a);
+        v[3] = fma(splat(PB), odd_b, even_b);
+        v[4] = fnma(splat(PB), odd_b, even_b);
+        v[5] = fma(splat(PA2 * PB2), d1, fnma(splat(PA2 + PB2), d3, d5));
+    }
+};
+
+// Six products, summed over the inputs, to the four outputs of a quad.
+struct Quad {
+    Vector v[QUAD];
+    __attribute__((always_inline)) Quad(Vector m0, Vector m1, Vector m2, Vector m3, Vector m4, Vector m5) {
+        const Vector sa = m1 + m2, da = m1 - m2, sb = m3 + m4, db = m3 - m4;
+        v[0] = sa + sb + m0;
+        v[1] = fma(splat(PA), da, splat(PB) * db);
+        v[2] = fma(splat(PA2), sa, splat(PB2) * sb);
+        v[3] = fma(splat(PA2 * PA), da, fma(splat(PB2 * PB), db, m5));
+    }
+};
+
+// Six vectors that lie STEP numbers apart, as a quad's inputs or products.
+template <class Made, int STEP>
+__attribute__((always_inline)) inline Made of_six(const float* p) {
+    return Made(load(p), load(p + STEP), load(p + 2 * STEP), load(p + 3 * STEP), load(p + 4 * STEP),
+                load(p + 5 * STEP));
+}
+
+#if RLFN_BF16
+
+// Rows that come out at a time, and rows of an inner layer that are kept as pixels.
+constexpr int BAND = 1, KEPT = 1;
+// Whether the last layer is done so, too.
+constexpr bool WINOGRAD_TAIL = false;
+using Row = bf16;
+
+template <int N>
+constexpr size_t WORK = static_cast<size_t>(PRODUCTS) * ROWS<N>* N* LANES;
+
 // Quads first .. last of a row of pixels (float32, channels last, zeros beyond the picture).
-template <int NV>
-__attribute__((noinline)) void to_products(const float* pixels, bf16* row, int quads, int first, int last) {
-    constexpr int CS = NV * LANES;
+template <int N>
+__attribute__((noinline)) void prepare(const float* pixels, bf16* row, int quads, int first, int last) {
+    constexpr int CS = N * LANES;
     const size_t plane = static_cast<size_t>(quads) * CS;
     for (int q = first; q < last; q++) {
-        for (int n = 0; n < NV; n++) {
+        for (int n = 0; n < N; n++) {
             const float* p = pixels + (QUAD * q - 1) * CS + n * LANES;
             bf16* to = row + q * CS + n * LANES;
-            __m512 d0 = load(p), d1 = load(p + CS), d2 = load(p + 2 * CS);
-            __m512 d3 = load(p + 3 * CS), d4 = load(p + 4 * CS), d5 = load(p + 5 * CS);
-            __m512 v0 = _mm512_fmadd_ps(splat(PA2 * PB2), d0, _mm512_fnmadd_ps(splat(PA2 + PB2), d2, d4));
-            __m512 v5 = _mm512_fmadd_ps(splat(PA2 * PB2), d1, _mm512_fnmadd_ps(splat(PA2 + PB2), d3, d5));
-            __m512 even_a = _mm512_fnmadd_ps(splat(PB2), d2, d4);
-            __m512 odd_a = _mm512_fnmadd_ps(splat(PB2), d1, d3);
-            __m512 even_b = _mm512_fnmadd_ps(splat(PA2), d2, d4);
-            __m512 odd_b = _mm512_fnmadd_ps(splat(PA2), d1, d3);
-            store_narrow(to, v0);
-            store_narrow(to + plane, _mm512_fmadd_ps(splat(PA), odd_a, even_a));
-            store_narrow(to + 2 * plane, _mm512_fnmadd_ps(splat(PA), odd_a, even_a));
-            store_narrow(to + 3 * plane, _mm512_fmadd_ps(splat(PB), odd_b, even_b));
-            store_narrow(to + 4 * plane, _mm512_fnmadd_ps(splat(PB), odd_b, even_b));
-            store_narrow(to + 5 * plane, v5);
+            const auto f = of_six<Factors, CS>(p);
+            for (int s = 0; s < PRODUCTS; s++) store(to + s * plane, f.v[s]);
         }
     }
 }
 
-// Quads first .. last of an output row from three transformed input rows; `sums` holds some of them in between.
-// out(pixel, vector, value) gets each result, bias missing; done(quad) is told up to where that has happened, often
-// enough for what was written to be in the first-level cache.
-template <int NV, class F, class G>
-inline void convolve(const bf16* const rows[3], int quads, const bf16* weights, int pairs, int first, int last,
-                     float* sums, F&& out, G&& done) {
-    constexpr int CS = NV * LANES, M = ROWS<NV>;
-    const size_t plane = static_cast<size_t>(quads) * CS, step = static_cast<size_t>(pairs) * NV * LANES * 2;
+// Quads first .. last of an output row from three transformed input rows; `work` holds some sums in between.
+// out(pixel, row of the band, vector, value) gets each result left of pixel `right`, bias missing; done(quad) is told
+// up to where that has happened, often enough for what was written to be in the first-level cache.
+template <int NI, int N, class F, class G>
+inline void convolve(const bf16* const rows[BAND + 2], int quads, const bf16* weights, int inputs, int first, int last,
+                     int right, float* work, F&& out, G&& done) {
+    static_assert(NI == N);
+    constexpr int CS = N * LANES, M = ROWS<N>;
+    const size_t plane = static_cast<size_t>(quads) * CS, step = static_cast<size_t>(inputs) * N * LANES;
     for (int begin = first; begin < last; begin += M) {
         const int end = last < begin + M ? last : begin + M;
         for (int s = 0; s < PRODUCTS; s++) {
             const bf16* w = weights + 3 * s * step;
-            float* to = sums + s * M * CS;
-            in_groups<M>(begin, end, [&](auto count, int q) {
-                Sums<decltype(count)::value, NV> sum;
-                sum.begin(nullptr);
-                const size_t at = s * plane + static_cast<size_t>(q) * CS;
-                for (int k = 0; k < 3; k++) sum.template add<CS>(rows[k] + at, pairs, w + k * step);
-                for (int m = 0; m < decltype(count)::value; m++)
-                    for (int n = 0; n < NV; n++) store(to + (q - begin + m) * CS + n * LANES, sum.v[m][n]);
-            });
+            float* to = work + s * M * CS;
+            products<N>(
+                begin, end, nullptr,
+                [&](auto& sums, int q) {
+                    const size_t at = s * plane + static_cast<size_t>(q) * CS;
+                    for (int k = 0; k < 3; k++) sums.template add<CS, N>(rows[k] + at, inputs, w + k * step);
+                },
+                [&](int q, int n, Vector sum) { store(to + (q - begin) * CS + n * LANES, sum); });
         }
         for (int q = begin; q < end; q++) {
-            for (int n = 0; n < NV; n++) {
-                const float* m = sums + (q - begin) * CS + n * LANES;
-                __m512 m0 = load(m), m1 = load(m + M * CS), m2 = load(m + 2 * M * CS);
-                __m512 m3 = load(m + 3 * M * CS), m4 = load(m + 4 * M * CS), m5 = load(m + 5 * M * CS);
-                __m512 sa = _mm512_add_ps(m1, m2), da = _mm512_sub_ps(m1, m2);
-                __m512 sb = _mm512_add_ps(m3, m4), db = _mm512_sub_ps(m3, m4);
-                out(QUAD * q, n, _mm512_add_ps(_mm512_add_ps(sa, sb), m0));
-                out(QUAD * q + 1, n, _mm512_fmadd_ps(splat(PA), da, _mm512_mul_ps(splat(PB), db)));
-                out(QUAD * q + 2, n, _mm512_fmadd_ps(splat(PA2), sa, _mm512_mul_ps(splat(PB2), sb)));
-                out(QUAD * q + 3, n, _mm512_fmadd_ps(splat(PA2 * PA), da, _mm512_fmadd_ps(splat(PB2 * PB), db, m5)));
+            for (int n = 0; n < N; n++) {
+                const float* m = work + (q - begin) * CS + n * LANES;
+                const auto quad = of_six<Quad, M * CS>(m);
+                for (int i = 0; i < QUAD; i++)
+                    if (QUAD * q + i < right) out(QUAD * q + i, 0, n, quad.v[i]);
             }
         }
         done(end);
     }
 }
+
+#else
+
+constexpr int BAND = QUAD, KEPT = 3 * BAND;
+constexpr bool WINOGRAD_TAIL = true;
+using Row = float;
+
+// Squares of 4x4 pixels that are computed together: each product's weights are read once for all of them, and what lies
+// between the steps of one row of products stays in the first-level cache.
+constexpr int GROUP = 12, COLUMNS = QUAD * GROUP;
+
+template <int N>
+constexpr size_t WORK = static_cast<size_t>(PRODUCTS) * (2 * COLUMNS + 2 + 2 * GROUP) * N* LANES;
+
+// Rows are transformed when they are read.
+template <int N>
+void prepare(const float*, float*, int, int, int) {}
+
+// Squares first .. last of a band of four rows from six rows of pixels; the rest as above.
+template <int NI, int N, class F, class G>
+inline void convolve(const float* const rows[BAND + 2], int, const float* weights, int inputs, int first, int last,
+                     int right, float* work, F&& out, G&& done) {
+    constexpr int CI = NI * LANES, CO = N * LANES;
+    constexpr int TALL = (COLUMNS + 2) * CI, SUMMED = COLUMNS * CO;
+    float *tall = work,
+          *factors = tall + PRODUCTS * TALL;  // [product along columns][pixel]; [product along rows][square]
+    float *sums = factors + PRODUCTS * GROUP * CI,
+          *summed = sums + PRODUCTS * GROUP * CO;  // the same for what comes out
+    for (int begin = first; begin < last; begin += GROUP) {
+        const int count = last < begin + GROUP ? last - begin : GROUP;
+        const size_t at = static_cast<size_t>(QUAD * begin - 1) * CI;
+        const float* in[PRODUCTS] = {rows[0] + at, rows[1] + at, rows[2] + at,
+                                     rows[3] + at, rows[4] + at, rows[5] + at};
+        for (int i = 0; i < (QUAD * count + 2) * CI; i += LANES) {
+            const Factors f(load(in[0] + i), load(in[1] + i), load(in[2] + i), load(in[3] + i), load(in[4] + i),
+                            load(in[5] + i));
+#pragma GCC unroll 6
+            for (int r = 0; r < PRODUCTS; r++) store(tall + r * TALL + i, f.v[r]);
+        }
+        for (int r = 0; r < PRODUCTS; r++) {
+            for (int q = 0; q < count; q++)
+                for (int n = 0; n < CI; n += LANES) {
+                    const auto f = of_six<Factors, CI>(tall + r * TALL + QUAD * q * CI + n);
+#pragma GCC unroll 6
+                    for (int s = 0; s < PRODUCTS; s++) store(factors + (s * GROUP + q) * CI + n, f.v[s]);
+                }
+            for (int s = 0; s < PRODUCTS; s++) {
+                const float *from = factors + s * GROUP * CI,
+                            *w = weights + static_cast<size_t>(r * PRODUCTS + s) * inputs * CO;
+                float* to = sums + s * GROUP * CO;
+                products<N>(
+                    0, count, nullptr, [&](auto& sum, int q) { sum.template add<CI, N>(from + q * CI, inputs, w); },
+                    [&](int q, int n, Vector sum) { store(to + q * CO + n * LANES, sum); });
+            }
+            for (int q = 0; q < count; q++)
+                for (int n = 0; n < CO; n += LANES) {
+                    const auto quad = of_six<Quad, GROUP * CO>(sums + q * CO + n);
+#pragma GCC unroll 4
+                    for (int i = 0; i < QUAD; i++) store(summed + r * SUMMED + (QUAD * q + i) * CO + n, quad.v[i]);
+                }
+        }
+        const int wide = right - QUAD * begin < QUAD * count ? right - QUAD * begin : QUAD * count;
+        for (int x = 0; x < wide; x++)
+            for (int n = 0; n < N; n++) {
+                const auto quad = of_six<Quad, SUMMED>(summed + x * CO + n * LANES);
+#pragma GCC unroll 4
+                for (int i = 0; i < QUAD; i++) out(QUAD * begin + x, i, n, quad.v[i]);
+            }
+        done(begin + count);
+    }
+}
+
+#endif
 
 }  // namespace rlfn

@@ -1,0 +1,99 @@
+// The AVX-512 instructions that the compiled network uses in bf16, in the compiler's own vectors: found before the
+// system's header, so that its code is tried on processors that lack them. Products and sums are rounded as the real
+// ones round them; the estimate of a reciprocal is exact here and one of 14 bits there.
+#pragma once
+#include_next <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace emulated {
+
+typedef float F __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef uint16_t H __attribute__((vector_size(32)));
+typedef uint16_t HH __attribute__((vector_size(64)));
+
+template <class To, class From>
+inline To as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof(to));
+    return to;
+}
+template <class V>
+inline V load(const void* p) {
+    V v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+}
+template <class V>
+inline void store(void* p, V v) {
+    std::memcpy(p, &v, sizeof(v));
+}
+
+inline F splat(float v) { return v - F{}; }
+inline F fma(F a, F b, F c) {
+    F r;
+    for (int i = 0; i < 16; i++) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return r;
+}
+// The second operand where either is not a number, as the instruction.
+inline F max(F a, F b) { return as<F>((I)(a > b) & as<I>(a) | ~(I)(a > b) & as<I>(b)); }
+inline F round(F a) {
+    F r;
+    for (int i = 0; i < 16; i++) r[i] = std::nearbyint(a[i]);
+    return r;
+}
+inline F scale(F a, F by) {
+    F r;
+    for (int i = 0; i < 16; i++) r[i] = a[i] * std::exp2(by[i]);
+    return r;
+}
+inline __m256i narrow(F v) {
+    const U bits = as<U>(v), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const U quiet = (bits >> 16) | 0x40, nan = (U)(v != v);
+    return as<__m256i>(__builtin_convertvector((nan & quiet) | (~nan & rounded), H));
+}
+// Two products a lane; numbers too small for a full mantissa count as zero.
+inline F dot(F sum, F a, F b) {
+    const U x = as<U>(a), y = as<U>(b);
+    const F even = as<F>(x << 16) * as<F>(y << 16), odd = as<F>(x & 0xffff0000u) * as<F>(y & 0xffff0000u);
+    return sum + even + odd;
+}
+template <class V>
+inline uint32_t differ(V a, V b) {
+    return std::memcmp(&a, &b, sizeof(a)) != 0;
+}
+
+}  // namespace emulated
+
+// The names that vector.hpp and gemm.hpp use.
+#define __m512 emulated::F
+#define __m512i emulated::U
+#define __m512bh emulated::F
+#define _mm512_loadu_ps(p) emulated::load<emulated::F>(p)
+#define _mm512_storeu_ps(p, v) emulated::store(p, v)
+#define _mm512_loadu_si512(p) emulated::load<emulated::U>(p)
+#define _mm512_set1_ps(v) emulated::splat(v)
+#define _mm512_setzero_ps() emulated::F{}
+#define _mm512_set1_epi32(v) (static_cast<uint32_t>(v) - emulated::U{})
+#define _mm512_castsi512_ps(v) emulated::as<emulated::F>(v)
+#define _mm512_castps_si512(v) emulated::as<emulated::U>(v)
+#define _mm512_fmadd_ps(a, b, c) emulated::fma(a, b, c)
+#define _mm512_fnmadd_ps(a, b, c) emulated::fma(-(a), b, c)
+#define _mm512_add_ps(a, b) ((a) + (b))
+#define _mm512_sub_ps(a, b) ((a) - (b))
+#define _mm512_mul_ps(a, b) ((a) * (b))
+#define _mm512_max_ps(a, b) emulated::max(a, b)
+#define _mm512_roundscale_ps(a, mode) emulated::round(a)
+#define _mm512_scalef_ps(a, b) emulated::scale(a, b)
+#define _mm512_rcp14_ps(a) (1.f / (a))
+#define _mm512_cvtepu16_epi32(v) __builtin_convertvector(emulated::as<emulated::H>(v), emulated::U)
+#define _mm512_slli_epi32(v, bits) ((v) << (bits))
+#define _mm512_cvtneps_pbh(v) emulated::narrow(v)
+#define _mm512_dpbf16_ps(sum, a, b) emulated::dot(sum, a, b)
+#define _mm512_cmpneq_epi32_mask(a, b) emulated::differ(a, b)
+#define _mm256_cmpneq_epi16_mask(a, b) emulated::differ(a, b)
