@@ -32,7 +32,7 @@ LAYERS = ("", "media", "models", "engine", "pipeline", "jobs", "training", "eval
 MAP = re.compile(r"(<!-- file map: made by docs/make.py -->\n).*?(<!-- end of the file map -->)", re.S)
 #: What is no module.
 OTHER_FILES = {
-    "rlfn_pipe/models/native/*.cpp, *.hpp": "The compiled network: vectors, products, Winograd transforms, passes, changes, threads.",
+    "rlfn_pipe/models/native/*.cpp, *.hpp": "The compiled network: vectors, products, transforms, passes, changes, threads.",
     "presets/": "Presets of `upscale`; in `training/` the recipes.",
     "weights/": "The weights that ship, with `index.toml`: checksums, how trained, measured PSNR.",
     "docs/": "`cli.md` (every option), measurements, protocols; `make.py` writes the generated parts.",

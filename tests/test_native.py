@@ -163,7 +163,7 @@ def test_bits_depend_on_nothing_but_the_picture(
     x = picture(58, 131)
     whole = net(x)
     for columns, rows, threads in ((1, 1, 1), (2, 1, 3), (4, 5, 2), (7, 29, 4)):
-        monkeypatch.setattr(native_network, "_tiles", lambda h, w, t, c=columns, r=rows: (c, r))
+        monkeypatch.setattr(native_network, "_tiles", lambda *size, c=columns, r=rows: (c, r))
         monkeypatch.setattr(torch, "get_num_threads", lambda t=threads: t)
         assert torch.equal(net(x), whole), (columns, rows, threads)
     both = net(torch.cat([picture(58, 131).flip(-1), x]))
@@ -180,7 +180,7 @@ def test_more_threads_than_pieces_never_wait_for_one_another(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
     spec, module = random_network("rlfn-s", 2)
     net, x = NativeNetwork(spec, module, dtype), picture(15, 17)
-    monkeypatch.setattr(native_network, "_tiles", lambda h, w, t: (1, 2))
+    monkeypatch.setattr(native_network, "_tiles", lambda *size: (1, 2))
     wanted = net(x)
     for _ in range(300):
         assert torch.equal(net(x), wanted)

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeNetwork", "fits", "winograd_weights"]
 
-#: Pixels of a tile: wider ones leave the second-level cache, lower ones compute more rows twice. How a picture is cut
-#: changes no bit.
-TILE_WIDTH, TILE_HEIGHT = 320, 96
+#: Pixels of a tile: wider ones leave the cache, lower ones compute more rows twice, of which float32 has more. How a
+#: picture is cut changes no bit.
+TILE_WIDTH = 320
+TILE_HEIGHT = {torch.bfloat16: 96, torch.float32: 256}
 #: Number formats of networks that the compiled part computes, by its names, and the numbers in one vector.
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _LANES = {torch.bfloat16: 16, torch.float32: 8}
@@ -137,7 +138,7 @@ class NativeNetwork:
         threads = torch.get_num_threads()
         if threads > 1:
             let_openmp_rest()
-        columns, rows = _tiles(h, w, threads)
+        columns, rows = _tiles(h, w, threads, TILE_HEIGHT[self._dtype])
         job = Job(height=h, width=w, threads=threads, columns=columns, rows=rows)
         job.memory = None if memory is None else _aligned(memory)
         workspace = torch.empty(self.library.workspace(self.net, job), dtype=torch.uint8)
@@ -149,7 +150,7 @@ class NativeNetwork:
 
     def memory_bytes(self, h: int, w: int) -> int:
         """What keeping all layers of a picture takes."""
-        columns, rows = _tiles(h, w, 1)
+        columns, rows = _tiles(h, w, 1, TILE_HEIGHT[self._dtype])
         job = Job(height=h, width=w, threads=1, columns=columns, rows=rows)
         size: int = self.library.memory(self.net, job)
         return size
@@ -269,9 +270,9 @@ def _aligned(buffer: torch.Tensor) -> int:
     return -(-buffer.data_ptr() // 64) * 64
 
 
-def _tiles(h: int, w: int, threads: int) -> tuple[int, int]:
+def _tiles(h: int, w: int, threads: int, height: int) -> tuple[int, int]:
     """Columns and rows of tiles: many, or as many for one thread as for another."""
-    columns, rows = -(-w // TILE_WIDTH), max(1, round(h / TILE_HEIGHT))
+    columns, rows = -(-w // TILE_WIDTH), max(1, round(h / height))
     while columns * rows < 4 * threads and columns * rows % threads:
         rows += 1
     return columns, min(rows, h)
