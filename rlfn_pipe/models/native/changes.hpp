@@ -2,6 +2,7 @@
 // See rlfn_pipe/models/native/memory.py.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "network.hpp"
@@ -43,11 +44,13 @@ class Changes : Network<NV> {
         const int along = p_.squares_along(), down = p_.squares_down();
         double work = 0;
         std::memset(next_, 0, p_.squares());
+        spread(1, 1);
         all(pool, down, [&](int row, Scratch<NV>& s) {
+            const unsigned char* near = near_.data() + static_cast<size_t>(row) * along;
             for (int c = 0; c < along; c++) {
-                if (!seen(row, row + 1, c, c + 1, 1)) continue;
+                if (!near[c]) continue;
                 int end = c + 1;
-                while (end < along && seen(row, row + 1, end, end + 1, 1)) end++;
+                while (end < along && near[end]) end++;
                 for (int y = row * SQUARE; y < std::min(p_.h, (row + 1) * SQUARE); y++)
                     this->template head_row<true>(y, c * SQUARE, std::min(p_.w, end * SQUARE), s);
                 c = end;
@@ -69,48 +72,125 @@ class Changes : Network<NV> {
     }
 
    private:
-    // Whether a square is marked in these rows and columns of squares, or up to `reach` away from them. A step's
-    // convolutions reach 3 pixels; but the bits of a whole quad (band) depend on all that any of its pixels reads.
-    bool seen(int top, int bottom, int left, int right, int reach) const {
-        const int along = p_.squares_along(), reach_down = BAND == 1 ? 1 : reach;
-        left = std::max(0, left - reach), right = std::min(along, right + reach);
-        for (int r = std::max(0, top - reach_down); r < std::min(p_.squares_down(), bottom + reach_down); r++)
-            if (std::memchr(changed_ + static_cast<size_t>(r) * along + left, 1, right - left)) return true;
-        return false;
-    }
-
-    // Calls f(tile, scratch) for cells that see a mark, neighbours joined, `reach` columns of squares away; for all of
-    // them where they are many.
-    template <class F>
-    double step(Pool& pool, int reach, F&& f) {
-        constexpr int PER = CELL / SQUARE;
-        const int most = std::max(CELL, (p_.quads - 7) * QUAD / CELL * CELL);
-        const int rows = (p_.h + CELL - 1) / CELL, columns = (p_.w + CELL - 1) / CELL;
-        std::vector<Tile> tiles;
-        int cells = 0;
-        for (int r = 0; r < rows; r++) {
-            bool joined = false;
-            for (int c = 0; c < columns; c++) {
-                const bool needed = seen(r * PER, (r + 1) * PER, c * PER, (c + 1) * PER, reach);
-                const Tile cell{c * CELL, std::min(p_.w, (c + 1) * CELL), r * CELL, std::min(p_.h, (r + 1) * CELL)};
-                if (needed && joined && cell.x1 - tiles.back().x0 <= most)
-                    tiles.back().x1 = cell.x1;
-                else if (needed)
-                    tiles.push_back(cell);
-                joined = needed;
-                cells += needed;
+    // Finds the squares that see a mark up to so many squares away. A step's convolutions reach 3 pixels; but the bits
+    // of a whole quad (band) depend on all that any of its pixels reads.
+    void spread(int reach, int reach_down) {
+        const int along = p_.squares_along(), down = p_.squares_down();
+        std::vector<unsigned char> wide(p_.squares());
+        near_.assign(p_.squares(), 0);
+        auto add = [](unsigned char* to, const unsigned char* from, int count) {
+            for (int i = 0; i < count; i++) to[i] |= from[i];
+        };
+        for (int r = 0; r < down; r++) {
+            const unsigned char* marks = changed_ + static_cast<size_t>(r) * along;
+            unsigned char* to = wide.data() + static_cast<size_t>(r) * along;
+            for (int k = 0; k <= std::min(reach, along - 1); k++) {
+                add(to + k, marks, along - k);
+                add(to, marks + k, along - k);
             }
         }
+        for (int r = 0; r < down; r++)
+            for (int k = std::max(0, r - reach_down); k <= std::min(down - 1, r + reach_down); k++)
+                add(near_.data() + static_cast<size_t>(r) * along, wide.data() + static_cast<size_t>(k) * along, along);
+    }
+
+    // What a tile costs, in pixels: its convolutions compute more than the tile, on average this much.
+    static double cost(const Tile& t) { return (t.x1 - t.x0 + 10.0) * (t.y1 - t.y0 + (BAND == 1 ? 2.0 : 10.0)); }
+
+    // Calls f(tile, scratch) for tiles that hold all squares that see a mark `reach` squares away; for the whole
+    // picture's where that costs as much.
+    template <class F>
+    double step(Pool& pool, int reach, F&& f) {
+        spread(reach, BAND == 1 ? 1 : reach);
+        std::vector<Tile> tiles = marked_tiles(), whole;
+        for (int i = 0; i < p_.tiles(); i++) whole.push_back(p_.tile(i));
+        double some = 0, most = 0;
+        for (const Tile& t : tiles) some += cost(t);
+        for (const Tile& t : whole) most += cost(t);
+        if (some >= most) tiles.swap(whole);
         std::memset(next_, 0, p_.squares());
-        const double share = static_cast<double>(cells) / (rows * columns);
-        // A cell by itself costs more than as a part of a tile, up to a third with rows, up to two thirds with bands.
-        constexpr double MOST = BAND == 1 ? 0.7 : 0.6;
-        if (share > MOST) {
-            tiles.clear();
-            for (int i = 0; i < p_.tiles(); i++) tiles.push_back(p_.tile(i));
-        }
         all(pool, static_cast<int>(tiles.size()), [&](int i, Scratch<NV>& s) { f(tiles[i], s); });
-        return std::min(1.0, share / MOST);
+        return std::min(1.0, some / most);
+    }
+
+    // Tiles that hold all squares found: those of neighbouring cells, as tight as they can be, joined where that is
+    // cheaper.
+    std::vector<Tile> marked_tiles() const {
+        constexpr int PER = CELL / SQUARE;
+        const int along = p_.squares_along(), down = p_.squares_down(), most = (p_.quads - 7) * QUAD;
+        std::vector<Tile> tiles;
+        for (int top = 0; top < down; top += PER) {
+            const int bottom = std::min(down, top + PER);
+            Tile box;  // in squares
+            auto finish = [&] {
+                if (box.x1 > 0)
+                    join(tiles,
+                         {box.x0 * SQUARE, std::min(p_.w, box.x1 * SQUARE), box.y0 * SQUARE,
+                          std::min(p_.h, box.y1 * SQUARE)},
+                         most);
+                box = {along, 0, down, 0};
+            };
+            box = {along, 0, down, 0};
+            for (int left = 0; left < along; left += PER) {
+                const int right = std::min(along, left + PER);
+                Tile cell{along, 0, down, 0};
+                for (int r = top; r < bottom; r++) {
+                    const unsigned char* near = near_.data() + static_cast<size_t>(r) * along;
+                    for (int c = left; c < right; c++)
+                        if (near[c]) cell = hull(cell, {c, c + 1, r, r + 1});
+                }
+                if (cell.x1 == 0)
+                    finish();
+                else if (box.x1 > 0 && (cell.x1 - box.x0) * SQUARE > most)
+                    finish(), box = cell;
+                else
+                    box = hull(box, cell);
+            }
+            finish();
+        }
+        balance(tiles);
+        return tiles;
+    }
+
+    // Cuts large tiles, so that threads end together; the largest come first.
+    void balance(std::vector<Tile>& tiles) const {
+        auto cheaper = [](const Tile& a, const Tile& b) { return cost(a) < cost(b); };
+        double all = 0;
+        for (const Tile& t : tiles) all += cost(t);
+        std::make_heap(tiles.begin(), tiles.end(), cheaper);
+        while (p_.threads > 1 && !tiles.empty() && cost(tiles.front()) > all / (2 * p_.threads)) {
+            std::pop_heap(tiles.begin(), tiles.end(), cheaper);
+            Tile &one = tiles.back(), other = one;
+            const int wide = one.x1 - one.x0, high = one.y1 - one.y0;
+            if (std::max(wide, high) < CELL) break;
+            if (wide > high)
+                one.x1 = other.x0 = one.x0 + wide / 2 / SQUARE * SQUARE;
+            else
+                one.y1 = other.y0 = one.y0 + high / 2 / SQUARE * SQUARE;
+            std::push_heap(tiles.begin(), tiles.end(), cheaper);
+            tiles.push_back(other);
+            std::push_heap(tiles.begin(), tiles.end(), cheaper);
+        }
+        std::sort(tiles.begin(), tiles.end(), [&](const Tile& a, const Tile& b) { return cheaper(b, a); });
+    }
+
+    static Tile hull(const Tile& a, const Tile& b) {
+        return {std::min(a.x0, b.x0), std::max(a.x1, b.x1), std::min(a.y0, b.y0), std::max(a.y1, b.y1)};
+    }
+
+    // Adds a tile, as a part of one above it where both together cost less and meet no third one.
+    static void join(std::vector<Tile>& tiles, const Tile& made, int most) {
+        for (Tile& other : tiles) {
+            const Tile both = hull(other, made);
+            if (both.x1 - both.x0 > most || cost(both) > cost(other) + cost(made)) continue;
+            const bool meets = std::any_of(tiles.begin(), tiles.end(), [&](const Tile& t) {
+                return &t != &other && t.x0 < both.x1 && both.x0 < t.x1 && t.y0 < both.y1 && both.y0 < t.y1;
+            });
+            if (meets) continue;
+            other = both;
+            return;
+        }
+        tiles.push_back(made);
     }
 
     // Block k's small map where its input changed; marks in `next_` over which its stretch did.
@@ -139,6 +219,8 @@ class Changes : Network<NV> {
                 }
         });
     }
+
+    std::vector<unsigned char> near_;
 };
 
 }  // namespace rlfn
