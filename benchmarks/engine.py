@@ -107,7 +107,7 @@ def accuracy(options: argparse.Namespace) -> None:
 def memory(options: argparse.Namespace) -> None:
     """Seconds a frame and peak resident memory of the engine."""
     if options.malloc == "default":
-        runner.keep_freed_memory = lambda: False  # type: ignore[attr-defined]
+        runner.suit_allocator = lambda: ""  # type: ignore[attr-defined]
     spec, module = load_file(options.weights)
     width, height = map(int, options.size.split("x"))
     layout = ColourInfo(1, range=1, subsampling="420")

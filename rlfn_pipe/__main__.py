@@ -24,6 +24,8 @@ def main() -> int:
     heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
     for signum in heard:
         signal.signal(signum, _not_begun)
+    # PyTorch looks once, at its first tensor; see `rlfn_pipe.engine.device.suit_allocator`.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from rlfn_pipe.cli.app import main as command
     from rlfn_pipe.errors import Interrupted
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -532,3 +537,27 @@ def test_short_formats_in_tiles_stay_near_fp32(precision: str, depth: int) -> No
     (result,) = Engine(factory, spec, precision=precision, **settings).run([(source, target)])  # type: ignore[arg-type]
     for plane, reference in zip(result.planes, expected.planes, strict=True):
         assert np.abs(plane.astype(int) - reference.astype(int)).max() <= 2 << (depth - 8)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize("wish", ["1", "0"])
+def test_large_buffers_suit_the_allocator(wish: str) -> None:
+    """In huge pages they are handed back at once; without them they are kept, and the next one is the same."""
+    script = (
+        "import torch; from rlfn_pipe.engine.device import suit_allocator; mode = suit_allocator()\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "before = resident(); x = torch.ones(1 << 26, dtype=torch.uint8); held = resident() - before\n"
+        "del x; print(mode, held >> 20, (resident() - before) >> 20, sep=',')\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "THP_MEM_ALLOC_ENABLE": wish},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split(",")
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    possible = setting.is_file() and "[never]" not in setting.read_text(encoding="ascii")
+    assert found[0] == ("huge pages" if wish == "1" and possible else "kept")
+    held, left = int(found[1]), int(found[2])
+    assert held >= 60 and (left < 10 if found[0] == "huge pages" else left >= 60)

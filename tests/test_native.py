@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,21 @@ def test_bits_depend_on_nothing_but_the_picture(
         assert torch.equal(net(x), whole), (columns, rows, threads)
     both = net(torch.cat([picture(58, 131).flip(-1), x]))
     assert torch.equal(both[1], whole[0]) and not torch.equal(both[0], whole[0])
+
+
+@needed
+def test_callers_at_the_same_time_have_buffers_of_their_own(dtype: torch.dtype) -> None:
+    """And pictures of other sizes in between find theirs large enough."""
+    spec, module = random_network("rlfn-s", 2)
+    net = NativeNetwork(spec, module, dtype)
+    pictures = [picture(15, 40 - i) for i in range(4)]
+    wanted = [NativeNetwork(spec, module, dtype)(x) for x in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for got, right in zip(pool.map(net, pictures), wanted, strict=True):
+                assert torch.equal(got, right)
+    net.release()
+    assert torch.equal(net(pictures[0]), wanted[0])
 
 
 @needed

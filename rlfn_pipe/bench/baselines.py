@@ -58,7 +58,7 @@ class Baseline:
 def official(subject: Subject) -> Baseline:
     """As the published scripts run it: fp32, eager, default memory layout.
 
-    It shares the engine's process, and so a C library that keeps freed memory (`keep_freed_memory`); a
+    It shares the engine's process, and so an allocator that suits big buffers (`suit_allocator`); a
     script of its own pays for page faults as well (benchmarks/end_to_end.py has that comparison).
     """
     module = copy.deepcopy(subject.module).to(subject.device, torch.float32).eval()

@@ -17,9 +17,9 @@ import torch
 from rlfn_pipe.engine.device import (
     DTYPES,
     device_name,
-    keep_freed_memory,
     resolve_device,
     resolve_precision,
+    suit_allocator,
 )
 from rlfn_pipe.engine.limits import Limits
 from rlfn_pipe.engine.overflow import finite_tiles, without_bad_tiles
@@ -170,7 +170,7 @@ class Engine:
         #: Whether overflow is looked for when a frame is closed, instead of after each batch.
         self.late_checks = self.device.type != "cpu"
         if self.device.type == "cpu":
-            keep_freed_memory()
+            suit_allocator()
 
     # ------------------------------------------------------------ settings
 

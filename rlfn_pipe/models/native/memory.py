@@ -48,6 +48,7 @@ class RememberingNetwork:
     def forget(self) -> bool:
         """Let go of all that is kept, for good: memory is short. False when there was nothing."""
         kept = self._memory is not None
+        self._network.release()
         self._limit, self._memory, self._valid = 0, None, False
         return kept
 

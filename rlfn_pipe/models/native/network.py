@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -100,6 +101,7 @@ class NativeNetwork:
         self._lanes, self._short = _LANES[dtype], dtype == torch.bfloat16
         self._vectors, self._esa_vectors = -(-spec.channels // self._lanes), 16 // self._lanes
         self._kept: list[torch.Tensor] = []
+        self._spare: deque[torch.Tensor] = deque(maxlen=1)
         with torch.no_grad():
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
             self.net = self._packed(spec, module)
@@ -141,12 +143,28 @@ class NativeNetwork:
         columns, rows = _tiles(h, w, threads, TILE_HEIGHT[self._dtype])
         job = Job(height=h, width=w, threads=threads, columns=columns, rows=rows)
         job.memory = None if memory is None else _aligned(memory)
-        workspace = torch.empty(self.library.workspace(self.net, job), dtype=torch.uint8)
+        workspace = self._room(self.library.workspace(self.net, job))
         job.workspace = _aligned(workspace)
         job.stretch, kept = _whole(h, w) if place is None else _stretch(*place)
         job.picture, job.result = picture.data_ptr(), result.data_ptr()
         yield job
-        del workspace, kept
+        self._spare.append(workspace)
+        del kept
+
+    def _room(self, size: int) -> torch.Tensor:
+        """A buffer, the last picture's where it is large enough: the heap would be left with holes otherwise."""
+        try:
+            spare = self._spare.pop()
+        except IndexError:
+            spare = None
+        if spare is None or len(spare) < size:
+            spare = None  # let go of it first
+            spare = torch.empty(size, dtype=torch.uint8)
+        return spare
+
+    def release(self) -> None:
+        """Hand back the buffer that the next picture would use."""
+        self._spare.clear()
 
     def memory_bytes(self, h: int, w: int) -> int:
         """What keeping all layers of a picture takes."""
