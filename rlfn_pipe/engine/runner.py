@@ -215,8 +215,9 @@ class Engine:
         size = torch.empty(0, dtype=self._dtype).element_size()
         width = max(self.spec.channels, self.spec.mid_channels)
         if self.device.type == "cpu":
-            # The first layer's output and two blocks' sums; all else lasts for a strip.
-            return (3.0 * width + 2.0 * self.spec.esa_channels) * size + 3.0 * self.scale**2 * 7 + 24.0
+            # The first layer's output, two blocks' sums and ESA's maps; all else lasts for a few rows.
+            kept = (3.0 * width + 2.0 * self.spec.esa_channels) * size + 2.0 * self.spec.esa_channels
+            return kept + 3.0 * self.scale**2 * 7 + 24.0
         return 5.0 * width * size + 3.0 * self.scale**2 * (2 * size + 4)
 
     def _largest_tile(self) -> int:

@@ -124,4 +124,5 @@ def memory_budget(device: torch.device) -> int:
     free = available_memory(device)
     if device.type == "cuda":
         return int(free * 0.6)
-    return min(free // 4, 3 << 29)
+    # 1080p to 4K in less than 2.5 GB, of which an encoder takes more than half (docs/performance.md).
+    return min(free // 4, 1 << 30)
