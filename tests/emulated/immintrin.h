@@ -14,7 +14,6 @@ typedef float F __attribute__((vector_size(64)));
 typedef int32_t I __attribute__((vector_size(64)));
 typedef uint32_t U __attribute__((vector_size(64)));
 typedef uint16_t H __attribute__((vector_size(32)));
-typedef uint16_t HH __attribute__((vector_size(64)));
 
 template <class To, class From>
 inline To as(From from) {
@@ -78,15 +77,11 @@ inline uint32_t differ(V a, V b) {
 #define _mm512_storeu_ps(p, v) emulated::store(p, v)
 #define _mm512_loadu_si512(p) emulated::load<emulated::U>(p)
 #define _mm512_set1_ps(v) emulated::splat(v)
-#define _mm512_setzero_ps() emulated::F{}
 #define _mm512_set1_epi32(v) (static_cast<uint32_t>(v) - emulated::U{})
 #define _mm512_castsi512_ps(v) emulated::as<emulated::F>(v)
 #define _mm512_castps_si512(v) emulated::as<emulated::U>(v)
 #define _mm512_fmadd_ps(a, b, c) emulated::fma(a, b, c)
 #define _mm512_fnmadd_ps(a, b, c) emulated::fma(-(a), b, c)
-#define _mm512_add_ps(a, b) ((a) + (b))
-#define _mm512_sub_ps(a, b) ((a) - (b))
-#define _mm512_mul_ps(a, b) ((a) * (b))
 #define _mm512_max_ps(a, b) emulated::max(a, b)
 #define _mm512_roundscale_ps(a, mode) emulated::round(a)
 #define _mm512_scalef_ps(a, b) emulated::scale(a, b)

@@ -114,40 +114,35 @@ class Changes : Network<NV> {
     }
 
     // Tiles that hold all squares found: those of neighbouring cells, as tight as they can be, joined where that is
-    // cheaper.
+    // cheaper, and cut where threads would wait. No two of them meet.
     std::vector<Tile> marked_tiles() const {
         constexpr int PER = CELL / SQUARE;
         const int along = p_.squares_along(), down = p_.squares_down(), most = (p_.quads - 7) * QUAD;
+        const Tile none{along, 0, down, 0};  // in squares, as `box` and `cell`
         std::vector<Tile> tiles;
         for (int top = 0; top < down; top += PER) {
             const int bottom = std::min(down, top + PER);
-            Tile box;  // in squares
+            Tile box = none;
             auto finish = [&] {
                 if (box.x1 > 0)
-                    join(tiles,
-                         {box.x0 * SQUARE, std::min(p_.w, box.x1 * SQUARE), box.y0 * SQUARE,
-                          std::min(p_.h, box.y1 * SQUARE)},
-                         most);
-                box = {along, 0, down, 0};
+                    tiles.push_back({box.x0 * SQUARE, std::min(p_.w, box.x1 * SQUARE), box.y0 * SQUARE,
+                                     std::min(p_.h, box.y1 * SQUARE)});
+                box = none;
             };
-            box = {along, 0, down, 0};
             for (int left = 0; left < along; left += PER) {
                 const int right = std::min(along, left + PER);
-                Tile cell{along, 0, down, 0};
+                Tile cell = none;
                 for (int r = top; r < bottom; r++) {
                     const unsigned char* near = near_.data() + static_cast<size_t>(r) * along;
                     for (int c = left; c < right; c++)
                         if (near[c]) cell = hull(cell, {c, c + 1, r, r + 1});
                 }
-                if (cell.x1 == 0)
-                    finish();
-                else if (box.x1 > 0 && (cell.x1 - box.x0) * SQUARE > most)
-                    finish(), box = cell;
-                else
-                    box = hull(box, cell);
+                if (cell.x1 == 0 || (box.x1 > 0 && (cell.x1 - box.x0) * SQUARE > most)) finish();
+                box = hull(box, cell);
             }
             finish();
         }
+        join(tiles, most);
         balance(tiles);
         return tiles;
     }
@@ -155,10 +150,10 @@ class Changes : Network<NV> {
     // Cuts large tiles, so that threads end together; the largest come first.
     void balance(std::vector<Tile>& tiles) const {
         auto cheaper = [](const Tile& a, const Tile& b) { return cost(a) < cost(b); };
-        double all = 0;
-        for (const Tile& t : tiles) all += cost(t);
+        double total = 0;
+        for (const Tile& t : tiles) total += cost(t);
         std::make_heap(tiles.begin(), tiles.end(), cheaper);
-        while (p_.threads > 1 && !tiles.empty() && cost(tiles.front()) > all / (2 * p_.threads)) {
+        while (p_.threads > 1 && !tiles.empty() && cost(tiles.front()) > total / (2 * p_.threads)) {
             std::pop_heap(tiles.begin(), tiles.end(), cheaper);
             Tile &one = tiles.back(), other = one;
             const int wide = one.x1 - one.x0, high = one.y1 - one.y0;
@@ -178,19 +173,28 @@ class Changes : Network<NV> {
         return {std::min(a.x0, b.x0), std::max(a.x1, b.x1), std::min(a.y0, b.y0), std::max(a.y1, b.y1)};
     }
 
-    // Adds a tile, as a part of one above it where both together cost less and meet no third one.
-    static void join(std::vector<Tile>& tiles, const Tile& made, int most) {
-        for (Tile& other : tiles) {
-            const Tile both = hull(other, made);
-            if (both.x1 - both.x0 > most || cost(both) > cost(other) + cost(made)) continue;
-            const bool meets = std::any_of(tiles.begin(), tiles.end(), [&](const Tile& t) {
-                return &t != &other && t.x0 < both.x1 && both.x0 < t.x1 && t.y0 < both.y1 && both.y0 < t.y1;
+    // Makes one of two tiles where that costs less and meets no third one.
+    static void join(std::vector<Tile>& tiles, int most) {
+        auto partner = [&](const Tile& made) {
+            return std::find_if(tiles.begin(), tiles.end(), [&](const Tile& other) {
+                if (&other >= &made) return false;
+                const Tile both = hull(other, made);
+                return both.x1 - both.x0 <= most && cost(both) <= cost(other) + cost(made) &&
+                       std::none_of(tiles.begin(), tiles.end(), [&](const Tile& t) {
+                           return &t != &other && &t != &made && t.x0 < both.x1 && both.x0 < t.x1 && t.y0 < both.y1 &&
+                                  both.y0 < t.y1;
+                       });
             });
-            if (meets) continue;
-            other = both;
-            return;
+        };
+        for (size_t i = 1; i < tiles.size();) {
+            const auto other = partner(tiles[i]);
+            if (other == tiles.end()) {
+                i++;
+                continue;
+            }
+            *other = hull(*other, tiles[i]);
+            tiles.erase(tiles.begin() + i);
         }
-        tiles.push_back(made);
     }
 
     // Block k's small map where its input changed; marks in `next_` over which its stretch did.

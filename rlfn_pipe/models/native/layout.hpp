@@ -14,7 +14,7 @@ constexpr int F16 = 16;  // ESA's channels
 constexpr int EV = F16 / LANES;
 constexpr int MOST_BLOCKS = 16;
 constexpr int SQUARE = QUAD;      // what changed is known in squares of this side
-constexpr int CELL = 8 * SQUARE;  // what is computed again, at least
+constexpr int CELL = 8 * SQUARE;  // changes within a cell are computed again together
 
 struct Block {
     const Kept *conv[3], *c5, *reduce, *conv2, *conv_f, *conv4;

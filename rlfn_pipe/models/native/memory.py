@@ -1,8 +1,8 @@
 """Frames that differ from the one before only in places: what did not change inside the network is not computed.
 
 Everything in an RLFN is local: a block's convolutions reach 3 pixels, ESA's small map some 30. So the outputs of its
-layers for the last frame are kept, and of the next one each layer is computed again in square cells where its input
-changed; what comes out is compared with what was there, for mostly the same bits come out some pixels beyond a change,
+layers for the last frame are kept, and of the next one each layer is computed again in tiles around what changed
+in its input; what comes out is compared with what was there, for mostly the same bits come out some pixels beyond a change,
 since numbers are rounded, to 8 bits in bf16 and to 14 in float32. It costs about 1 KB for each low-resolution pixel in
 bf16, 2 KB in float32. The result has the bits of the whole frame's computation, since those depend on no pixel's company
 (network.cpp).

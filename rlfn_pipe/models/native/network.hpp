@@ -168,10 +168,6 @@ class Network {
         alignas(64) float mask[PIXELS * CS];
         for (int from = first; from < last; from += PIXELS) {
             const int to = std::min(last, from + PIXELS);
-            // What the next pixels read lies in memory.
-            for (int x = to; x < std::min(last, to + PIXELS); x++)
-                for (size_t i = 0; i < CS; i += 64 / sizeof(Kept))
-                    __builtin_prefetch(total + static_cast<size_t>(x) * CS + i);
             products<EV>(
                 from, to, b.conv_f_bias,
                 [&](auto& sums, int x) {

@@ -12,7 +12,7 @@ import ctypes
 import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -153,14 +153,12 @@ class NativeNetwork:
 
     def _room(self, size: int) -> torch.Tensor:
         """A buffer, the last picture's where it is large enough: the heap would be left with holes otherwise."""
-        try:
+        with suppress(IndexError):
             spare = self._spare.pop()
-        except IndexError:
-            spare = None
-        if spare is None or len(spare) < size:
-            spare = None  # let go of it first
-            spare = torch.empty(size, dtype=torch.uint8)
-        return spare
+            if len(spare) >= size:
+                return spare
+            del spare  # before the larger one comes
+        return torch.empty(size, dtype=torch.uint8)
 
     def release(self) -> None:
         """Hand back the buffer that the next picture would use."""
