@@ -351,17 +351,6 @@ def test_layers_are_kept_within_bounds_and_handed_back(dtype: torch.dtype) -> No
     assert torch.equal(kept(x), plain(x)) and kept.computed == 1.0
 
 
-@needed
-def test_openmp_rests_and_wakes_again() -> None:
-    """PyTorch's operators run as before in between."""
-    found = native._openmp_pauses()
-    assert found or not torch.backends.openmp.is_available()
-    x = torch.arange(1 << 20, dtype=torch.float32)
-    for _ in range(3):
-        native.let_openmp_rest()
-        assert float((x * 2).sum(dtype=torch.float64)) == float((1 << 20) * ((1 << 20) - 1))
-
-
 def test_networks_of_other_shapes_go_without() -> None:
     for channels, mid, esa in ((10, 12, 16), (52, 48, 16), (48, 48, 8), (80, 80, 16)):
         for dtype in (torch.bfloat16, torch.float32):

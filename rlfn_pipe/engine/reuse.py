@@ -26,6 +26,7 @@ __all__ = [
     "KEPT_BYTES",
     "Answer",
     "Gallery",
+    "Likeness",
     "Memory",
     "Mosaic",
     "Statistics",
@@ -37,6 +38,9 @@ T = TypeVar("T")
 
 #: Frames whose results are kept (measured: docs/performance.md), as long as they take no more than this.
 RECENT, RECENT_BYTES = 8, 1 << 28
+#: A frame is like the one before when no more of its cells than this changed; for so many frames after one
+#: that was, the next may be like it again.
+MOST_CHANGED, PATIENCE = 0.5, 4
 #: Side of a cell of `changed_cells` in luma samples.
 CELL = 8
 #: How far, in luma samples, a pixel's RGB depends on samples: chroma interpolation, filling under alpha.
@@ -186,6 +190,21 @@ class Gallery(Generic[T]):
         size = share * sum(plane.nbytes for plane in frame.planes)
         count = max(1, min(RECENT, int(RECENT_BYTES / size)))
         self._shown = [(frame, target, item), *self._shown[: count - 1]]
+
+
+class Likeness:
+    """Whether frames change in places only, so that it pays to keep what lies between a network's layers."""
+
+    def __init__(self) -> None:
+        self._last: Frame | None = None
+        self._patience = 0
+
+    def sees(self, frame: Frame) -> bool:
+        """Look at the next frame that is to be computed; True when its layers are to be kept."""
+        last, self._last = self._last, frame
+        alike_ = last is not None and alike(last, frame) and changed_cells(last, frame).mean() <= MOST_CHANGED
+        self._patience = PATIENCE if alike_ else max(0, self._patience - 1)
+        return self._patience > 0
 
 
 class Memory:

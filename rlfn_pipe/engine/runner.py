@@ -8,7 +8,9 @@ order is kept. When memory runs out the batch is halved, then the tile, and what
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +30,7 @@ from rlfn_pipe.engine.schedule import Run
 from rlfn_pipe.engine.settings import JSON, Settings
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
 from rlfn_pipe.errors import EngineError, UsageError
+from rlfn_pipe.threads import only_compiled
 from rlfn_pipe.types import Frame, ModelSpec, Target
 
 __all__ = [
@@ -79,13 +82,25 @@ class Memorable(Protocol):
 class Remembering(Network, Protocol):
     """A network that keeps what it can use for the next frame.
 
-    `computed` is the share (0..1) of the last call's work that had to be done; `forget` hands the memory
-    back and is False when there was none.
+    `computed` is the share (0..1) of the last call's work that had to be done; `keeps` says whether there is
+    room for frames of a size; `forget` hands the memory back and is False when there was none.
     """
 
     computed: float
 
+    def keeps(self, h: int, w: int) -> bool: ...
+
     def forget(self) -> bool: ...
+
+
+@runtime_checkable
+class SideBySide(Network, Protocol):
+    """A network with threads of its own (`rlfn_pipe.threads`).
+
+    Several threads may call it at once, with the bits that all of them together would give.
+    """
+
+    side_by_side: bool
 
 
 class NetworkFactory(Protocol):
@@ -166,6 +181,8 @@ class Engine:
         self.to_planes = to_planes
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
+        self._remembering: dict[tuple[torch.dtype, bool], Remembering] = {}
+        self._building = threading.RLock()
         self._limits, self._share = Limits(), 1.0
         #: Whether overflow is looked for when a frame is closed, instead of after each batch.
         self.late_checks = self.device.type != "cpu"
@@ -243,6 +260,25 @@ class Engine:
             batch = max(1, min(64, int(self._budget / self._bytes_per_pixel() / pixels), (1 << 21) // pixels))
         return self._limits.batch_of(batch)
 
+    def lanes_for(self, height: int, width: int) -> int:
+        """How many whole frames are computed side by side, one a thread, where they have nothing in common.
+
+        Threads that share a frame wait for one another some 20 times. 1: they share it all the same, since
+        the network's bits depend on them, memory is too short, or tiles or batches were asked for.
+        """
+        if self.threads == 1 or self.tile_for(height, width) or (self._batch or 1) > 1:
+            return 1
+        together = self._bytes_per_pixel() * height * width * self.threads
+        fits = together + CPU_STRIPS <= self._budget
+        return self.threads if fits and isinstance(self._network(self._dtype, False), SideBySide) else 1
+
+    def keeps_layers(self, height: int, width: int, edge_fp32: bool) -> bool:
+        """Whether the network can keep a whole frame's layers, for a next one that is like it in places."""
+        if self.reuse == "off" or self.tta or self.tile_for(height, width):
+            return False
+        network = self._remembering_network(self._dtype, edge_fp32)
+        return network is not None and network.keeps(height, width)
+
     def shrink(self, batch: int, side: int) -> bool:
         """Memory ran out with `batch` tiles of `side`: lower the limits, say so.
 
@@ -271,22 +307,30 @@ class Engine:
         Holds a bounded number of frames, whatever the length. Raises EngineError when a frame does not fit
         the device even in the smallest tiles, or when the network's result is not finite in fp32.
         """
+        with self._threads():
+            yield from Run(self).frames(work)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        if isinstance(self._network(self._dtype, False), SideBySide):
+            return only_compiled(self.threads)
         torch.set_num_threads(self.threads)
-        yield from Run(self).frames(work)
+        return nullcontext()
 
     @torch.inference_mode()
     def infer(
-        self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool
+        self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool, remember: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Results (N, 3, s h, s w) float32 of tiles of one shape, pixels (N, 3, h, w) float32.
+
+        With `remember` (see `keeps_layers`) what the layers have in common with the last frame that was
+        computed so is not computed again. Without it several threads may call this at once on the CPU.
 
         On the CPU tiles whose result is not finite are computed again in fp32 at once. On a device that
         works behind our back nobody waits for that to be known: zeros stand for such tiles, and flags (N,)
         come with the results, False for tiles that `redo` has to compute.
         """
-        # Float32 layers are asked for where their precision counts: no TF32 in their place.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            result = self._infer(pixels, tiles, self._dtype, edge_fp32)
+        with self._exact_float32():
+            result = self._infer(pixels, tiles, self._dtype, edge_fp32, remember)
             finite: torch.Tensor | None = None
             if self._dtype != torch.float32:
                 finite = finite_tiles(result)
@@ -307,7 +351,7 @@ class Engine:
         """
         size = f"{tile.x.size}x{tile.y.size}"
         self._warn(f"a tile of {size} pixels overflowed in {self.precision} and was redone in fp32")
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with self._exact_float32():
             result = self._infer(pixels[None], [tile], torch.float32, False)
         if not bool(finite_tiles(result)):
             raise EngineError(
@@ -315,14 +359,27 @@ class Engine:
             )
         return result[0]
 
+    def _exact_float32(self) -> AbstractContextManager[object]:
+        """Float32 layers are asked for where their precision counts: no TF32 in their place."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
     def _infer(
-        self, pixels: torch.Tensor, tiles: Sequence[Tile], dtype: torch.dtype, edge_fp32: bool
+        self,
+        pixels: torch.Tensor,
+        tiles: Sequence[Tile],
+        dtype: torch.dtype,
+        edge_fp32: bool,
+        remember: bool = False,
     ) -> torch.Tensor:
+        if remember and (keeping := self._remembering_network(dtype, edge_fp32)):
+            result = keeping(pixels, self._grid(tiles))
+            self._share = keeping.computed
+            return result
         network = self._network(dtype, edge_fp32)
         if not self.tta:
-            result = network(pixels, self._grid(tiles))
-            self._share = network.computed if isinstance(network, Remembering) else 1.0
-            return result
+            return network(pixels, self._grid(tiles))
         total: torch.Tensor | None = None
         for transpose in (False, True):
             for dims in ((), (-1,), (-2,), (-2, -1)):
@@ -337,22 +394,30 @@ class Engine:
 
     def _network(self, dtype: torch.dtype, edge_fp32: bool) -> Network:
         key = (dtype, edge_fp32 and dtype != torch.float32)
-        if key not in self._networks:
-            network = self._factory(*key).to(self.device)
-            # The eight turns of a frame are eight different pictures: nothing to remember.
-            if self.reuse != "off" and not self.tta and isinstance(network, Memorable):
-                network = network.remembering(min(LAYERS, self._budget))
-            self._networks[key] = network
-        return self._networks[key]
+        with self._building:
+            if key not in self._networks:
+                self._networks[key] = self._factory(*key).to(self.device)
+            return self._networks[key]
+
+    def _remembering_network(self, dtype: torch.dtype, edge_fp32: bool) -> Remembering | None:
+        """The network with a memory of the last frame, where it can be had so."""
+        key = (dtype, edge_fp32 and dtype != torch.float32)
+        with self._building:
+            if key not in self._remembering:
+                network = self._network(*key)
+                if not isinstance(network, Memorable):
+                    return None
+                self._remembering[key] = network.remembering(min(LAYERS, self._budget))
+            return self._remembering[key]
 
     def forget(self) -> bool:
         """Hand back what networks keep of the last frame. False when nothing was kept."""
-        kept = [n.forget() for n in self._networks.values() if isinstance(n, Remembering)]
+        kept = [network.forget() for network in self._remembering.values()]
         return any(kept)
 
     @property
     def share(self) -> float:
-        """The share (0..1) of its work that the last batch took, by what the network remembered."""
+        """The share (0..1) of its work that the last batch with `remember` took."""
         return self._share
 
     def _grid(self, tiles: Sequence[Tile]) -> Grid | None:

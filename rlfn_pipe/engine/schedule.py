@@ -13,10 +13,11 @@ import torch
 from rlfn_pipe.engine import colour
 from rlfn_pipe.engine.batching import Buckets
 from rlfn_pipe.engine.device import is_out_of_memory, release_cached
+from rlfn_pipe.engine.lanes import Lanes, Lone
 from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
-from rlfn_pipe.engine.reuse import Answer, Gallery, Memory, Mosaic, Statistics, code_values
+from rlfn_pipe.engine.reuse import Answer, Gallery, Likeness, Memory, Mosaic, Statistics, code_values
 from rlfn_pipe.engine.tiling import Tile, plan
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import Frame, Target
@@ -32,7 +33,8 @@ class _Key:
     """What tiles must have in common to share a batch.
 
     Batches of `video` are always full (filled up where tiles are wanting): all its tiles are computed by
-    the same kernels, so that a tile's bits do not depend on when it came.
+    the same kernels, so that a tile's bits do not depend on when it came. With `remember` the network keeps
+    what the next frame may have in common with this one.
     """
 
     height: int
@@ -40,6 +42,7 @@ class _Key:
     whole: bool
     edge_fp32: bool
     video: bool
+    remember: bool = False
 
 
 @dataclass(slots=True)
@@ -47,7 +50,8 @@ class _Job:
     """A frame in hand.
 
     `alpha` is a picture, a constant in 0..1, or None where none is wanted. `answers` has a list of tiles'
-    answers for each picture, where they are kept. A job that `repeats` another has no picture.
+    answers for each picture, where they are kept. A job that `repeats` another has no picture, nor has one
+    that is computed by a thread of its own (`lone`) as long as it is.
     """
 
     frame: Frame
@@ -55,6 +59,8 @@ class _Job:
     picture: Picture | None = None
     alpha: Picture | float | None = None
     repeats: _Job | None = None
+    lone: Lone[_Job] | None = None
+    remember: bool = False
     output: Frame | None = None
     tiles: tuple[Tile, ...] = ()
     answers: list[list[Answer]] | None = None
@@ -69,6 +75,8 @@ class _Job:
     def done(self) -> bool:
         if self.repeats is not None:
             return self.repeats.output is not None or self.repeats.done
+        if self.lone is not None:
+            return self.lone.done
         if self.waiting is None:
             return all(picture.done for picture in self.pictures)
         while self.waiting and self.waiting[-1].part is not None:
@@ -116,6 +124,9 @@ class Run:
         self._memory = Memory(engine.scale, engine.reuse, engine.reuse_tolerance)
         self._mosaics = (Mosaic(), Mosaic())
         self._recent: Gallery[_Job] = Gallery()
+        self._likeness = Likeness()
+        self._lanes: Lanes[_Job] = Lanes(engine.threads)
+        self._side_by_side = True
         self._last: _Job | None = None
         self._doubts: Doubts[_Piece] = Doubts()
         #: Whether a tile's bits are the same wherever it lies in a full batch, where that was tried.
@@ -124,25 +135,33 @@ class Run:
 
     def frames(self, work: Iterable[tuple[Frame, Target]]) -> Iterator[Frame]:
         """Upscaled frames in the order of `work`."""
-        for frame, target in work:
-            job = self._repeated(frame, target)
-            if job is None:
-                job = self._attempt(lambda f=frame, t=target: self._open(f, t))  # type: ignore[misc]
-            if job is None:
-                while self._jobs:
+        try:
+            for frame, target in work:
+                job, remember = self._repeated(frame, target), False
+                if job is None:
+                    remember = self._remembers(frame, target)
+                    job = None if remember else self._beside(frame, target)
+                if job is None:
+                    job = self._attempt(lambda f=frame, t=target: self._open(f, t))  # type: ignore[misc]
+                if job is None:
+                    while self._jobs:
+                        yield self._next()
+                    job = self._with_room(lambda f=frame, t=target: self._open(f, t), frame)  # type: ignore[misc]
+                self._jobs.append(job)
+                if job.repeats is None:
+                    self._last = job
+                    self._recent.add(frame, target, job)
+                    job.remember = remember
+                    if job.lone is None:
+                        self._cut(job)
+                self._count(frames=1, frames_repeated=int(job.repeats is not None))
+                self._compute(until=None)
+                while self._jobs and (self._jobs[0].done or self._crowded()):
                     yield self._next()
-                job = self._with_room(lambda f=frame, t=target: self._open(f, t), frame)  # type: ignore[misc]
-            self._jobs.append(job)
-            if job.repeats is None:
-                self._last = job
-                self._recent.add(frame, target, job)
-                self._cut(job)
-            self._count(frames=1, frames_repeated=int(job.repeats is not None))
-            self._compute(until=None)
-            while self._jobs and (self._jobs[0].done or self._crowded()):
+            while self._jobs:
                 yield self._next()
-        while self._jobs:
-            yield self._next()
+        finally:
+            self._lanes.close()
 
     def _count(self, **counts: Any) -> None:
         self._engine.statistics += Statistics(**counts)
@@ -150,15 +169,20 @@ class Run:
     def _next(self) -> Frame:
         """Finish the oldest frame, computing what is missing of it."""
         job = self._jobs[0]
+        if job.lone is not None:
+            self._take(job, job.lone)
         self._compute(until=job)
         self._with_room(self._mend, job.frame)
-        result = self._with_room(lambda: self._close(job), job.frame)
+        result = job.output or self._with_room(lambda: self._close(job), job.frame)
         self._jobs.popleft()
         return result
 
     def _crowded(self) -> bool:
-        """More is waiting than two batches (and two frames) need."""
-        if len(self._jobs) <= 2:
+        """More is waiting than two batches (and two frames), or two frames a thread, need."""
+        lone = sum(job.lone is not None for job in self._jobs)
+        if lone > 2 * self._lanes.count:
+            return True
+        if len(self._jobs) - lone <= 2:
             return False
         largest = max((k.height * k.width * self._full(k) for k in self._buckets.oldest_first()), default=0)
         return sum(job.pixels for job in self._jobs) > 2 * largest
@@ -193,10 +217,57 @@ class Run:
         return self._engine.reuse == "near" or self._full(key) == 1 or self._steady.get(key, False)
 
     def _plan(self, frame: Frame) -> tuple[Tile, ...]:
-        """The tiles of a frame, which is lengthened where the network asks for more."""
-        minimum = self._engine.spec.minimum_side
-        height, width = max(frame.height, minimum), max(frame.width, minimum)
+        """The tiles of a frame."""
+        height, width = self._size(frame)
         return plan(height, width, self._engine.tile_for(height, width), self._engine.overlap)
+
+    def _size(self, frame: Frame) -> tuple[int, int]:
+        """(height, width) of what the network sees of a frame, which is lengthened where it asks for more."""
+        minimum = self._engine.spec.minimum_side
+        return max(frame.height, minimum), max(frame.width, minimum)
+
+    def _remembers(self, frame: Frame, target: Target) -> bool:
+        """Whether the network is to keep the layers of a frame that has to be computed."""
+        two_pictures = target.colour.alpha and frame.colour.alpha
+        keeps = self._engine.keeps_layers(*self._size(frame), _depth(frame, target) > 8)
+        return keeps and not two_pictures and self._likeness.sees(frame)
+
+    # ------------------------------------------------------------ a frame a thread
+
+    def _beside(self, frame: Frame, target: Target) -> _Job | None:
+        """A job for a thread of its own, where frames can be computed side by side."""
+        if not self._side_by_side or self._engine.lanes_for(*self._size(frame)) == 1:
+            return None
+        return _Job(frame, target, lone=self._lanes.add(lambda: self._whole(frame, target)))
+
+    def _whole(self, frame: Frame, target: Target) -> _Job:
+        """All of a frame, from samples to samples."""
+        job = self._open(frame, target)
+        for picture in job.pictures:
+            (tile,) = picture.cut(0, 0)
+            results, _ = self._engine.infer(picture.pixels_of(tile)[None], [tile], picture.edge_fp32)
+            picture.place(tile, results[0])
+            job.tiles += (tile,)
+        self._close(job)
+        return job
+
+    def _take(self, job: _Job, lone: Lone[_Job]) -> None:
+        """Wait for a job's thread; a job that none is there for goes the common way."""
+        job.lone = done = None
+        try:
+            done = self._lanes.result(lone)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            release_cached(self._engine.device)
+            self._side_by_side = False
+        if done is not None:
+            job.output = done.output
+            self._count(tiles_computed=len(done.tiles), work=float(len(done.tiles)))
+            return
+        opened = self._with_room(lambda: self._open(job.frame, job.target), job.frame)
+        job.picture, job.alpha = opened.picture, opened.alpha
+        self._cut(job)
 
     # ------------------------------------------------------------ a frame's two ends
 
@@ -258,7 +329,7 @@ class Run:
         steady = self._steady_for(job.frame, job.target, job.tiles)
         job.answers = self._memory.answers(job.frame, job.target, job.tiles, len(job.pictures), keep=steady)
         job.waiting = None if job.answers is None else [a for answers in job.answers for a in answers]
-        key = _key(job.tiles[0], job.frame, job.target)
+        key = replace(_key(job.tiles[0], job.frame, job.target), remember=job.remember)
         for number, picture in enumerate(job.pictures):
             answers: Sequence[Answer | None] = [None] * len(job.tiles)
             if job.answers is None:
@@ -281,7 +352,7 @@ class Run:
         self._buckets.clear()
         self._memory.forget()
         for job in self._jobs:
-            if not job.done and job.repeats is None:
+            if not job.done and job.repeats is None and job.lone is None:
                 self._cut(job)
 
     def _compute(self, until: _Job | None) -> None:
@@ -317,14 +388,14 @@ class Run:
             wanting = self._full(key) - len(batch)
             views, tiles = views + views[-1:] * wanting, tiles + tiles[-1:] * wanting
         pixels = views[0][None] if len(views) == 1 else torch.stack(views)
-        results, finite = self._engine.infer(pixels, tiles, key.edge_fp32)
+        results, finite = self._engine.infer(pixels, tiles, key.edge_fp32, key.remember)
         if key in self._worth_trying and key.video and len(views) > 1 and key not in self._steady:
             self._steady[key] = self._is_steady(key, pixels[:1], tiles[0], results)
         for piece, result in zip(batch, results, strict=False):
             piece.place(result)
         if finite is not None:
             self._doubts.add(finite, batch)
-        share = self._engine.share
+        share = self._engine.share if key.remember else 1.0
         self._count(
             tiles_computed=len(batch), tiles_in_part=len(batch) if share < 1.0 else 0, work=share * len(batch)
         )

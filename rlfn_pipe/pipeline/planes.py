@@ -7,7 +7,8 @@ from functools import lru_cache
 import torch
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library, let_openmp_rest
+from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library
+from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 from rlfn_pipe.types import ColourInfo
 
 __all__ = ["from_rgb"]
@@ -30,7 +31,7 @@ def from_rgb(rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False) ->
     small = conversions.chroma_size(height, width, colour.subsampling)
     dtype = torch.uint8 if colour.bit_depth == 8 else torch.int16
     planes = [torch.empty(size, dtype=dtype) for size in ((height, width), small, small)]
-    threads = torch.get_num_threads()
+    threads = compiled_threads()
     white = conversions.WHITE
     job = Planes(
         height=height,

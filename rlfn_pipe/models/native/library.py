@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,6 @@ __all__ = [
     "any_library",
     "can_be_built",
     "cpu_form",
-    "let_openmp_rest",
     "library",
     "why_not",
 ]
@@ -35,7 +33,6 @@ MOST_TAPS = 12
 VERSION = 4
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
-_OPENMP = re.compile(r"/lib(gomp|iomp5|omp)[-.][^/]*$")
 #: What the code uses, by the names in /proc/cpuinfo.
 FLAGS = {
     "bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"}),
@@ -179,29 +176,6 @@ def library(precision: str) -> Library | None:
 def any_library() -> Library | None:
     """One of them, for what does not depend on the network's number format."""
     return library("bf16") or library("fp32")
-
-
-def let_openmp_rest() -> None:
-    """End the calling thread's OpenMP helpers, which PyTorch starts again when it next needs them.
-
-    After a parallel operator they wait in a loop for milliseconds, on the cores that the compiled part's own threads
-    want; twice the time at 96x96 (docs/performance.md).
-    """
-    soft = 1
-    for pause in _openmp_pauses():
-        pause(soft)
-
-
-@cache
-def _openmp_pauses() -> tuple[Callable[[int], int], ...]:
-    """`omp_pause_resource_all` (OpenMP 5.0) of each OpenMP library in this process."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
-    paths = {line.split(maxsplit=5)[-1] for line in lines if _OPENMP.search(line)}
-    handles = [ctypes.CDLL(path) for path in sorted(paths)]
-    return tuple(pause for handle in handles if (pause := getattr(handle, "omp_pause_resource_all", None)))
 
 
 @cache

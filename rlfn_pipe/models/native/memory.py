@@ -19,24 +19,22 @@ __all__ = ["RememberingNetwork"]
 
 #: A frame is computed as a whole when more of its picture than this changed.
 _MOST_CHANGED = 0.5
-#: For so many frames that changed as a whole, layers are kept on, since the next may change in places again.
-_PATIENCE = 4
 
 
 class RememberingNetwork:
     """A `NativeNetwork` that remembers the last picture; called like it, with the same bits.
 
     `limit` is the bytes that kept layers may take; larger pictures are computed afresh each time, and so are batches
-    and tiles with a `grid`. `computed` is the share (0..1) of the last call's work that had to be done.
+    and tiles with a `grid`. `computed` is the share (0..1) of the last call's work that had to be done. One call at a
+    time.
     """
 
     def __init__(self, network: NativeNetwork, limit: int) -> None:
         self._network, self._limit = network, limit
         self._memory: torch.Tensor | None = None
         self._size = (0, 0)
-        # Whether layers are kept, and a picture to compare with.
-        self._valid, self._seen = False, False
-        self._patience = 0
+        #: Whether layers of a picture are kept.
+        self._valid = False
         self.scale = network.scale
         self.computed = 1.0
 
@@ -44,6 +42,10 @@ class RememberingNetwork:
         """Itself for the CPU; elsewhere what the network without a memory gives."""
         made = self._network.to(device)
         return self if made is self._network else made  # type: ignore[return-value]
+
+    def keeps(self, h: int, w: int) -> bool:
+        """Whether there is room for the layers of a picture of h x w pixels."""
+        return self._network.memory_bytes(h, w) <= self._limit
 
     def forget(self) -> bool:
         """Let go of all that is kept, for good: memory is short. False when there was nothing."""
@@ -66,28 +68,18 @@ class RememberingNetwork:
         valid, self._valid = self._valid, False
         with network.job(x[0], result[0], memory=self._memory) as job:
             changed = library.compare(network.net, job)
-            if not self._seen:
-                # It was compared with whatever lay there.
-                self._seen, changed = True, 1.0
-            self._patience = _PATIENCE if changed <= _MOST_CHANGED else max(0, self._patience - 1)
             if valid and changed <= _MOST_CHANGED:
                 self.computed = library.update(network.net, job)
-            elif self._patience:
+            else:
                 library.run(network.net, job)
-            if self._patience:
-                self._valid = True
-                return result
-        with network.job(x[0], result[0]) as job:
-            library.run(network.net, job)
+        self._valid = True
         return result
 
     def _room_for(self, h: int, w: int) -> bool:
         """Whether layers of such a picture can be kept; makes room for them where its size is new."""
         if self._size != (h, w) or self._memory is None:
-            self._memory, self._size = None, (h, w)
-            self._valid = self._seen = False
-            size = self._network.memory_bytes(h, w)
-            if size > self._limit:
+            self._memory, self._size, self._valid = None, (h, w), False
+            if not self.keeps(h, w):
                 return False
-            self._memory = torch.empty(size, dtype=torch.uint8)
+            self._memory = torch.empty(self._network.memory_bytes(h, w), dtype=torch.uint8)
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,8 +30,9 @@ from rlfn_pipe.models.fuse import (
     folded_tail,
     prescale,
 )
-from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, let_openmp_rest, library
+from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, library
 from rlfn_pipe.models.strips import bilinear
+from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,8 +91,11 @@ class NativeNetwork:
 
     `module` is an RLFN of `spec`, for which `fits` is True in `dtype` (bfloat16 or float32). `edge_fp32` keeps the last
     convolution in float32, too.
-    Results do not depend on how many pictures come together, on threads, or on where tiles inside it lie.
+    Results do not depend on how many pictures come together, on threads, or on where tiles inside it lie. Several
+    threads may call it at once.
     """
+
+    side_by_side = True
 
     def __init__(self, spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool = False) -> None:
         self.scale = spec.scale
@@ -101,7 +106,7 @@ class NativeNetwork:
         self._lanes, self._short = _LANES[dtype], dtype == torch.bfloat16
         self._vectors, self._esa_vectors = -(-spec.channels // self._lanes), 16 // self._lanes
         self._kept: list[torch.Tensor] = []
-        self._spare: deque[torch.Tensor] = deque(maxlen=1)
+        self._spare: deque[torch.Tensor] = deque(maxlen=os.cpu_count() or 1)
         with torch.no_grad():
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
             self.net = self._packed(spec, module)
@@ -137,7 +142,7 @@ class NativeNetwork:
         `place` is a picture's own `Grid`; `memory` as `memory_bytes` asks for it. Valid inside the context.
         """
         _, h, w = picture.shape
-        threads = torch.get_num_threads()
+        threads = compiled_threads()
         if threads > 1:
             let_openmp_rest()
         columns, rows = _tiles(h, w, threads, TILE_HEIGHT[self._dtype])
@@ -161,7 +166,7 @@ class NativeNetwork:
         return torch.empty(size, dtype=torch.uint8)
 
     def release(self) -> None:
-        """Hand back the buffer that the next picture would use."""
+        """Hand back the buffers that the next pictures would use."""
         self._spare.clear()
 
     def memory_bytes(self, h: int, w: int) -> int:
