@@ -1,6 +1,6 @@
 """The compiled form of the network against the plain module, and what happens where it cannot be.
 
-Both number formats are tried everywhere: where the processor lacks AVX-512 bf16, that code runs with the instructions
+All libraries are tried everywhere: where the processor lacks AVX-512 bf16 or AMX, that code runs with the instructions
 emulated (tests/emulated), some hundred times slower, so that the longest tests are left out there.
 """
 
@@ -11,8 +11,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,45 +34,62 @@ from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import ModelSpec
 
 HERE = Path(__file__).resolve().parent
-HAS_BF16 = not native.FLAGS["bf16"] - native._processor_flags()
 needed = pytest.mark.skipif(
     native.library("fp32") is None, reason=f"no compiled part: {native.why_not('fp32')}"
 )
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bf16 library with emulated instructions."""
-    target = tmp_path_factory.mktemp("emulated") / "_kernel_bf16.so"
-    flags = [
-        *(flag for flag in build.FLAGS if flag != "-O3"),
-        "-Og",
-        "-w",
-        f"-I{HERE / 'emulated'}",
-        "-DRLFN_BF16=1",
-    ]
-    command = ["c++", *flags, *build.FORMATS["fp32"][1:], "-o", str(target), str(build.HERE / "network.cpp")]
-    subprocess.run(command, check=True)
-    return target
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds a library with emulated instructions."""
+
+    @cache
+    def built(kernel: str) -> Path:
+        target = tmp_path_factory.mktemp("emulated") / f"_kernel_{kernel}.so"
+        flags = [
+            *(flag for flag in build.FLAGS if flag != "-O3"),
+            *("-Og", "-w", f"-I{HERE / 'emulated'}"),
+            *(flag for flag in build.KERNELS[kernel] if flag.startswith("-D")),
+            *(flag for flag in build.KERNELS["fp32"] if flag.startswith("-m")),
+        ]
+        command = ["c++", *flags, "-o", str(target), str(build.HERE / "network.cpp")]
+        subprocess.run(command, check=True)
+        return target
+
+    return built
 
 
-@pytest.fixture(params=["bf16", "fp32"])
-def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.dtype]:
-    """A number format whose compiled form is there."""
-    if request.param == "bf16" and not (HAS_BF16 and native.library("bf16")):
+def use(kernel: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a library the one for its number format, emulated where the processor cannot run it."""
+    flags = native._processor_flags()
+    if native.FLAGS[kernel] - flags:
         if shutil.which("c++") is None:
-            pytest.skip("no C++ compiler to emulate AVX-512 bf16 with")
-        monkeypatch.setitem(native.PATHS, "bf16", request.getfixturevalue("emulated"))
-        flags = native._processor_flags() - {"amx_bf16"} | native.FLAGS["bf16"]
-        monkeypatch.setattr(native, "_processor_flags", lambda: flags)
-        native._loaded.cache_clear()
-    yield DTYPES[request.param]
+            pytest.skip("no C++ compiler to emulate instructions with")
+        monkeypatch.setitem(native.PATHS, kernel, request.getfixturevalue("emulated")(kernel))
+    flags = flags - native._AMX | native.FLAGS[kernel]
+    monkeypatch.setattr(native, "_processor_flags", lambda: flags)
     native._loaded.cache_clear()
+
+
+@pytest.fixture(params=["fp32", "bf16", "amx"])
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.dtype]:
+    """A number format whose compiled form is there, by each library."""
+    use(request.param, request, monkeypatch)
+    precision = "fp32" if request.param == "fp32" else "bf16"
+    found = native.library(precision)
+    assert found is not None and found.kernel == request.param
+    yield DTYPES[precision]
+    native._loaded.cache_clear()
+
+
+def is_emulated(dtype: torch.dtype) -> bool:
+    found = native.library("bf16" if dtype == torch.bfloat16 else "fp32")
+    return found is not None and native.PATHS[found.kernel].parent != build.HERE
 
 
 def without_emulation(dtype: torch.dtype) -> None:
     """Skip a test that would take too long so."""
-    if dtype == torch.bfloat16 and not HAS_BF16:
+    if is_emulated(dtype):
         pytest.skip("takes too long with emulated instructions")
 
 
@@ -210,7 +228,7 @@ def test_tiles_of_a_frame_lie_on_its_grid(dtype: torch.dtype) -> None:
     x = picture(141, 160)
     exact, net = build_inference(spec, module), NativeNetwork(spec, module, dtype)
     tiles = plan(141, 160, 96, 36)
-    for tile in tiles if dtype == torch.float32 or HAS_BF16 else tiles[:2]:
+    for tile in tiles[:2] if is_emulated(dtype) else tiles:
         y, z = tile.y, tile.x
         part = x[..., y.origin : y.origin + y.size, z.origin : z.origin + z.size]
         grid = (
@@ -367,9 +385,6 @@ def test_the_reason_is_told(precision: str, monkeypatch: pytest.MonkeyPatch, tmp
     )
     assert native.why_not("fp16") == "there is none for fp16"
     flags = native.FLAGS[precision]
-    if precision == "bf16":
-        monkeypatch.setattr(native, "_processor_flags", lambda: flags | {"amx_bf16"})
-        assert native.library(precision) is None and "AMX" in str(native.why_not(precision))
     monkeypatch.setattr(native, "_processor_flags", lambda: flags)
     monkeypatch.setitem(native.PATHS, precision, tmp_path / "_kernel.so")
     assert native.library(precision) is None and native.why_not(precision) == "it was not built"
@@ -403,7 +418,7 @@ def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
     assert "absent" in str(build.build())
     monkeypatch.setenv("CXX", "false")
-    assert build.build() == "bf16: false failed; fp32: false failed"
+    assert build.build() == "fp32: false failed; bf16: false failed; amx: false failed"
     assert not list(tmp_path.glob("*.so"))
 
 
@@ -416,5 +431,5 @@ def test_an_old_compiler_gives_what_it_can(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(build, "HERE", tmp_path)
     monkeypatch.setenv("CXX", str(compiler))
     (tmp_path / "network.cpp").write_text("")
-    assert build.build() == "bf16: unknown option"
+    assert build.build() == "bf16: unknown option; amx: unknown option"
     assert [path.name for path in tmp_path.glob("*.so")] == ["_kernel_fp32.so"]

@@ -1,11 +1,15 @@
-// The AVX-512 instructions that the compiled network uses in bf16, in the compiler's own vectors: found before the
-// system's header, so that its code is tried on processors that lack them. Products and sums are rounded as the real
+// The AVX-512 and AMX instructions that the compiled network uses in bf16, in the compiler's own vectors: found before
+// the system's header, so that its code is tried on processors that lack them. Products and sums are rounded as the real
 // ones round them; the estimate of a reciprocal is exact here and one of 14 bits there.
 #pragma once
 #include_next <immintrin.h>
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 namespace emulated {
@@ -67,6 +71,67 @@ inline uint32_t differ(V a, V b) {
     return std::memcmp(&a, &b, sizeof(a)) != 0;
 }
 
+// Tile registers. What the processor refuses ends the program.
+struct Tile {
+    int rows = 0, bytes = 0;
+    unsigned char data[16][64];
+};
+struct Config {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+inline thread_local Tile tiles[8];
+inline thread_local bool configured = false;
+inline void need(bool fine) {
+    if (!fine) std::abort();
+}
+inline void configure(const void* at) {
+    Config c;
+    std::memcpy(&c, at, sizeof(c));
+    need(c.palette == 1 && c.start == 0);
+    for (auto r : c.reserved) need(r == 0);
+    for (int i = 0; i < 16; i++) need(c.bytes[i] <= (i < 8 ? 64 : 0) && c.rows[i] <= (i < 8 ? 16 : 0));
+    for (int i = 0; i < 8; i++) {
+        need((c.bytes[i] == 0) == (c.rows[i] == 0));
+        tiles[i].rows = c.rows[i], tiles[i].bytes = c.bytes[i];
+        std::memset(tiles[i].data, 0, sizeof(tiles[i].data));
+    }
+    configured = true;
+}
+inline void release() { configured = false; }
+inline Tile& tile(int i) {
+    need(configured && tiles[i].rows > 0);
+    return tiles[i];
+}
+inline void fill(int i, const void* from, long stride) {
+    Tile& t = tile(i);
+    std::memset(t.data, 0, sizeof(t.data));
+    for (int r = 0; r < t.rows; r++)
+        std::memcpy(t.data[r], static_cast<const char*>(from) + r * stride, static_cast<size_t>(t.bytes));
+}
+inline void spill(int i, void* to, long stride) {
+    const Tile& t = tile(i);
+    for (int r = 0; r < t.rows; r++)
+        std::memcpy(static_cast<char*>(to) + r * stride, t.data[r], static_cast<size_t>(t.bytes));
+}
+inline void clear(int i) { std::memset(tile(i).data, 0, sizeof(Tile::data)); }
+// Even and odd inputs are summed apart, and both added to what was there.
+inline void multiply(int sums, int rows, int weights) {
+    Tile &c = tile(sums), &a = tile(rows), &b = tile(weights);
+    need(sums != rows && sums != weights && rows != weights);
+    need(c.rows == a.rows && c.bytes == b.bytes && a.bytes == 4 * b.rows && a.bytes % 4 == 0);
+    for (int m = 0; m < c.rows; m++) {
+        F even{}, odd{};
+        for (int k = 0; k < b.rows; k++) {
+            const U x = load<uint32_t>(a.data[m] + 4 * k) - U{}, y = load<U>(b.data[k]);
+            even += as<F>(x << 16) * as<F>(y << 16);
+            odd += as<F>(x & 0xffff0000u) * as<F>(y & 0xffff0000u);
+        }
+        store(c.data[m], load<F>(c.data[m]) + (even + odd));
+    }
+}
+
 }  // namespace emulated
 
 // The names that vector.hpp and gemm.hpp use.
@@ -92,3 +157,16 @@ inline uint32_t differ(V a, V b) {
 #define _mm512_dpbf16_ps(sum, a, b) emulated::dot(sum, a, b)
 #define _mm512_cmpneq_epi32_mask(a, b) emulated::differ(a, b)
 #define _mm256_cmpneq_epi16_mask(a, b) emulated::differ(a, b)
+
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
+#undef _tile_dpbf16ps
+#define _tile_loadconfig(at) emulated::configure(at)
+#define _tile_release() emulated::release()
+#define _tile_loadd(tile, from, stride) emulated::fill(tile, from, stride)
+#define _tile_stored(tile, to, stride) emulated::spill(tile, to, stride)
+#define _tile_zero(tile) emulated::clear(tile)
+#define _tile_dpbf16ps(sums, rows, weights) emulated::multiply(sums, rows, weights)
+// Nobody has to be asked for them.
+#define syscall(...) 0

@@ -1,6 +1,6 @@
 """Compiles the native part when the package is built or installed from source; hatchling calls this.
 
-The same sources give one library for each number format of the network, each for the instructions that serve it best.
+The same sources give one library for each number format and set of instructions that serve it best.
 Where there is no C++ compiler, or the system is another one, the package is built without it and the network runs
 through PyTorch alone. The results ask for nothing but the C library, and are loaded only where the processor has what
 they were compiled for, so that they can ship in wheels.
@@ -23,10 +23,12 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HERE = Path(__file__).resolve().parent
-#: Instructions by number format, as in library.py.
-FORMATS = {
-    "bf16": ("-DRLFN_BF16=1", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma")
+#: What each library is compiled for; library.py knows what it takes to run them.
+KERNELS = {
     "fp32": ("-DRLFN_BF16=0", "-mavx2", "-mfma"),
+    "bf16": ("-DRLFN_BF16=1", *_AVX512),
+    "amx": ("-DRLFN_BF16=1", "-DRLFN_AMX=1", *_AVX512, "-mamx-tile", "-mamx-bf16"),
 }
 #: Products and sums are never joined on the compiler's own account: it might do so in one copy of a function only.
 FLAGS = (
@@ -45,7 +47,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         fault = build()
         if fault:
             self.app.display_warning(f"the native part is not complete: {fault}")
-        made = [target for target in map(_target, FORMATS) if target.is_file()]
+        made = [target for target in map(_target, KERNELS) if target.is_file()]
         if not made:
             return
         build_data["artifacts"].extend(target.relative_to(self.root).as_posix() for target in made)
@@ -53,14 +55,14 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
-def _target(precision: str) -> Path:
-    return HERE / f"_kernel_{precision}.so"
+def _target(kernel: str) -> Path:
+    return HERE / f"_kernel_{kernel}.so"
 
 
 def build() -> str | None:
     """Compile what is older than its sources, side by side; what went wrong, or None."""
     newest = max(path.stat().st_mtime for path in (*HERE.glob("*.cpp"), *HERE.glob("*.hpp"), Path(__file__)))
-    old = [name for name in FORMATS if not _target(name).is_file() or _target(name).stat().st_mtime < newest]
+    old = [name for name in KERNELS if not _target(name).is_file() or _target(name).stat().st_mtime < newest]
     if not old:
         return None
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
@@ -76,19 +78,19 @@ def build() -> str | None:
     return "; ".join(faults) or None
 
 
-def _compile(compiler: str, precision: str, folder: Path) -> str | None:
-    made = folder / _target(precision).name
+def _compile(compiler: str, kernel: str, folder: Path) -> str | None:
+    made = folder / _target(kernel).name
     command = [
         *shlex.split(compiler),
         *FLAGS,
-        *FORMATS[precision],
+        *KERNELS[kernel],
         "-o",
         str(made),
         str(HERE / "network.cpp"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return f"{precision}: {(done.stderr.strip().splitlines() or [f'{compiler} failed'])[-1]}"
+        return f"{kernel}: {(done.stderr.strip().splitlines() or [f'{compiler} failed'])[-1]}"
     # Whoever has the old one loaded keeps it.
-    os.replace(made, _target(precision))
+    os.replace(made, _target(kernel))
     return None

@@ -25,19 +25,19 @@ __all__ = [
     "why_not",
 ]
 
-#: Where the build puts them (`rlfn_pipe/models/native/build.py`), by the number format of the network.
-PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("bf16", "fp32")}
+#: Where the build puts its libraries (`rlfn_pipe/models/native/build.py`): for networks in fp32, for those in bf16, and
+#: for the latter on processors with AMX.
+PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("fp32", "bf16", "amx")}
 #: Of a filter of `Planes`.
 MOST_TAPS = 12
 #: `RLFN_VERSION` of network.cpp.
-VERSION = 4
+VERSION = 5
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
-#: What the code uses, by the names in /proc/cpuinfo.
-FLAGS = {
-    "bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"}),
-    "fp32": frozenset({"avx2", "fma"}),
-}
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"})
+_AMX = frozenset({"amx_tile", "amx_bf16"})
+#: What each library's code uses, by the names in /proc/cpuinfo.
+FLAGS = {"fp32": frozenset({"avx2", "fma"}), "bf16": _AVX512, "amx": _AVX512 | _AMX}
 
 
 class LibraryBlock(ctypes.Structure):
@@ -113,15 +113,21 @@ class Planes(ctypes.Structure):
 
 
 class Library:
-    """The functions of the compiled part. They let other Python threads run."""
+    """The functions of the compiled part. They let other Python threads run. `kernel` is its name in `PATHS`."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError or AttributeError for a file that is no such library, or one of another version."""
+    def __init__(self, kernel: str) -> None:
+        """Raises OSError or AttributeError for a file that is no such library, one of another version, or one that
+        does not run here.
+        """
+        path = PATHS[kernel]
+        self.kernel = kernel
         handle = ctypes.CDLL(str(path))
         handle.rlfn_layout.restype = ctypes.c_size_t
         structures = sum(ctypes.sizeof(each) for each in (LibraryNet, Job, LibraryBlock, Planes))
         if handle.rlfn_layout() != structures + 1000 * VERSION:
             raise OSError(f"{path} was built from other sources; install rlfn-pipe again")
+        if handle.rlfn_try():
+            raise OSError(f"{path} has instructions that this process may not use")
         self.workspace = _function(handle.rlfn_workspace, ctypes.c_size_t)
         self.memory = _function(handle.rlfn_memory, ctypes.c_size_t)
         self.run = _function(handle.rlfn_run, None)
@@ -140,37 +146,54 @@ def _function(found: Any, result: Any) -> Callable[[LibraryNet, Job], Any]:
 def why_not(precision: str) -> str | None:
     """Why the compiled part is not used here for networks in `precision` (bf16, fp32); None when it is.
 
-    `RLFN_PIPE_NATIVE=off` turns it off, `on` uses it for bf16 on processors with AMX, too.
+    `RLFN_PIPE_NATIVE=off` turns it off. Where there is AMX, but the library for it does not run, `on` takes the one
+    for AVX-512 instead of PyTorch, whose convolutions use AMX.
     """
     wish = os.environ.get(WISH, "auto")
     if wish == "off":
         return f"{WISH}=off"
-    if precision not in PATHS:
+    if precision not in ("bf16", "fp32"):
         return f"there is none for {precision}"
-    flags = _processor_flags()
-    missing = FLAGS[precision] - flags
+    reason = _obstacle(_kernel(precision))
+    if reason and _kernel(precision) == "amx":
+        return reason if wish != "on" else _obstacle("bf16")
+    return reason
+
+
+def _kernel(precision: str) -> str:
+    """The library that suits this processor best, whether or not it is there."""
+    return "amx" if precision == "bf16" and _processor_flags() >= _AMX else precision
+
+
+def _obstacle(kernel: str) -> str | None:
+    missing = FLAGS[kernel] - _processor_flags()
     if missing:
         return f"this processor lacks {', '.join(sorted(missing))}"
-    if precision == "bf16" and "amx_bf16" in flags and wish != "on":
-        return "this processor has AMX, whose bf16 convolutions PyTorch offers"
-    if not PATHS[precision].is_file():
+    if not PATHS[kernel].is_file():
         return "it was not built"
-    return None if _loaded(precision) else "it does not load here"
+    return None if _loaded(kernel) else "it does not load here"
 
 
 def can_be_built(precision: str) -> bool:
     """Whether all that is missing is the compiled file."""
-    return not PATHS[precision].is_file() and not FLAGS[precision] - _processor_flags()
+    kernel = _kernel(precision)
+    return not PATHS[kernel].is_file() and not FLAGS[kernel] - _processor_flags()
 
 
 def cpu_form(precision: str) -> str:
     """The form that networks in `precision` have on this machine's CPU, for what depends on their last bits."""
-    return "strips" if why_not(precision) else "native"
+    found = library(precision)
+    if found is None:
+        return "strips"
+    return "native" if found.kernel == precision else f"native, {found.kernel}"
 
 
 def library(precision: str) -> Library | None:
     """The compiled part for networks in `precision` (bf16, fp32), or None where it is not used."""
-    return _loaded(precision) if why_not(precision) is None else None
+    if why_not(precision) is not None:
+        return None
+    kernel = _kernel(precision)
+    return _loaded(kernel) if _obstacle(kernel) is None else _loaded(precision)
 
 
 def any_library() -> Library | None:
@@ -179,9 +202,9 @@ def any_library() -> Library | None:
 
 
 @cache
-def _loaded(precision: str) -> Library | None:
+def _loaded(kernel: str) -> Library | None:
     try:
-        return Library(PATHS[precision])
+        return Library(kernel)
     except (OSError, AttributeError):
         # Built for another system, or by another version.
         return None

@@ -1,5 +1,5 @@
-// What Python calls. The rest is in headers, one upon the other: vector, gemm, winograd, layout, network, changes; and
-// pool.
+// What Python calls. The rest is in headers, one upon the other: vector, gemm, amx, winograd, layout, network, changes;
+// and pool.
 
 #include <unistd.h>
 
@@ -7,7 +7,7 @@
 #include "planes.hpp"
 
 // Raised whenever what Python packs changes its meaning.
-#define RLFN_VERSION 4
+#define RLFN_VERSION 5
 
 namespace rlfn {
 
@@ -40,6 +40,15 @@ extern "C" {
 // Tells whether library.py means the same structures.
 RLFN_EXPORT size_t rlfn_layout() {
     return sizeof(rlfn::Net) + sizeof(rlfn::Job) + sizeof(rlfn::Block) + sizeof(rlfn::Planes) + 1000 * RLFN_VERSION;
+}
+
+// 0 where this library's instructions work in this process, which may have to ask the system for them first.
+RLFN_EXPORT int rlfn_try() {
+#if RLFN_AMX
+    return rlfn::try_tiles();
+#else
+    return 0;
+#endif
 }
 
 // Bytes of `job.workspace`, which need not be cleared; fewer with `job.memory`.

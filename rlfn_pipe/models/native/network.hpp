@@ -163,7 +163,13 @@ class Network {
         const float* below = job_.stretch.row[y] + 1 < p_.h3 ? above + static_cast<size_t>(p_.w) * F16 : above;
         const Vector upper = splat(job_.stretch.row_share[2 * y]), lower = splat(job_.stretch.row_share[2 * y + 1]);
         // So many pixels that what lies between the products stays in the first-level cache.
+#if RLFN_AMX
+        constexpr int PIXELS = 2 * Tiles::ROWS;
+        alignas(64) float summed[Tiles::ROWS * CS];
+        const Tiles tiles(net_.inputs);
+#else
         constexpr int PIXELS = 24;
+#endif
         alignas(64) Kept hint[PIXELS * F16];
         alignas(64) float mask[PIXELS * CS];
         for (int from = first; from < last; from += PIXELS) {
@@ -182,14 +188,26 @@ class Network {
                 from, to, b.conv4_bias,
                 [&](auto& sums, int x) { sums.template add<F16, NV>(hint + (x - from) * F16, F16, b.conv4); },
                 [&](int x, int n, Vector sum) { store(mask + (x - from) * CS + n * LANES, sigmoid(sum)); });
+            auto finish = [&](int x, int n, Vector sum) {
+                store(line + (x - left) * CS + n * LANES, sum * load(mask + (x - from) * CS + n * LANES));
+            };
+#if RLFN_AMX
+            for (int begin = from; begin < to; begin += Tiles::ROWS) {
+                const bf16* rows = total + static_cast<size_t>(begin) * CS;
+                tiles.products<NV, CS>(
+                    1, [rows](int) { return rows; }, b.c5, 0, summed);
+                for (int x = begin; x < std::min(to, begin + Tiles::ROWS); x++)
+                    for (int n = 0; n < NV; n++)
+                        finish(x, n, load(summed + (x - begin) * CS + n * LANES) + load(b.c5_bias + n * LANES));
+            }
+#else
             products<NV>(
                 from, to, b.c5_bias,
                 [&](auto& sums, int x) {
                     sums.template add<CS, NV>(total + static_cast<size_t>(x) * CS, net_.inputs, b.c5);
                 },
-                [&](int x, int n, Vector sum) {
-                    store(line + (x - left) * CS + n * LANES, sum * load(mask + (x - from) * CS + n * LANES));
-                });
+                finish);
+#endif
         }
     }
 
@@ -431,6 +449,25 @@ class Network {
                 },
                 [](int) {});
         } else {
+#if RLFN_AMX
+            if (!net_.tail_float) {
+                const Tiles tiles(net_.inputs);
+                const auto* weights = static_cast<const Kept*>(net_.tail);
+                const size_t step = static_cast<size_t>(net_.inputs) * NT * LANES;
+                for (int begin = t.x0; begin < t.x1; begin += Tiles::ROWS) {
+                    auto from = [&](int i) {
+                        const ptrdiff_t at = static_cast<ptrdiff_t>(begin + i % 3 - 1 - left) * CS;
+                        return reinterpret_cast<const Kept*>(lines[i / 3]) + at;
+                    };
+                    tiles.products<NT, CS>(9, from, weights, step, s.sum);
+                    for (int x = begin; x < std::min(t.x1, begin + Tiles::ROWS); x++)
+                        for (int n = 0; n < NT; n++)
+                            shuffle<S>(x, band, n,
+                                       load(s.sum + ((x - begin) * NT + n) * LANES) + load(net_.tail_bias + n * LANES));
+                }
+                return;
+            }
+#endif
             products<NT>(
                 t.x0, t.x1, net_.tail_bias,
                 [&](auto& sums, int x) {

@@ -7,7 +7,7 @@
 // multiplications; rows are kept as they are, and bands of four of them come out at a time.
 #pragma once
 
-#include "gemm.hpp"
+#include "amx.hpp"
 
 namespace rlfn {
 
@@ -57,8 +57,17 @@ constexpr int BAND = 1, KEPT = 1;
 constexpr bool WINOGRAD_TAIL = false;
 using Row = bf16;
 
+// Quads that are computed together.
+#if RLFN_AMX
 template <int N>
-constexpr size_t WORK = static_cast<size_t>(PRODUCTS) * ROWS<N>* N* LANES;
+constexpr int GROUP = 3 * Tiles::ROWS;
+#else
+template <int N>
+constexpr int GROUP = ROWS<N>;
+#endif
+
+template <int N>
+constexpr size_t WORK = static_cast<size_t>(PRODUCTS) * GROUP<N>* N* LANES;
 
 // Quads first .. last of a row of pixels (float32, channels last, zeros beyond the picture).
 template <int N>
@@ -82,13 +91,23 @@ template <int NI, int N, class F, class G>
 inline void convolve(const bf16* const rows[BAND + 2], int quads, const bf16* weights, int inputs, int first, int last,
                      int right, float* work, F&& out, G&& done) {
     static_assert(NI == N);
-    constexpr int CS = N * LANES, M = ROWS<N>;
+    constexpr int CS = N * LANES, M = GROUP<N>;
     const size_t plane = static_cast<size_t>(quads) * CS, step = static_cast<size_t>(inputs) * N * LANES;
+#if RLFN_AMX
+    const Tiles tiles(inputs);
+#endif
     for (int begin = first; begin < last; begin += M) {
         const int end = last < begin + M ? last : begin + M;
         for (int s = 0; s < PRODUCTS; s++) {
             const bf16* w = weights + 3 * s * step;
             float* to = work + s * M * CS;
+#if RLFN_AMX
+            for (int q = begin; q < end; q += Tiles::ROWS) {
+                const size_t at = s * plane + static_cast<size_t>(q) * CS;
+                tiles.products<N, CS>(
+                    3, [&](int k) { return rows[k] + at; }, w, step, to + (q - begin) * CS);
+            }
+#else
             products<N>(
                 begin, end, nullptr,
                 [&](auto& sums, int q) {
@@ -96,6 +115,7 @@ inline void convolve(const bf16* const rows[BAND + 2], int quads, const bf16* we
                     for (int k = 0; k < 3; k++) sums.template add<CS, N>(rows[k] + at, inputs, w + k * step);
                 },
                 [&](int q, int n, Vector sum) { store(to + (q - begin) * CS + n * LANES, sum); });
+#endif
         }
         for (int q = begin; q < end; q++) {
             for (int n = 0; n < N; n++) {
