@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -29,6 +30,7 @@ from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.engine.schedule import Run
 from rlfn_pipe.engine.settings import JSON, Settings
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
+from rlfn_pipe.engine.work import depth_of
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.threads import only_compiled
 from rlfn_pipe.types import Frame, ModelSpec, Target
@@ -260,7 +262,7 @@ class Engine:
             batch = max(1, min(64, int(self._budget / self._bytes_per_pixel() / pixels), (1 << 21) // pixels))
         return self._limits.batch_of(batch)
 
-    def lanes_for(self, height: int, width: int) -> int:
+    def lanes_for(self, height: int, width: int, edge_fp32: bool) -> int:
         """How many whole frames are computed side by side, one a thread, where they have nothing in common.
 
         Threads that share a frame wait for one another some 20 times. 1: they share it all the same, since
@@ -270,7 +272,7 @@ class Engine:
             return 1
         together = self._bytes_per_pixel() * height * width * self.threads
         fits = together + CPU_STRIPS <= self._budget
-        return self.threads if fits and isinstance(self._network(self._dtype, False), SideBySide) else 1
+        return self.threads if fits and isinstance(self._network(self._dtype, edge_fp32), SideBySide) else 1
 
     def keeps_layers(self, height: int, width: int, edge_fp32: bool) -> bool:
         """Whether the network can keep a whole frame's layers, for a next one that is like it in places."""
@@ -307,11 +309,14 @@ class Engine:
         Holds a bounded number of frames, whatever the length. Raises EngineError when a frame does not fit
         the device even in the smallest tiles, or when the network's result is not finite in fp32.
         """
-        with self._threads():
-            yield from Run(self).frames(work)
+        work = iter(work)
+        for first in work:
+            with self._threads(depth_of(*first) > 8):
+                yield from Run(self).frames(chain([first], work))
 
-    def _threads(self) -> AbstractContextManager[None]:
-        if isinstance(self._network(self._dtype, False), SideBySide):
+    def _threads(self, edge_fp32: bool) -> AbstractContextManager[None]:
+        """The threads that the network, and operators around it, may take in the calling thread."""
+        if isinstance(self._network(self._dtype, edge_fp32), SideBySide):
             return only_compiled(self.threads)
         torch.set_num_threads(self.threads)
         return nullcontext()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.engine.reuse import Answer, Gallery, Likeness, Memory, Mosaic, Statistics, code_values
 from rlfn_pipe.engine.tiling import Tile, plan
+from rlfn_pipe.engine.work import Job, Key, Piece, depth_of, key_of, like
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import Frame, Target
 
@@ -28,110 +29,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """What tiles must have in common to share a batch.
-
-    Batches of `video` are always full (filled up where tiles are wanting): all its tiles are computed by
-    the same kernels, so that a tile's bits do not depend on when it came. With `remember` the network keeps
-    what the next frame may have in common with this one.
-    """
-
-    height: int
-    width: int
-    whole: bool
-    edge_fp32: bool
-    video: bool
-    remember: bool = False
-
-
-@dataclass(slots=True)
-class _Job:
-    """A frame in hand.
-
-    `alpha` is a picture, a constant in 0..1, or None where none is wanted. `answers` has a list of tiles'
-    answers for each picture, where they are kept. A job that `repeats` another has no picture, nor has one
-    that is computed by a thread of its own (`lone`) as long as it is.
-    """
-
-    frame: Frame
-    target: Target
-    picture: Picture | None = None
-    alpha: Picture | float | None = None
-    repeats: _Job | None = None
-    lone: Lone[_Job] | None = None
-    remember: bool = False
-    output: Frame | None = None
-    tiles: tuple[Tile, ...] = ()
-    answers: list[list[Answer]] | None = None
-    waiting: list[Answer] | None = None
-
-    @property
-    def pictures(self) -> list[Picture]:
-        found = [self.picture, self.alpha]
-        return [picture for picture in found if isinstance(picture, Picture)]
-
-    @property
-    def done(self) -> bool:
-        if self.repeats is not None:
-            return self.repeats.output is not None or self.repeats.done
-        if self.lone is not None:
-            return self.lone.done
-        if self.waiting is None:
-            return all(picture.done for picture in self.pictures)
-        while self.waiting and self.waiting[-1].part is not None:
-            self.waiting.pop()
-        return not self.waiting
-
-    @property
-    def pixels(self) -> int:
-        return sum(picture.pixels for picture in self.pictures) or self.frame.width * self.frame.height
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Piece:
-    """A tile to compute, and where its result goes: to the picture, or to an answer that is kept."""
-
-    picture: Picture
-    tile: Tile
-    answer: Answer | None
-
-    @property
-    def waits(self) -> bool:
-        return self.answer.part is None if self.answer else self.picture.waits_for(self.tile)
-
-    def place(self, result: torch.Tensor) -> None:
-        if self.answer is None:
-            self.picture.place(self.tile, result)
-        else:
-            self.answer.set(self.tile, result, self.picture.scale)
-
-    def mend(self, result: torch.Tensor) -> None:
-        """Put a result where `place` put zeros."""
-        if self.answer is None:
-            self.picture.mend(self.tile, result)
-        else:
-            self.answer.set(self.tile, result, self.picture.scale)
-
-
 class Run:
     """The state of one `Engine.run`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._jobs: deque[_Job] = deque()
-        self._buckets: Buckets[_Key, _Piece] = Buckets()
+        self._jobs: deque[Job] = deque()
+        self._buckets: Buckets[Key, Piece] = Buckets()
         self._memory = Memory(engine.scale, engine.reuse, engine.reuse_tolerance)
         self._mosaics = (Mosaic(), Mosaic())
-        self._recent: Gallery[_Job] = Gallery()
+        self._recent: Gallery[Job] = Gallery()
         self._likeness = Likeness()
-        self._lanes: Lanes[_Job] = Lanes(engine.threads)
+        self._lanes: Lanes[Job] = Lanes(engine.threads)
         self._side_by_side = True
-        self._last: _Job | None = None
-        self._doubts: Doubts[_Piece] = Doubts()
+        self._last: Job | None = None
+        self._doubts: Doubts[Piece] = Doubts()
         #: Whether a tile's bits are the same wherever it lies in a full batch, where that was tried.
-        self._steady: dict[_Key, bool] = {}
-        self._worth_trying: set[_Key] = set()
+        self._steady: dict[Key, bool] = {}
+        self._worth_trying: set[Key] = set()
 
     def frames(self, work: Iterable[tuple[Frame, Target]]) -> Iterator[Frame]:
         """Upscaled frames in the order of `work`."""
@@ -187,13 +102,13 @@ class Run:
         largest = max((k.height * k.width * self._full(k) for k in self._buckets.oldest_first()), default=0)
         return sum(job.pixels for job in self._jobs) > 2 * largest
 
-    def _full(self, key: _Key) -> int:
+    def _full(self, key: Key) -> int:
         """How many tiles make a full batch."""
         return self._engine.batch_for(key.height, key.width)
 
     # ------------------------------------------------------------ reuse
 
-    def _repeated(self, frame: Frame, target: Target) -> _Job | None:
+    def _repeated(self, frame: Frame, target: Target) -> Job | None:
         """A job without work, when the result of an earlier frame holds for the whole frame."""
         engine = self._engine
         if engine.reuse == "off":
@@ -206,14 +121,14 @@ class Run:
         if found is None and near and self._last is not None and self._memory.frame is self._last.frame:
             found = self._last if self._memory.repeats(frame, target, tiles) else None
         if found is not None and self._steady_for(frame, target, tiles):
-            return _Job(frame, target, repeats=found)
+            return Job(frame, target, repeats=found)
         if found is not None or len(tiles) > 1:
-            self._worth_trying.add(_key(tiles[0], frame, target))
+            self._worth_trying.add(key_of(tiles[0], frame, target))
         return None
 
     def _steady_for(self, frame: Frame, target: Target, tiles: tuple[Tile, ...]) -> bool:
         """Whether a tile of the frame has the same bits whenever it is computed; `near` does not ask."""
-        key = _key(tiles[0], frame, target)
+        key = key_of(tiles[0], frame, target)
         return self._engine.reuse == "near" or self._full(key) == 1 or self._steady.get(key, False)
 
     def _plan(self, frame: Frame) -> tuple[Tile, ...]:
@@ -229,18 +144,21 @@ class Run:
     def _remembers(self, frame: Frame, target: Target) -> bool:
         """Whether the network is to keep the layers of a frame that has to be computed."""
         two_pictures = target.colour.alpha and frame.colour.alpha
-        keeps = self._engine.keeps_layers(*self._size(frame), _depth(frame, target) > 8)
+        keeps = self._engine.keeps_layers(*self._size(frame), depth_of(frame, target) > 8)
         return keeps and not two_pictures and self._likeness.sees(frame)
 
     # ------------------------------------------------------------ a frame a thread
 
-    def _beside(self, frame: Frame, target: Target) -> _Job | None:
+    def _beside(self, frame: Frame, target: Target) -> Job | None:
         """A job for a thread of its own, where frames can be computed side by side."""
-        if not self._side_by_side or self._engine.lanes_for(*self._size(frame)) == 1:
+        if (
+            not self._side_by_side
+            or self._engine.lanes_for(*self._size(frame), depth_of(frame, target) > 8) == 1
+        ):
             return None
-        return _Job(frame, target, lone=self._lanes.add(lambda: self._whole(frame, target)))
+        return Job(frame, target, lone=self._lanes.add(lambda: self._whole(frame, target)))
 
-    def _whole(self, frame: Frame, target: Target) -> _Job:
+    def _whole(self, frame: Frame, target: Target) -> Job:
         """All of a frame, from samples to samples."""
         job = self._open(frame, target)
         for picture in job.pictures:
@@ -251,7 +169,7 @@ class Run:
         self._close(job)
         return job
 
-    def _take(self, job: _Job, lone: Lone[_Job]) -> None:
+    def _take(self, job: Job, lone: Lone[Job]) -> None:
         """Wait for a job's thread; a job that none is there for goes the common way."""
         job.lone = done = None
         try:
@@ -272,9 +190,9 @@ class Run:
     # ------------------------------------------------------------ a frame's two ends
 
     @torch.inference_mode()
-    def _open(self, frame: Frame, target: Target) -> _Job:
+    def _open(self, frame: Frame, target: Target) -> Job:
         engine = self._engine
-        depth = _depth(frame, target)
+        depth = depth_of(frame, target)
         minimum = engine.spec.minimum_side
 
         def picture(rgb: torch.Tensor) -> Picture:
@@ -293,12 +211,12 @@ class Run:
                     grey = colour.alpha_to_grey(frame, engine.device)
                     rgb = colour.fill_under_alpha(rgb, grey)
                     alpha = picture(grey)
-        return _Job(frame, target, picture(rgb), alpha)
+        return Job(frame, target, picture(rgb), alpha)
 
     @torch.inference_mode()
-    def _close(self, job: _Job) -> Frame:
+    def _close(self, job: Job) -> Frame:
         if job.repeats is not None:
-            return _like(job.repeats, job.frame)
+            return like(job.repeats, job.frame)
         target = job.target
         if job.answers is not None:
             for picture, answers, mosaic in zip(job.pictures, job.answers, self._mosaics, strict=False):
@@ -323,13 +241,13 @@ class Run:
 
     # ------------------------------------------------------------ tiles
 
-    def _cut(self, job: _Job) -> None:
+    def _cut(self, job: Job) -> None:
         """Plan a frame's tiles; those whose results are kept, and hold for it, are not computed."""
         job.tiles = self._plan(job.frame)
         steady = self._steady_for(job.frame, job.target, job.tiles)
         job.answers = self._memory.answers(job.frame, job.target, job.tiles, len(job.pictures), keep=steady)
         job.waiting = None if job.answers is None else [a for answers in job.answers for a in answers]
-        key = replace(_key(job.tiles[0], job.frame, job.target), remember=job.remember)
+        key = replace(key_of(job.tiles[0], job.frame, job.target), remember=job.remember)
         for number, picture in enumerate(job.pictures):
             answers: Sequence[Answer | None] = [None] * len(job.tiles)
             if job.answers is None:
@@ -339,7 +257,7 @@ class Run:
                 answers = job.answers[number]
             for tile, answer in zip(job.tiles, answers, strict=True):
                 if answer is None or not answer.asked:
-                    self._buckets.add(key, _Piece(picture, tile, answer))
+                    self._buckets.add(key, Piece(picture, tile, answer))
                     if answer is not None:
                         answer.asked = True
                 else:
@@ -355,7 +273,7 @@ class Run:
             if not job.done and job.repeats is None and job.lone is None:
                 self._cut(job)
 
-    def _compute(self, until: _Job | None) -> None:
+    def _compute(self, until: Job | None) -> None:
         """Run every full batch, or, given a frame, whatever it takes to finish that frame."""
         while until is None or not until.done:
             key = next((k for k in self._buckets.oldest_first() if self._ready(k, until)), None)
@@ -363,10 +281,10 @@ class Run:
                 return
             self._run_batch(key, self._buckets.take(key, self._full(key)))
 
-    def _ready(self, key: _Key, until: _Job | None) -> bool:
+    def _ready(self, key: Key, until: Job | None) -> bool:
         return until is not None or self._buckets.waiting(key) >= self._full(key)
 
-    def _run_batch(self, key: _Key, batch: list[_Piece]) -> None:
+    def _run_batch(self, key: Key, batch: list[Piece]) -> None:
         """Compute and place a batch; on exhausted memory put it back and make the next one smaller."""
         try:
             self._run_and_place(key, batch)
@@ -381,7 +299,7 @@ class Run:
             self._cut_again()
 
     @torch.inference_mode()
-    def _run_and_place(self, key: _Key, batch: list[_Piece]) -> None:
+    def _run_and_place(self, key: Key, batch: list[Piece]) -> None:
         views = [piece.picture.pixels_of(piece.tile) for piece in batch]
         tiles = [piece.tile for piece in batch]
         if key.video:
@@ -409,7 +327,7 @@ class Run:
             bad.pop()
         return True
 
-    def _is_steady(self, key: _Key, pixels: torch.Tensor, tile: Tile, results: torch.Tensor) -> bool:
+    def _is_steady(self, key: Key, pixels: torch.Tensor, tile: Tile, results: torch.Tensor) -> bool:
         """Whether the first tile's result is the same, bit for bit, in every place of a batch and other company.
 
         It is on most devices and shapes, but oneDNN's 1x1 convolutions in fp32 are an example where it is not.
@@ -438,21 +356,3 @@ class Run:
                 raise
         release_cached(self._engine.device)
         return None
-
-
-def _depth(frame: Frame, target: Target) -> int:
-    return max(frame.colour.bit_depth, target.colour.bit_depth)
-
-
-def _key(tile: Tile, frame: Frame, target: Target) -> _Key:
-    """All tiles of a frame have one size; a frame of a video has a time."""
-    return _Key(tile.y.size, tile.x.size, tile.whole, _depth(frame, target) > 8, frame.pts is not None)
-
-
-def _like(done: _Job, frame: Frame) -> Frame:
-    """`frame` with the result of a job that is done."""
-    output = done.output
-    assert output is not None
-    # Pictures go to callers who may write to them; a video's frames go to an encoder.
-    planes = output.planes if frame.pts is not None else tuple(plane.copy() for plane in output.planes)
-    return replace(frame, planes=planes, colour=output.colour)
