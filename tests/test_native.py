@@ -181,13 +181,14 @@ def test_bits_depend_on_nothing_but_the_picture(
         without_emulation(dtype)
     spec, module = random_network(name, 4)
     net = NativeNetwork(spec, module, dtype)
-    x = picture(58, 131)
+    size = (30, 67) if is_emulated(dtype) else (58, 131)
+    x = picture(*size)
     whole = net(x)
-    for columns, rows, threads in ((1, 1, 1), (2, 1, 3), (4, 5, 2), (7, 29, 4)):
+    for columns, rows, threads in ((1, 1, 1), (2, 1, 3), (4, 5, 2), (7, size[0] // 2, 4)):
         monkeypatch.setattr(native_network, "_tiles", lambda *size, c=columns, r=rows: (c, r))
         monkeypatch.setattr(torch, "get_num_threads", lambda t=threads: t)
         assert torch.equal(net(x), whole), (columns, rows, threads)
-    both = net(torch.cat([picture(58, 131).flip(-1), x]))
+    both = net(torch.cat([x.flip(-1), x]))
     assert torch.equal(both[1], whole[0]) and not torch.equal(both[0], whole[0])
 
 
@@ -228,7 +229,7 @@ def test_tiles_of_a_frame_lie_on_its_grid(dtype: torch.dtype) -> None:
     x = picture(141, 160)
     exact, net = build_inference(spec, module), NativeNetwork(spec, module, dtype)
     tiles = plan(141, 160, 96, 36)
-    for tile in tiles[:2] if is_emulated(dtype) else tiles:
+    for tile in tiles[:1] if is_emulated(dtype) else tiles:
         y, z = tile.y, tile.x
         part = x[..., y.origin : y.origin + y.size, z.origin : z.origin + z.size]
         grid = (
@@ -306,7 +307,7 @@ def film(height: int, width: int) -> Iterator[torch.Tensor]:
 def test_what_did_not_change_keeps_its_bits(
     name: str, scale: int, size: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    if size[0] * size[1] > 3000:
+    if size[0] * size[1] > 1000:
         without_emulation(dtype)
     spec, module = random_network(name, scale)
     plain = NativeNetwork(spec, module, dtype)
