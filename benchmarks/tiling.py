@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rlfn_pipe.engine.colour import add_excess
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.runner import DEFAULT_OVERLAP
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
@@ -41,7 +42,7 @@ def tiled(net: InferenceNet, rgb: torch.Tensor, tile: int, overlap: int, mode: s
         picture.place(
             piece, net(picture.pixels_of(piece)[None], None if mode == "naive" else grid(piece, mode))[0]
         )
-    return picture.result()
+    return add_excess(*picture.result())
 
 
 def grid(tile: Tile, mode: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -43,12 +43,35 @@ def test_planes_are_those_of_the_engine(subsampling: str, location: str, size: t
 
 
 @needed
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("subsampling", ["420", "444"])
+def test_what_went_around_the_network_is_added(scale: int, subsampling: str) -> None:
+    """In some rows there is much of it, in some a little, in others none."""
+    for height, width in ((1, 1), (2, 3), (33, 20), (50, 67)):
+        rgb, excess = picture(height * scale, width * scale), picture(height, width) - 130.0
+        excess[:, 1::3] = 0.0
+        excess[:, height // 2 + 1 :, 1:] = 0.0
+        excess[:, height // 2 + 5 :] = 0.0
+        for depth in (8, 16):
+            layout = ColourInfo(1, range=2, bit_depth=depth, subsampling=subsampling)
+            got = from_rgb(rgb, layout, excess=excess)
+            wanted = conversions.from_rgb(rgb, layout, excess=excess)
+            without = conversions.from_rgb(rgb, layout)
+            assert height == 1 or not torch.equal(wanted[0], without[0])
+            for p, q in zip(got, wanted, strict=True):
+                a, b = (each.numpy().view(f"u{each.element_size()}").astype(np.int64) for each in (p, q))
+                assert abs(a - b).max() <= 1
+                assert (a != b).sum() <= 8 + (0.02 if depth == 16 else 0.001) * a.size
+    assert torch.equal(rgb, picture(50 * scale, 67 * scale)), "the picture is left as it was"
+
+
+@needed
 def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout, rgb = ColourInfo(1, range=1, subsampling="420"), picture(150, 90)
+    layout, rgb, excess = ColourInfo(1, range=1, subsampling="420"), picture(150, 90), picture(75, 45)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    one = from_rgb(rgb, layout)
+    one = from_rgb(rgb, layout, excess=excess)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for p, q in zip(one, from_rgb(rgb, layout), strict=True):
+    for p, q in zip(one, from_rgb(rgb, layout, excess=excess), strict=True):
         assert torch.equal(p, q)
 
 

@@ -181,11 +181,22 @@ def _check_planes(frame: Frame) -> None:
 # ---------------------------------------------------------------- from RGB
 
 
-def from_rgb(rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False) -> list[torch.Tensor]:
+def add_excess(rgb: torch.Tensor, excess: torch.Tensor | None) -> torch.Tensor:
+    """`rgb` (3, H, W) and, enlarged bilinearly, `excess` (3, h, w); `rgb` itself where that is None."""
+    if excess is None:
+        return rgb
+    return functional.interpolate(excess[None], size=rgb.shape[-2:], mode="bilinear")[0].add_(rgb)
+
+
+def from_rgb(
+    rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False, excess: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     """Quantised colour planes (see `quantise`) of an RGB image (3, H, W) float32, 0..255.
 
-    `neutral` says that the source had no chroma, so that the target's is set to exactly none.
+    `neutral` says that the source had no chroma, so that the target's is set to exactly none. `excess`
+    (3, h, w), H and W divided by the scale, is what went around the network; see `add_excess`.
     """
+    rgb = add_excess(rgb, excess)
     black, span, zero, chroma_span = levels(colour)
     depth = colour.bit_depth
     if colour.subsampling == "rgb":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from rlfn_pipe.engine.tiling import Span, Tile, fade_weights, plan, reflected
 
@@ -94,14 +93,11 @@ class Picture:
         """Take a canvas (3, s h, s w) that the answers of all `tiles` are on already; it is not written to."""
         self.tiles, self._canvas, self._missing = tiles, canvas, set()
 
-    def result(self) -> torch.Tensor:
-        """The upscaled picture (3, s h, s w) float32 without the padding."""
+    def result(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The upscaled picture (3, s h, s w) float32 without the padding, and what `add_excess` adds to it."""
         assert self._canvas is not None and self.done
         height, width = self._height * self.scale, self._width * self.scale
-        image = self._canvas[:, :height, :width]
-        if self._excess is None:
-            return image
-        return F.interpolate(self._excess[None], size=(height, width), mode="bilinear")[0].add_(image)
+        return self._canvas[:, :height, :width], self._excess
 
 
 def answer_of(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:

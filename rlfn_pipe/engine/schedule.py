@@ -222,12 +222,15 @@ class Run:
             for picture, answers, mosaic in zip(job.pictures, job.answers, self._mosaics, strict=False):
                 picture.complete(job.tiles, mosaic.show(job.tiles, answers, self._engine.scale))
         assert job.picture is not None
-        rgb = resize(job.picture.result(), target.height, target.width)
+        rgb, excess = job.picture.result()
+        if rgb.shape[-2:] != (target.height, target.width):
+            rgb, excess = resize(colour.add_excess(rgb, excess), target.height, target.width), None
         to_planes = self._engine.to_planes or colour.from_rgb
-        planes = to_planes(rgb, target.colour, neutral=job.frame.colour.subsampling == "grey")
+        neutral = job.frame.colour.subsampling == "grey"
+        planes = to_planes(rgb, target.colour, neutral=neutral, excess=excess)
         del rgb
         if isinstance(job.alpha, Picture):
-            grey = resize(job.alpha.result(), target.height, target.width)
+            grey = resize(job.alpha.result()[0], target.height, target.width)
             planes.append(colour.alpha_from_grey(grey, target.colour.bit_depth))
         arrays = [colour.download(plane) for plane in planes]
         if isinstance(job.alpha, float):

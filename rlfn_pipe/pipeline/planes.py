@@ -14,7 +14,9 @@ from rlfn_pipe.types import ColourInfo
 __all__ = ["from_rgb"]
 
 
-def from_rgb(rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False) -> list[torch.Tensor]:
+def from_rgb(
+    rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False, excess: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     """As `rlfn_pipe.engine.colour.from_rgb`, which it calls for all that the compiled part does not do.
 
     Code values may differ by one where a value lies between two, since sums are rounded in another order.
@@ -22,7 +24,7 @@ def from_rgb(rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False) ->
     found = any_library()
     chroma = colour.subsampling in ("420", "422", "440", "444") and not neutral
     if found is None or rgb.device.type != "cpu" or not chroma:
-        return conversions.from_rgb(rgb, colour, neutral=neutral)
+        return conversions.from_rgb(rgb, colour, neutral=neutral, excess=excess)
     rgb = rgb.contiguous()
     _, height, width = rgb.shape
     black, span, zero, chroma_span = conversions.levels(colour)
@@ -40,6 +42,7 @@ def from_rgb(rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False) ->
         bytes=dtype.itemsize,
         half_x=half_x,
         half_y=half_y,
+        scale=1 if excess is None else height // excess.shape[-2],
         top=(1 << colour.bit_depth) - 1,
         red=red,
         green=green,
@@ -53,6 +56,9 @@ def from_rgb(rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False) ->
         down=_taps(half_y, colour.chroma_location == "topleft"),
     )
     job.rgb, job.y, job.cb, job.cr = (tensor.data_ptr() for tensor in (rgb, *planes))
+    if excess is not None:
+        excess = excess.contiguous()
+        job.excess = excess.data_ptr()
     if threads > 1:
         let_openmp_rest()
     found.planes(job)

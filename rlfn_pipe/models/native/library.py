@@ -31,7 +31,7 @@ PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("fp32
 #: Of a filter of `Planes`.
 MOST_TAPS = 12
 #: `RLFN_VERSION` of network.cpp.
-VERSION = 5
+VERSION = 6
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"})
@@ -104,11 +104,14 @@ class Planes(ctypes.Structure):
     """`Planes` of planes.hpp: a picture and what becomes of it."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("height", "width", "threads", "bytes", "half_x", "half_y")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("height", "width", "threads", "bytes", "half_x", "half_y", "scale")
+        ),
         *((name, ctypes.c_float) for name in ("top", "red", "green", "blue", "luma_gain", "luma_offset")),
         *((name, ctypes.c_float) for name in ("cb_gain", "cr_gain", "chroma_offset")),
         *((name, Taps) for name in ("along", "down")),
-        *((name, ctypes.c_void_p) for name in ("rgb", "y", "cb", "cr")),
+        *((name, ctypes.c_void_p) for name in ("rgb", "excess", "y", "cb", "cr")),
     ]
 
 

@@ -19,12 +19,13 @@ struct Taps {
     float weight[MOST_TAPS];
 };
 
-// `half_x`, `half_y`: chroma has half the columns (rows). Code values of `bytes` each, 0 .. `top`.
+// `half_x`, `half_y`: chroma has half the columns (rows). Code values of `bytes` each, 0 .. `top`. `excess`, if any, is
+// a picture `scale` times smaller that is enlarged bilinearly and added to `rgb`.
 struct Planes {
-    int32_t height, width, threads, bytes, half_x, half_y;
+    int32_t height, width, threads, bytes, half_x, half_y, scale;
     float top, red, green, blue, luma_gain, luma_offset, cb_gain, cr_gain, chroma_offset;
     Taps along, down;
-    const float* rgb;
+    const float *rgb, *excess;
     void *y, *cb, *cr;
 };
 
@@ -48,6 +49,7 @@ class Packer {
         const int step = 1 + p_.half_y, taps = p_.down.count;
         const int luma_end = last == height_ ? p_.height : last * step;
         std::vector<float> full(2 * line_), narrow(static_cast<size_t>(2) * taps * width_), sum(width_), luma(p_.width);
+        std::vector<float> room(p_.excess ? 3 * static_cast<size_t>(p_.width) + p_.width / p_.scale + 2 : 0);
         int have = 0, from = first * step + p_.down.first;  // rows of the ring hold rows [from, from + have)
         int luma_row = first * step;
         for (int row = first; row < last; row++) {
@@ -55,7 +57,7 @@ class Packer {
             for (int y = std::max(start, from + have); y < start + taps; y++) {
                 const int inside = std::min(std::max(y, 0), p_.height - 1);
                 float* slot = narrow.data() + static_cast<size_t>((y - p_.down.first) % taps) * 2 * width_;
-                chroma_line(inside, luma.data(), full.data(), slot);
+                chroma_line(channels(inside, room.data()), luma.data(), full.data(), slot);
                 if (y == luma_row && y < luma_end)
                     put(p_.y, y, p_.width, luma.data(), p_.luma_gain, p_.luma_offset), luma_row++;
             }
@@ -75,23 +77,74 @@ class Packer {
         }
         // The filter of the last rows may end before their luma.
         for (; luma_row < luma_end; luma_row++) {
-            luma_line(luma_row, luma.data());
+            luma_line(channels(luma_row, room.data()), luma.data());
             put(p_.y, luma_row, p_.width, luma.data(), p_.luma_gain, p_.luma_offset);
         }
     }
 
-    const float* channel(int c, int y) const { return p_.rgb + (static_cast<size_t>(c) * p_.height + y) * p_.width; }
+    // A row of the picture.
+    struct Channels {
+        const float* rgb[3];
+    };
 
-    void luma_line(int y, float* luma) const {
-        const float *r = channel(0, y), *g = channel(1, y), *b = channel(2, y);
+    // Row y; `room` is for the sum where there is something to add.
+    Channels channels(int y, float* room) const {
+        Channels made;
+        for (int c = 0; c < 3; c++) {
+            made.rgb[c] = p_.rgb + (static_cast<size_t>(c) * p_.height + y) * p_.width;
+            if (!p_.excess) continue;
+            float* sum = room + static_cast<size_t>(c) * p_.width;
+            if (add(made.rgb[c], c, y, room + static_cast<size_t>(3) * p_.width + 1, sum)) made.rgb[c] = sum;
+        }
+        return made;
+    }
+
+    // The two neighbours of place i of an enlarged axis, by the first one and the second one's share.
+    struct Between {
+        int first;
+        float share;
+        Between(int i, int scale) {
+            const float at = (i + 0.5f) / scale - 0.5f;
+            first = static_cast<int>(std::floor(at));
+            share = at - first;
+        }
+    };
+
+    // A channel's row y with the excess; false, and nothing written, where that is zero. `low` has room for a row of
+    // the excess and a pixel on either side.
+    bool add(const float* row, int c, int y, float* low, float* sum) const {
+        const int s = p_.scale, w = p_.width / s, h = p_.height / s;
+        const Between rows(y, s);
+        auto line = [&](int at) {
+            return p_.excess + (static_cast<size_t>(c) * h + std::min(std::max(at, 0), h - 1)) * w;
+        };
+        const float *above = line(rows.first), *below = line(rows.first + 1);
+        bool any = false;
+        for (int x = 0; x < w; x++) {
+            low[x] = above[x] * (1.f - rows.share) + below[x] * rows.share;
+            any |= low[x] != 0.f;
+        }
+        if (!any) return false;
+        low[-1] = low[0], low[w] = low[w - 1];
+        std::memcpy(sum, row, sizeof(float) * p_.width);
+        for (int i = 0; i < s; i++) {
+            const Between columns(i, s);
+            const float* from = low + columns.first;
+            for (int x = 0; x < w; x++) sum[x * s + i] += from[x] * (1.f - columns.share) + from[x + 1] * columns.share;
+        }
+        return true;
+    }
+
+    void luma_line(const Channels& in, float* luma) const {
+        const float *r = in.rgb[0], *g = in.rgb[1], *b = in.rgb[2];
         for (int x = 0; x < p_.width; x++) luma[x] = r[x] * p_.red + g[x] * p_.green + b[x] * p_.blue;
     }
 
     // Luma and both chroma rows, these at their own width.
-    void chroma_line(int y, float* luma, float* full, float* out) const {
-        luma_line(y, luma);
+    void chroma_line(const Channels& row, float* luma, float* full, float* out) const {
+        luma_line(row, luma);
         for (int c = 0; c < 2; c++) {
-            const float* in = channel(c ? 0 : 2, y);
+            const float* in = row.rgb[c ? 0 : 2];
             float* line = full + c * line_ + before_;
             for (int x = 0; x < p_.width; x++) line[x] = in[x] - luma[x];
             for (int x = 1; x <= before_; x++) line[-x] = line[0];
