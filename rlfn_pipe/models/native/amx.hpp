@@ -49,40 +49,27 @@ class Tiles {
         if constexpr (N > 2) _tile_zero(2);
         if constexpr (N > 3) _tile_zero(3);
         constexpr long ROW = 2 * STRIDE, WEIGHTS = 2 * 2 * N * LANES;
+// The numbers of registers have to be literals.
+#define RLFN_ADD(sums, rows, weights)                        \
+    if constexpr (N > sums) {                                \
+        _tile_loadd(weights, w + sums * 2 * LANES, WEIGHTS); \
+        _tile_dpbf16ps(sums, rows, weights);                 \
+    }
         for (int t = 0; t < taps; t++) {
             const bf16 *a = from(t), *w = weights + t * step;
             _tile_loadd(4, a, ROW);
-            _tile_loadd(5, w, WEIGHTS);
-            _tile_dpbf16ps(0, 4, 5);
-            if constexpr (N > 1) {
-                _tile_loadd(5, w + 2 * LANES, WEIGHTS);
-                _tile_dpbf16ps(1, 4, 5);
-            }
-            if constexpr (N > 2) {
-                _tile_loadd(5, w + 4 * LANES, WEIGHTS);
-                _tile_dpbf16ps(2, 4, 5);
-            }
-            if constexpr (N > 3) {
-                _tile_loadd(5, w + 6 * LANES, WEIGHTS);
-                _tile_dpbf16ps(3, 4, 5);
-            }
-            a += FIRST, w += FIRST * N * LANES;
-            _tile_loadd(6, a, ROW);
-            _tile_loadd(7, w, WEIGHTS);
-            _tile_dpbf16ps(0, 6, 7);
-            if constexpr (N > 1) {
-                _tile_loadd(7, w + 2 * LANES, WEIGHTS);
-                _tile_dpbf16ps(1, 6, 7);
-            }
-            if constexpr (N > 2) {
-                _tile_loadd(7, w + 4 * LANES, WEIGHTS);
-                _tile_dpbf16ps(2, 6, 7);
-            }
-            if constexpr (N > 3) {
-                _tile_loadd(7, w + 6 * LANES, WEIGHTS);
-                _tile_dpbf16ps(3, 6, 7);
-            }
+            RLFN_ADD(0, 4, 5);
+            RLFN_ADD(1, 4, 5);
+            RLFN_ADD(2, 4, 5);
+            RLFN_ADD(3, 4, 5);
+            w += FIRST * N * LANES;
+            _tile_loadd(6, a + FIRST, ROW);
+            RLFN_ADD(0, 6, 7);
+            RLFN_ADD(1, 6, 7);
+            RLFN_ADD(2, 6, 7);
+            RLFN_ADD(3, 6, 7);
         }
+#undef RLFN_ADD
         constexpr long SUMS = 4 * N * LANES;
         _tile_stored(0, to, SUMS);
         if constexpr (N > 1) _tile_stored(1, to + LANES, SUMS);
