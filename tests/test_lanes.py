@@ -255,14 +255,14 @@ def test_look_ahead_is_bounded() -> None:
 
 
 @pytest.mark.skipif(native.library("fp32") is None, reason="no compiled part")
-@pytest.mark.parametrize("model", ["rlfn-s", "rlfn"])
-@pytest.mark.parametrize("depth", [8, 10])
-@pytest.mark.parametrize("scale", [4, 2.4])
+@pytest.mark.parametrize(
+    ("model", "depth", "scale"), [("rlfn-s", 8, 4), ("rlfn-s", 10, 2.4), ("rlfn", 8, 2.4), ("rlfn", 10, 4)]
+)
 def test_the_compiled_network_gives_the_same_bits(model: str, depth: int, scale: float) -> None:
     """Moving frames, one that stays but for a spot, moving frames again."""
     layout = replace(YUV, bit_depth=depth)
-    moving = noise(8, layout)
-    frames = in_order([*moving[:4], *held(moving[4], 6), *moving[5:]])
+    moving = noise(6, layout, (64, 104))
+    frames = in_order([*moving[:3], *held(moving[3], 5), *moving[4:]])
     spec, module = load(model, 4)
 
     def engine(threads: int, reuse: str) -> Engine:
@@ -270,7 +270,7 @@ def test_the_compiled_network_gives_the_same_bits(model: str, depth: int, scale:
         return Engine(factory, spec, device="cpu", threads=threads, reuse=reuse, reuse_tolerance=0)
 
     wanted = run(engine(1, "off"), frames, scale)
-    for threads, reuse in ((2, "off"), (2, "exact"), (3, "near"), (1, "exact")):
+    for threads, reuse in ((2, "exact"), (3, "off"), (1, "near")):
         made = engine(threads, reuse)
         check_same(run(made, frames, scale), wanted)
         assert (made.statistics.tiles_in_part > 0) == (reuse != "off")

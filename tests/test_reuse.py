@@ -22,7 +22,9 @@ from rlfn_pipe.engine.reuse import (
     RECENT,
     Answer,
     Gallery,
+    Likeness,
     Statistics,
+    cells_near,
     changed_cells,
     same_samples,
     touched,
@@ -212,6 +214,31 @@ def test_kept_layers_go_first_when_memory_is_short(monkeypatch: pytest.MonkeyPat
     check_same(got, run(other, frames))
     assert not made.shrunk and not made.forget()
     assert (made.statistics.tiles_computed, made.statistics.tiles_in_part) == (5, 0)
+
+
+def test_frames_are_alike_where_changes_reach_little_of_them() -> None:
+    """A cursor, a page that is turned, the cursor on it, and a film."""
+    one, other, *film = (planes(np.random.default_rng(seed), YUV, (160, 240)) for seed in range(6))
+    spots = list(one)
+    spots[0] = spots[0].copy()
+    spots[0][::30, ::30] += 1  # every third cell or so
+    pictures = [one, with_square(one, 40, 40), other, with_square(other, 40, 40), *film, film[-1], spots]
+    likeness = Likeness()
+    seen = [likeness.sees(frame) for frame in clip(*pictures)]
+    assert seen == [False, True, True, True, True, False, False, False, True, True]
+    likeness = Likeness()
+    assert [likeness.sees(frame) for frame in clip(one, spots, one, spots)] == [False] * 4
+    smaller = clip(planes(np.random.default_rng(0), YUV, (80, 240)))[0]
+    assert not likeness.sees(smaller), "another size"
+
+
+@pytest.mark.parametrize("reach", [1, 2, 5])
+def test_cells_near_others(reach: int) -> None:
+    cells = np.random.default_rng(reach).random((7, 12)) < 0.05
+    wanted = np.zeros_like(cells)
+    for y, x in zip(*np.nonzero(cells), strict=True):
+        wanted[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = True
+    np.testing.assert_array_equal(cells_near(cells, reach), wanted)
 
 
 def test_the_last_few_frames_are_kept() -> None:

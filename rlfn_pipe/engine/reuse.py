@@ -30,6 +30,7 @@ __all__ = [
     "Memory",
     "Mosaic",
     "Statistics",
+    "cells_near",
     "changed_cells",
     "same_samples",
 ]
@@ -38,9 +39,10 @@ T = TypeVar("T")
 
 #: Frames whose results are kept (measured: docs/performance.md), as long as they take no more than this.
 RECENT, RECENT_BYTES = 8, 1 << 28
-#: A frame is like the one before when no more of its cells than this changed; for so many frames after one
-#: that was, the next may be like it again.
-MOST_CHANGED, PATIENCE = 0.5, 4
+#: A frame is like the one before when no more of its cells than this share lie so many cells or nearer to one that
+#: changed: then some four fifths of the network's work are to be done, or less (docs/performance.md). Of two frames
+#: that are not, after one that is, the first is taken for one: often a page is turned, and then stays.
+MOST_NEAR, NEAR, PATIENCE = 0.3, 2, 2
 #: Side of a cell of `changed_cells` in luma samples.
 CELL = 8
 #: How far, in luma samples, a pixel's RGB depends on samples: chroma interpolation, filling under alpha.
@@ -115,6 +117,25 @@ def changed_cells(one: Frame, other: Frame) -> np.ndarray:
         differ = np.logical_or.reduceat(differ, np.arange(0, differ.shape[1], wide), axis=1)
         changed[: differ.shape[0], : differ.shape[1]] |= differ
     return changed
+
+
+def _roughly_changed(one: Frame, other: Frame) -> np.ndarray:
+    """`changed_cells` by two rows of the first plane in each cell: a guess at a hundredth of the cost."""
+    differ = one.planes[0][:: CELL // 2] != other.planes[0][:: CELL // 2]
+    assert CELL == 8, "as many samples as a byte has bits"
+    cells = np.packbits(differ, axis=1) != 0
+    return np.logical_or.reduceat(cells, np.arange(0, cells.shape[0], 2), axis=0)
+
+
+def cells_near(cells: np.ndarray, reach: int) -> np.ndarray:
+    """Cells with one of `cells` (bool (rows, columns)) up to `reach` cells away, diagonally too."""
+    for _ in range(2):
+        spread = cells.copy()
+        for k in range(1, min(reach, len(cells) - 1) + 1):
+            spread[k:] |= cells[:-k]
+            spread[:-k] |= cells[k:]
+        cells = spread.T
+    return cells
 
 
 def touched(cells: np.ndarray, tile: Tile, reach: int) -> bool:
@@ -202,8 +223,10 @@ class Likeness:
     def sees(self, frame: Frame) -> bool:
         """Look at the next frame that is to be computed; True when its layers are to be kept."""
         last, self._last = self._last, frame
-        alike_ = last is not None and alike(last, frame) and changed_cells(last, frame).mean() <= MOST_CHANGED
-        self._patience = PATIENCE if alike_ else max(0, self._patience - 1)
+        likes = False
+        if last is not None and alike(last, frame):
+            likes = cells_near(_roughly_changed(last, frame), NEAR).mean() <= MOST_NEAR
+        self._patience = PATIENCE if likes else max(0, self._patience - 1)
         return self._patience > 0
 
 
