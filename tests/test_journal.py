@@ -51,7 +51,7 @@ def test_lines_come_back(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 400), st.binary(max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_cut_and_any_tail_costs_only_the_last_line(
     tmp_path_factory: pytest.TempPathFactory, cut: int, tail: bytes
 ) -> None:
@@ -70,7 +70,7 @@ def test_any_cut_and_any_tail_costs_only_the_last_line(
 
 
 @given(st.integers(0, 300), st.integers(1, 255))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_flipped_byte_never_reads_as_something_else(
     tmp_path_factory: pytest.TempPathFactory, at: int, flip: int
 ) -> None:
@@ -398,7 +398,7 @@ def table(frames: int, *, keyframes: tuple[int, ...] = (0,), trusted: bool = Tru
     st.lists(st.integers(0, 4000), max_size=30),
     st.integers(0, 200),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_segments_cover_everything_once(frames: int, length: int, keyframes: list[int], first: int) -> None:
     first = min(first, frames - 1)
     inside = tuple(sorted({k for k in keyframes if k < frames}))

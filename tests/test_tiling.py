@@ -39,7 +39,7 @@ axes = st.tuples(st.integers(15, 700), st.integers(24, 300), st.integers(0, 80))
 
 
 @given(axes)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_spans_lie_on_the_grid_and_cover_the_axis(axis: tuple[int, int, int]) -> None:
     frame, tile, overlap = axis
     found = spans(frame, tile, overlap)
@@ -56,7 +56,7 @@ def test_spans_lie_on_the_grid_and_cover_the_axis(axis: tuple[int, int, int]) ->
 
 
 @given(axes, st.sampled_from([1, 2, 3, 4]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_weights_sum_to_one_everywhere(axis: tuple[int, int, int], scale: int) -> None:
     frame, tile, overlap = axis
     total = np.zeros(frame * scale)
@@ -68,7 +68,7 @@ def test_weights_sum_to_one_everywhere(axis: tuple[int, int, int], scale: int) -
 
 
 @given(axes)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_smaller_side_would_need_more_tiles(axis: tuple[int, int, int]) -> None:
     frame, tile, overlap = axis
     side = tile_side(frame, tile, overlap)
@@ -77,7 +77,7 @@ def test_a_smaller_side_would_need_more_tiles(axis: tuple[int, int, int]) -> Non
 
 
 @given(axes)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_mirrored_spans_stay_on_the_grid(axis: tuple[int, int, int]) -> None:
     for span in spans(*axis):
         mirror = span.mirrored()
