@@ -47,6 +47,11 @@ def hang(connection: Connection, options: UpscaleOptions) -> None:
     _odd(connection, options, lambda: time.sleep(600))
 
 
+def leave(connection: Connection, options: UpscaleOptions) -> None:
+    """Ends with an exit code at its second segment, always."""
+    _odd(connection, options, lambda: os._exit(7))
+
+
 def defect(connection: Connection, options: UpscaleOptions) -> None:
     """Has a defect at its second segment."""
 

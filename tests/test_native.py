@@ -396,6 +396,20 @@ def test_the_reason_is_told(precision: str, monkeypatch: pytest.MonkeyPatch, tmp
     native._loaded.cache_clear()
 
 
+@needed
+def test_without_the_library_for_amx_pytorch_is_taken_unless_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(native.WISH, raising=False)
+    monkeypatch.setattr(native, "_processor_flags", lambda: native.FLAGS["amx"])
+    monkeypatch.setitem(native.PATHS, "amx", tmp_path / "_kernel.so")
+    assert native.library("bf16") is None and native.why_not("bf16") == "it was not built"
+    assert native.cpu_form("bf16") == "strips" and native.can_be_built("bf16")
+    monkeypatch.setenv(native.WISH, "on")
+    found = native.library("bf16")
+    assert found is not None and found.kernel == "bf16" and native.cpu_form("bf16") == "native"
+
+
 @pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64") or not shutil.which("c++"),
     reason="no C++ compiler for this system",

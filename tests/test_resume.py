@@ -370,7 +370,7 @@ def test_a_folder_goes_on_behind_what_is_done(tmp_path: Path, nearest_engine: No
 
 
 @pytest.mark.slow
-def test_ten_kills_of_the_real_command(tmp_path: Path) -> None:
+def test_twenty_kills_of_the_real_command(tmp_path: Path) -> None:
     """SIGKILL at random moments with the real engine and worker processes, then a run to the end."""
     import random
 
@@ -383,7 +383,7 @@ def test_ten_kills_of_the_real_command(tmp_path: Path) -> None:
     expected = packets(whole)
     chance = random.Random(5)
     killed = 0
-    while killed < 10:
+    while killed < 20:
         with subprocess.Popen(
             [*command, str(output), *options], env=environment, stderr=subprocess.PIPE, text=True
         ) as process:

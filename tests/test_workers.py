@@ -128,13 +128,21 @@ def test_a_killed_worker_costs_its_segment_only(
     assert report.exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("serve", "fate"), [(odd_workers.segfault, "ended by SIGSEGV"), (odd_workers.leave, "ended with code 7")]
+)
 def test_a_segment_that_always_kills_is_reported_after_three_attempts(
-    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int], serve: Any, fate: str
 ) -> None:
-    serve_with(odd_workers.segfault)
+    serve_with(serve)
     source, expected = whole
     output = tmp_path / "out.mkv"
-    with pytest.raises(EngineError, match=r"frames \d+ to \d+: the worker was ended by SIGSEGV 3 times"):
+    with pytest.raises(
+        EngineError,
+        match=rf"frames \d+ to \d+: the worker was {fate} 3 times"
+        if "SIG" in fate
+        else rf"the worker {fate} 3 times",
+    ):
         run(str(source), str(output), UpscaleOptions(**OPTIONS), isolate=True)
     assert not output.exists() and len(list(work_path(output).glob("segment-*"))) == 1
     serve_with(odd_workers.nearest)
