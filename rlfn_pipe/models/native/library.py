@@ -157,10 +157,13 @@ def why_not(precision: str) -> str | None:
         return f"{WISH}=off"
     if precision not in ("bf16", "fp32"):
         return f"there is none for {precision}"
-    reason = _obstacle(_kernel(precision))
-    if reason and _kernel(precision) == "amx":
-        return reason if wish != "on" else _obstacle("bf16")
-    return reason
+    return _obstacle(_chosen(precision))
+
+
+def _chosen(precision: str) -> str:
+    """The library to use, if any is."""
+    kernel = _kernel(precision)
+    return precision if os.environ.get(WISH) == "on" and _obstacle(kernel) else kernel
 
 
 def _kernel(precision: str) -> str:
@@ -193,10 +196,7 @@ def cpu_form(precision: str) -> str:
 
 def library(precision: str) -> Library | None:
     """The compiled part for networks in `precision` (bf16, fp32), or None where it is not used."""
-    if why_not(precision) is not None:
-        return None
-    kernel = _kernel(precision)
-    return _loaded(kernel) if _obstacle(kernel) is None else _loaded(precision)
+    return _loaded(_chosen(precision)) if why_not(precision) is None else None
 
 
 def any_library() -> Library | None:
