@@ -82,7 +82,7 @@ def check_same(got: list[Frame], wanted: list[Frame]) -> None:
 class Threads:
     """A network that writes down who computed, and may fail for who it is told."""
 
-    side_by_side = True
+    pixel_bytes = 100.0
 
     def __init__(self, network: NearestNetwork) -> None:
         self._network = network

@@ -7,6 +7,7 @@ emulated (tests/emulated), some hundred times slower, so that the longest tests 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import shutil
 import subprocess
@@ -368,6 +369,38 @@ def test_layers_are_kept_within_bounds_and_handed_back(dtype: torch.dtype) -> No
     assert torch.equal(kept(torch.cat([x, x + 1])), plain(torch.cat([x, x + 1])))
     assert kept.forget() and not kept.forget() and not tight.forget()
     assert torch.equal(kept(x), plain(x)) and kept.computed == 1.0
+
+
+TAKES = """
+import resource, sys
+from itertools import islice
+from rlfn_pipe.bench.clip import moving_frames
+from rlfn_pipe.engine.runner import CPU_STRIPS, Engine
+from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.weights import load
+from rlfn_pipe.types import Target
+
+threads = int(sys.argv[1])
+spec, module = load("rlfn-s", 4)
+engine = Engine(InferenceFactory(spec, module), spec, device="cpu", precision="fp32", threads=threads, reuse="off")
+frames = list(islice(moving_frames(640, 360, 5), 5))
+assert engine.lanes_for(360, 640, False) == threads
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for frame in engine.run((frame, Target(2560, 1440, frame.colour)) for frame in frames):
+    del frame
+taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(taken / (engine._bytes_per_pixel() * 640 * 360 * threads + CPU_STRIPS))
+"""
+
+
+@needed
+@pytest.mark.parametrize("threads", [1, 2])
+def test_frames_take_the_memory_that_is_counted_with(threads: int) -> None:
+    """By the system's account, in a process that does nothing else."""
+    command = [sys.executable, "-c", TAKES, str(threads)]
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert 0.5 < float(done.stdout) < 1.25
 
 
 def test_networks_of_other_shapes_go_without() -> None:

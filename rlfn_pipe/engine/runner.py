@@ -57,6 +57,9 @@ SMALL_OVERLAP = 36
 SMALLEST_TILE = 48
 #: Bytes that the CPU's strips take besides what grows with the picture.
 CPU_STRIPS = 96 << 20
+#: Share of the memory budget that a tile may take on the CPU, whose cores gain nothing by larger ones: 1080p to 4K
+#: stays below 2.5 GB with it, of which an encoder takes more than half (docs/performance.md).
+TILE_SHARE = (3, 4)
 #: Bytes that a network may keep of the last frame's layers, so that only what changed is computed.
 LAYERS = 1 << 30
 
@@ -99,10 +102,11 @@ class Remembering(Network, Protocol):
 class SideBySide(Network, Protocol):
     """A network with threads of its own (`rlfn_pipe.threads`).
 
-    Several threads may call it at once, with the bits that all of them together would give.
+    Several threads may call it at once, with the bits that all of them together would give. `pixel_bytes` is what a
+    low-resolution pixel takes meanwhile, picture and result not counted.
     """
 
-    side_by_side: bool
+    pixel_bytes: float
 
 
 class NetworkFactory(Protocol):
@@ -231,18 +235,25 @@ class Engine:
 
     def _bytes_per_pixel(self) -> float:
         """Peak bytes for a low-resolution pixel, result included (measured: docs/performance.md)."""
+        samples = 3.0 * self.scale**2
         size = torch.empty(0, dtype=self._dtype).element_size()
         width = max(self.spec.channels, self.spec.mid_channels)
-        if self.device.type == "cpu":
-            # The first layer's output, two blocks' sums and ESA's maps; all else lasts for a few rows.
-            kept = (3.0 * width + 2.0 * self.spec.esa_channels) * size + 2.0 * self.spec.esa_channels
-            return kept + 3.0 * self.scale**2 * 7 + 24.0
-        return 5.0 * width * size + 3.0 * self.scale**2 * (2 * size + 4)
+        if self.device.type != "cpu":
+            return 5.0 * width * size + samples * (2 * size + 4)
+        network = self._network(self._dtype, False)
+        if isinstance(network, SideBySide):
+            # The picture and what lies around it, the result and its planes.
+            return network.pixel_bytes + 24.0 + 5.0 * samples
+        # The first layer's output, two blocks' sums and ESA's maps; all else lasts for a few rows.
+        kept = (3.0 * width + 2.0 * self.spec.esa_channels) * size + 2.0 * self.spec.esa_channels
+        return kept + 24.0 + 7.0 * samples
 
     def _largest_tile(self) -> int:
         """Pixels of the largest tile that is chosen without being asked for."""
-        fixed = CPU_STRIPS if self.device.type == "cpu" else 0
-        return max(SMALLEST_TILE**2, int((self._budget - fixed) / self._bytes_per_pixel()))
+        budget = self._budget
+        if self.device.type == "cpu":
+            budget = budget * TILE_SHARE[0] // TILE_SHARE[1] - CPU_STRIPS
+        return max(SMALLEST_TILE**2, int(budget / self._bytes_per_pixel()))
 
     def tile_for(self, height: int, width: int) -> int:
         """The tile side for a frame (0: whole)."""

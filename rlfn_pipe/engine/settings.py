@@ -124,5 +124,4 @@ def memory_budget(device: torch.device) -> int:
     free = available_memory(device)
     if device.type == "cuda":
         return int(free * 0.6)
-    # 1080p to 4K in less than 2.5 GB, of which an encoder takes more than half (docs/performance.md).
     return min(free // 4, 1 << 30)

@@ -12,7 +12,7 @@ namespace rlfn {
 template <int NV>
 class Changes : Network<NV> {
     using Network<NV>::net_, Network<NV>::job_, Network<NV>::p_, Network<NV>::all;
-    using Network<NV>::changed_, Network<NV>::next_, Network<NV>::first_changed_;
+    using Network<NV>::changed_, Network<NV>::next_, Network<NV>::picture_changed_;
     using Network<NV>::map_changed_, Network<NV>::rows_changed_, Network<NV>::picture_;
 
    public:
@@ -41,39 +41,24 @@ class Changes : Network<NV> {
     // Computes what sees a marked square, layer by layer, as long as what comes out has other bits than before.
     // Returns the share of the work of a whole picture.
     double update(Pool& pool) {
-        const int along = p_.squares_along(), down = p_.squares_down();
         double work = 0;
-        std::memset(next_, 0, p_.squares());
-        spread(1, 1);
-        all(pool, down, [&](int row, Scratch<NV>& s) {
-            const unsigned char* near = near_.data() + static_cast<size_t>(row) * along;
-            for (int c = 0; c < along; c++) {
-                if (!near[c]) continue;
-                int end = c + 1;
-                while (end < along && near[end]) end++;
-                for (int y = row * SQUARE; y < std::min(p_.h, (row + 1) * SQUARE); y++)
-                    this->template head_row<true>(y, c * SQUARE, std::min(p_.w, end * SQUARE), s);
-                c = end;
-            }
-        });
-        std::swap(changed_, next_);
-        std::memcpy(first_changed_, changed_, p_.squares());
+        std::memcpy(picture_changed_, changed_, p_.squares());
         for (int k = 0; k < net_.blocks; k++) {
             work +=
                 step(pool, 3, [&](const Tile& tile, Scratch<NV>& s) { this->template block_tile<true>(k, tile, s); });
             small_map(pool, k);
             std::swap(changed_, next_);
         }
-        // The end adds the first layer's output again.
-        for (size_t i = 0; i < p_.squares(); i++) changed_[i] |= first_changed_[i];
+        // The end computes the first layer again.
+        for (size_t i = 0; i < p_.squares(); i++) changed_[i] |= picture_changed_[i];
         work += step(pool, 2, [&](const Tile& tile, Scratch<NV>& s) { this->end_tile(tile, s); });
         this->give(pool);
         return work / (net_.blocks + 1);
     }
 
    private:
-    // Finds the squares that see a mark up to so many squares away. A step's convolutions reach 3 pixels; but the bits
-    // of a whole quad (band) depend on all that any of its pixels reads.
+    // Finds the squares that see a mark up to so many squares away. A step's convolutions reach 3 pixels, and one more
+    // with the first layer; but the bits of a whole quad (band) depend on all that any of its pixels reads.
     void spread(int reach, int reach_down) {
         const int along = p_.squares_along(), down = p_.squares_down();
         std::vector<unsigned char> wide(p_.squares());

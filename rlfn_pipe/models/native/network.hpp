@@ -1,8 +1,9 @@
 // An RLFN, the whole network in one call. See rlfn_pipe/models/native/network.py.
 //
-// A picture goes through in passes, since ESA's small map needs all of it: the first layer; for each block its three
-// convolutions, tile by tile, row by row, with the block before's attention computed as it is read; then the small map;
-// at last the two convolutions of the end. What a pass keeps in between are a few rows that stay in the second-level
+// A picture goes through in passes, since ESA's small map needs all of it: for each block its three convolutions, tile
+// by tile, row by row, with the block before's attention computed as it is read; then the small map; at last the two
+// convolutions of the end. The first layer is computed where it is read, by the first block and at the end: that takes
+// less time than its way to memory and back. What a pass keeps in between are a few rows that stay in the second-level
 // cache. Tiles share a border of recomputed pixels and never see one another, so any number of threads gives equal
 // bits.
 
@@ -27,7 +28,6 @@ class Network {
             return here;
         };
         const Sizes sizes(p_);
-        shallow_ = reinterpret_cast<Kept*>(take(sizes.total));
         for (int k = 0; k < net.blocks; k++) {
             if (k >= 2 && !job.memory) {
                 total_[k] = total_[k - 2], reduced_[k] = reduced_[k - 2];
@@ -43,7 +43,7 @@ class Network {
         if (job.memory) {
             result_ = reinterpret_cast<float*>(take(sizes.result(net.scale)));
             picture_ = reinterpret_cast<float*>(take(sizes.picture));
-            changed_ = take(p_.squares()), next_ = take(p_.squares()), first_changed_ = take(p_.squares());
+            changed_ = take(p_.squares()), next_ = take(p_.squares()), picture_changed_ = take(p_.squares());
             map_changed_ = take(static_cast<size_t>(p_.h3) * p_.squares_along());
             rows_changed_ = take(p_.h2);
             at = job.workspace;
@@ -66,20 +66,18 @@ class Network {
     static size_t workspace(const Net& net, const Job& job) {
         const Plan p(job);
         const Sizes sizes(p);
-        const size_t frames = sizes.total + std::min(net.blocks, 2) * sizes.block();
-        return Scratch<NV>::bytes(p) * p.threads + (job.memory ? 0 : frames);
+        return Scratch<NV>::bytes(p) * p.threads + (job.memory ? 0 : std::min(net.blocks, 2) * sizes.block());
     }
 
     static size_t memory(const Net& net, const Job& job) {
         const Plan p(job);
         const Sizes sizes(p);
-        return sizes.total + net.blocks * sizes.block() + sizes.result(net.scale) + sizes.picture +
-               3 * aligned(p.squares()) + aligned(static_cast<size_t>(p.h3) * p.squares_along()) + aligned(p.h2);
+        return net.blocks * sizes.block() + sizes.result(net.scale) + sizes.picture + 3 * aligned(p.squares()) +
+               aligned(static_cast<size_t>(p.h3) * p.squares_along()) + aligned(p.h2);
     }
 
     // The whole picture.
     void run(Pool& pool) {
-        all(pool, p_.h, [&](int y, Scratch<NV>& s) { head_row(y, 0, p_.w, s); });
         for (int k = 0; k < net_.blocks; k++) {
             all(pool, p_.tiles(), [&](int i, Scratch<NV>& s) { block_tile<false>(k, p_.tile(i), s); });
             all(pool, p_.h2, [&](int y, Scratch<NV>& s) { pooled_row(k, y, s); });
@@ -119,18 +117,17 @@ class Network {
 
     // ---------------------------------------------------------------- the first layer
 
-    // Pixels first .. last of row y.
-    template <bool TRACK = false>
-    void head_row(int y, int first, int last, Scratch<NV>& s) {
+    // Pixels first .. last of row y, float32; `line` begins at `left`.
+    void first_row(int y, int first, int last, float* line, int left, Scratch<NV>& s) const {
         const int w = p_.w, step = last - first + 18;
         float* lines = s.rest;
         for (int c = 0; c < 3; c++)
             for (int k = 0; k < 3; k++) {
-                float* line = lines + (c * 3 + k) * step;
+                float* colour = lines + (c * 3 + k) * step;
                 const int row = y + k - 1, from = std::max(0, first - 1), to = std::min(w, last + 1);
-                std::memset(line, 0, sizeof(float) * (last - first + 2));
+                std::memset(colour, 0, sizeof(float) * (last - first + 2));
                 if (row >= 0 && row < p_.h)
-                    std::memcpy(line + from - first + 1,
+                    std::memcpy(colour + from - first + 1,
                                 job_.picture + (static_cast<size_t>(c) * p_.h + row) * w + from,
                                 sizeof(float) * (to - from));
             }
@@ -140,23 +137,16 @@ class Network {
                 for (int t = 0; t < 9; t++)
                     sums.template add<1, NV>(lines + t * step + x - first, 3, net_.head + t * 3 * CS);
             },
-            [&](int x, int n, Vector sum) {
-                put<TRACK>(shallow_ + (static_cast<size_t>(y) * w + x) * CS + n * LANES, sum, x, y);
-            });
+            [&](int x, int n, Vector sum) { store(line + (x - left) * CS + n * LANES, sum); });
     }
 
     // ---------------------------------------------------------------- a block's input, row by row
 
     // Pixels first .. last of row y of what block k reads (k beyond the last: the end), float32; `line` begins at
     // `left`.
-    void input_row(int k, int y, int first, int last, float* line, int left) {
+    void input_row(int k, int y, int first, int last, float* line, int left, Scratch<NV>& s) {
+        if (k == 0) return first_row(y, first, last, line, left, s);
         const size_t row = static_cast<size_t>(y) * p_.w;
-        if (k == 0) {
-            for (int x = first; x < last; x++)
-                for (int n = 0; n < NV; n++)
-                    store(line + (x - left) * CS + n * LANES, load(shallow_ + (row + x) * CS + n * LANES));
-            return;
-        }
         const Block& b = net_.block[k - 1];
         const Kept *total = total_[k - 1] + row * CS, *reduced = reduced_[k - 1] + row * F16;
         const float* above = wide_[k - 1] + static_cast<size_t>(job_.stretch.row[y]) * p_.w * F16;
@@ -253,7 +243,7 @@ class Network {
         s.clear(p_);
         for (int a = top - 3; a < bottom + 3; a++) {
             rows_of(a, [&](int y) {
-                input_row(k, y, xa, xb, s.x(y), left);
+                input_row(k, y, xa, xb, s.x(y), left, s);
                 prepare<NV>(s.x(y), s.row(0, y), p_.quads, first.first, first.last);
             });
             auto inner = [&](int stage, int band, const Range& now, const Range& next, int inputs) {
@@ -406,25 +396,30 @@ class Network {
         s.clear(p_);
         for (int a = top - 2; a < bottom + 2; a++) {
             rows_of(a, [&](int y) {
-                input_row(net_.blocks, y, xa, xb, s.x(y), left);
+                input_row(net_.blocks, y, xa, xb, s.x(y), left, s);
                 prepare<NV>(s.x(y), s.row(0, y), p_.quads, needed.first, needed.last);
             });
             const int b = a - 1;
-            if (b >= std::max(0, top - 1) && b < std::min(end, bottom + 1))
+            if (b >= std::max(0, top - 1) && b < std::min(end, bottom + 1)) {
+                // Rows of the band after the next, which are not there yet, lend their places.
+                auto lent = [&](int y) { return s.x(y + 2 * BAND); };
+                const int begin = std::max(0, left + needed.first * QUAD),
+                          stop = std::min(w, left + needed.last * QUAD);
+                rows_of(b, [&](int y) { first_row(y, begin, stop, lent(y), left, s); });
                 convolve<NV, NV>(
                     around(0, b, s).rows, p_.quads, net_.body, net_.inputs, needed.first, needed.last, right, s.sum,
                     [&](int x, int row, int v, Vector value) {
                         const int y = b * BAND + row;
                         if (y >= p_.h) return;
-                        const Kept* shallow = shallow_ + (static_cast<ptrdiff_t>(y) * w + left + x) * CS;
                         value = value + load(net_.body_bias + v * LANES);
-                        value = value + load(shallow + v * LANES);
+                        value = value + load(lent(y) + x * CS + v * LANES);
                         if (WINOGRAD_TAIL || net_.tail_float)
                             store(s.last(y) + x * CS + v * LANES, value);
                         else
                             store(reinterpret_cast<Kept*>(s.last(y)) + x * CS + v * LANES, value);
                     },
                     [](int) {});
+            }
             if (a - 2 >= top) tail<S>(a - 2, t, left, s);
         }
     }
@@ -510,11 +505,11 @@ class Network {
     const Net& net_;
     const Job& job_;
     const Plan p_;
-    Kept *shallow_, *total_[MOST_BLOCKS], *reduced_[MOST_BLOCKS];
+    Kept *total_[MOST_BLOCKS], *reduced_[MOST_BLOCKS];
     float *wide_[MOST_BLOCKS], *pooled_[MOST_BLOCKS], *result_, *picture_ = nullptr;
     unsigned char* scratch_;
-    // Squares in which the step's input, its output, and the first layer's output have other bits than before.
-    unsigned char *changed_ = nullptr, *next_ = nullptr, *first_changed_ = nullptr, *map_changed_ = nullptr,
+    // Squares in which the step's input, its output, and the picture have other bits than before.
+    unsigned char *changed_ = nullptr, *next_ = nullptr, *picture_changed_ = nullptr, *map_changed_ = nullptr,
                   *rows_changed_ = nullptr;
 };
 

@@ -95,8 +95,6 @@ class NativeNetwork:
     threads may call it at once.
     """
 
-    side_by_side = True
-
     def __init__(self, spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool = False) -> None:
         self.scale = spec.scale
         self._spec, self._module, self._dtype, self._edge_fp32 = spec, module, dtype, edge_fp32
@@ -110,6 +108,8 @@ class NativeNetwork:
         with torch.no_grad():
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
             self.net = self._packed(spec, module)
+        #: What a low-resolution pixel takes while its picture is computed, besides some rows for each thread.
+        self.pixel_bytes = self.library.workspace(self.net, Job(height=1000, width=1000, columns=1)) / 1e6
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
