@@ -472,6 +472,33 @@ def test_metadata_comes_along(tmp_path: Path, source_format: str, format: str, d
     assert conversion_notes(frame, meta, format) == ()
 
 
+@pytest.mark.parametrize("format", ["jpg", "png", "webp", "tiff", "avif"])
+def test_exif_text_keeps_its_bytes(tmp_path: Path, format: str) -> None:
+    """UTF-8, as cameras and editors write it whatever the standard says."""
+    text = {0x8298: "© 2024 Jürgen Müller", 0x013B: "José"}
+    inner = {0xA430: "Jürgen", 0xA434: "Objektiv für Köln"}
+
+    def raw(value: str) -> str:
+        return value.encode().decode("latin-1")
+
+    exif = Image.Exif()
+    for tag, value in text.items():
+        exif[tag] = value.encode()
+    exif[0x8769] = {tag: "?" * len(value.encode()) for tag, value in inner.items()}
+    block = exif.tobytes()
+    for value in inner.values():
+        block = block.replace(b"?" * len(value.encode()), value.encode(), 1)
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg", exif=block)
+    frame, meta = read_image(tmp_path / "a.jpg")
+    path = tmp_path / f"out.{format}"
+    write_image(path, frame, meta, format=format)
+    with Image.open(path) as picture:
+        found = picture.getexif()
+        assert {tag: found[tag] for tag in text} == {tag: raw(value) for tag, value in text.items()}
+        nested = found.get_ifd(0x8769)
+        assert {tag: nested[tag] for tag in inner} == {tag: raw(value) for tag, value in inner.items()}
+
+
 def test_profile_that_does_not_fit_is_dropped_and_said(tmp_path: Path) -> None:
     colour, grey = frame_of(smooth()), frame_of(smooth(channels=1))
     for source, icc in ((colour, GREY_ICC), (grey, SRGB)):

@@ -248,7 +248,6 @@ def test_list(tree: Path, tmp_path: Path) -> None:
 
 def test_list_faults_name_the_line(tree: Path, tmp_path: Path) -> None:
     for text, words in (
-        ("img2.png\nnone.png\n", "line 2: .*none.png does not exist"),
         ("# x\n\nsub\n", "line 3: .*is a folder"),
         ("notes.txt\n", "line 1: .*no media extension"),
         ("a\0b\n", "line 1: not a path"),
@@ -259,6 +258,15 @@ def test_list_faults_name_the_line(tree: Path, tmp_path: Path) -> None:
             expand(f"@{tree}/list.txt", f"{tmp_path}/out")
     with pytest.raises(InputError, match=r"list .* does not exist"):
         expand(f"@{tree}/none.txt", f"{tmp_path}/out")
+
+
+def test_a_missing_file_of_a_list_stops_no_other(tree: Path, tmp_path: Path) -> None:
+    (tree / "list.txt").write_text("img2.png\nnone.png\nimg10.png\n")
+    plan = expand(f"@{tree}/list.txt", f"{tmp_path}/out")
+    assert outputs(plan, tmp_path / "out") == ["img2.png", "none.png", "img10.png"]
+    assert [warning.split(", ")[1] for warning in plan.warnings] == [
+        f"line 2: {tree}/none.png does not exist"
+    ]
 
 
 def test_list_cannot_lead_out_of_the_output_folder(tree: Path, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import av
 import pytest
+from media_maker import make
+
+from rlfn_pipe.cli.text import human_bytes
 
 BUNNY = Path(__file__).parent / "data" / "bunny.mp4"
 QUICK = ["-s", "2", "--frames", "2", "--threads", "1"]
@@ -56,6 +59,41 @@ def test_pipe_in_and_pipe_out_equal_files_in_and_out(raw: bytes, tmp_path: Path)
         expected = [frame.to_ndarray() for frame in result.decode(video=0)]
     assert len(frames) == len(expected) == 2
     assert all((a == b).all() for a, b in zip(frames, expected, strict=True))
+
+
+def header(path: Path, *arguments: str) -> str:
+    done = command(str(path), "-", *QUICK, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition(b"\n")[0].decode()
+
+
+def test_the_header_says_how_pixels_and_chroma_lie(tmp_path: Path) -> None:
+    """And a reader of it sees the same as in the file."""
+    clip = make(tmp_path / "in.mkv", ratio=Fraction(128, 117), colour=(1, 1, 1, 1), frames=2)
+    words = header(clip).split()
+    assert {"A128:117", "C420mpeg2", "XYSCSS=420MPEG2", "XCOLORRANGE=LIMITED"} < set(words)
+    assert "A0:0" in header(make(tmp_path / "square.mkv", frames=2))
+    assert "C422 XYSCSS=422" in header(clip, "--pix-fmt", "yuv422p")
+    assert "Cmono10" in header(clip, "--pix-fmt", "gray10le")
+    deep = command(str(clip), "-", *QUICK, "--pix-fmt", "yuv420p10le")
+    assert human_bytes(len(deep.stdout)) in deep.stderr.decode()
+    with av.open(io.BytesIO(deep.stdout), format="yuv4mpegpipe") as result:
+        stream = result.streams.video[0]
+        frames = list(result.decode(stream))
+    assert stream.sample_aspect_ratio == Fraction(128, 117) and len(frames) == 2
+    assert (frames[0].format.name, int(frames[0].color_range)) == ("yuv420p10le", 1)
+    again = command("-", str(tmp_path / "out.mkv"), *QUICK, feed=deep.stdout)
+    assert again.returncode == 0, again.stderr
+    with av.open(str(tmp_path / "out.mkv")) as result:
+        # Matroska has it in whole pixels of the display.
+        assert float(result.streams.video[0].sample_aspect_ratio) == pytest.approx(128 / 117, abs=0.002)
+
+
+def test_a_stream_that_ends_inside_a_frame_is_told(raw: bytes, tmp_path: Path) -> None:
+    for cut, told in ((0, False), (1, True), (320 * 180, True)):
+        done = command("-", str(tmp_path / "out.mkv"), "-s", "2", "-y", feed=raw[: len(raw) - cut])
+        assert done.returncode == 0, done.stderr
+        assert (b"ends inside frame 2, which is left out" in done.stderr) == told, cut
 
 
 def test_pipe_into_a_file(raw: bytes, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ DONE = Finished(
 def test_progress_line() -> None:
     assert progress_line(STEP) == "dir/in.mp4: 120/240 frames, 9.8 fps, 12 s left, 1.2 MB, compute limits"
     unknown = Progress("-", 7, None, 0.0, None, 0, None, items_done=3, items_total=20)
-    assert progress_line(unknown) == "-: 3/20 files, 7 frames"
+    assert progress_line(unknown) == "-: 7 frames (3/20 files done)"
 
 
 def test_plain_lines_come_at_intervals() -> None:

@@ -21,6 +21,7 @@ from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packets_of,
 from rlfn_pipe.errors import InputError, Interrupted, OutputError, RlfnPipeError, UsageError
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import work_path
+from rlfn_pipe.media.cut_short import missing_bytes
 from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import VideoSink
 from rlfn_pipe.options import UpscaleOptions
@@ -218,6 +219,31 @@ def test_cut_off_tail(tmp_path: Path, share: float) -> None:
     assert 40 * share - 5 <= len(found) <= 40 * share + 5
     assert [f.number for f in found][:-1] == list(range(len(found) - 1))
     assert [f.time for f in found] == [Fraction(i, 25) for i in range(len(found))]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".avi"])
+def test_a_file_that_is_cut_short_is_told(tmp_path: Path, suffix: str) -> None:
+    codec = {".webm": "libvpx-vp9", ".avi": "mpeg4"}.get(suffix, "libx264")
+    options = {"movflags": "faststart"} if suffix == ".mp4" else {}
+    whole = make(tmp_path / f"whole{suffix}", frames=50, codec=codec, picture=noise, muxer_options=options)
+    cut = tmp_path / f"cut{suffix}"
+    data = whole.read_bytes()
+    cut.write_bytes(data[: len(data) * 3 // 4])
+    assert missing_bytes(whole) == 0 and missing_bytes(cut) == len(data) - len(data) * 3 // 4
+    said = upscale(cut, tmp_path / "out.mkv").said
+    assert f"it is cut short, {missing_bytes(cut)} bytes are missing at its end" in said
+    assert "cut short" not in upscale(whole, tmp_path / "out2.mkv").said
+
+
+def test_lengths_that_are_left_open_tell_nothing(tmp_path: Path) -> None:
+    live = make(tmp_path / "live.mkv", frames=5, muxer_options={"live": "1"})
+    odd = {"ten": bytes(10), "none": b"", "boxes": b"\0\0\0\x14ftyp" + bytes(12) + b"\0\0\0\0mdat" + bytes(9)}
+    odd["small box"] = b"\0\0\0\x0cftyp" + bytes(4) + b"\0\0\0\x03mdat"
+    odd["half a segment"] = live.read_bytes()[:7]
+    for name, content in odd.items():
+        (tmp_path / name).write_bytes(content)
+        assert missing_bytes(tmp_path / name) == 0, name
+    assert missing_bytes(live) == 0
 
 
 def test_size_that_changes_in_the_stream(tmp_path: Path) -> None:

@@ -225,6 +225,25 @@ def test_transparency_of_webm_is_seen_and_kept(tmp_path: Path) -> None:
     assert "transparency was dropped" in upscale(webm, tmp_path / "out.mp4").said
 
 
+@pytest.mark.parametrize("pix_fmt", ["gray", "gray10le"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "ffv1"])
+def test_grey_can_be_asked_for(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+    """H.264's decoder shows it as 4:2:0 without colour."""
+    clip = make(tmp_path / "in.mkv", frames=2, picture=noise)
+    output = upscale(clip, tmp_path / "out.mkv", codec=codec, pix_fmt=pix_fmt).path
+    with av.open(str(output)) as container:
+        frame = next(container.decode(video=0)).reformat(format="rgb48le")
+    red, green, blue = np.moveaxis(frame.to_ndarray().astype(int), -1, 0)
+    assert max(abs(red - green).max(), abs(blue - green).max()) <= 300 and np.ptp(green) > 20_000
+
+
+def test_chroma_that_is_reduced_is_told(tmp_path: Path) -> None:
+    clip = make(tmp_path / "in.mkv", pix_fmt="yuv444p", frames=3)
+    reduced = upscale(clip, tmp_path / "out.mp4", codec="libsvtav1", encoder_preset="12")
+    assert "chroma was reduced from 444 to 420; libsvtav1 holds no more" in reduced.said
+    assert "chroma" not in upscale(clip, tmp_path / "kept.mp4", codec="libx264").said
+
+
 def test_wanted_pixel_format(tmp_path: Path, small_clip: Path) -> None:
     output = upscale(small_clip, tmp_path / "out.mp4", pix_fmt="yuv444p10le").path
     with av.open(str(output)) as container:

@@ -63,6 +63,20 @@ def test_constant_rate_with_b_frames_both_ways(tmp_path: Path, suffix: str) -> N
             assert container.streams.video[0].codec_context.has_b_frames
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".nut"])
+@pytest.mark.parametrize("start", [Fraction(0), Fraction(1, 20)])
+def test_b_frames_beside_sound(tmp_path: Path, suffix: str, start: Fraction) -> None:
+    """Pictures that are decoded before the film begins."""
+    sounds = (Sound("aac", start=start),)
+    source = make(tmp_path / "in.mp4", frames=12, options=B_FRAMES, sounds=sounds)
+    output = tmp_path / f"out{suffix}"
+    upscale(source, output, encoder_preset="veryfast")
+    assert_same_times(source, output)
+    # NUT does not say that the encoder's priming is not to be heard.
+    priming = Fraction(1024, 48_000) if suffix == ".nut" else 0
+    assert abs(audio_lead(output) - audio_lead(source)) <= TICK[suffix] + priming
+
+
 @pytest.mark.parametrize("scale", [11488, 29917, 600, 90000, 1000, 15360])
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
 def test_variable_rate_is_exact_in_mp4(tmp_path: Path, suffix: str, scale: int) -> None:

@@ -327,8 +327,8 @@ def progress_detail(event: Progress) -> str:
 
 def progress_line(event: Progress) -> str:
     """One plain line of progress."""
-    files = f"{event.items_done}/{event.items_total} files, " if event.items_total > 1 else ""
-    return f"{event.input}: {files}{progress_detail(event)}"
+    files = f" ({event.items_done}/{event.items_total} files done)" if event.items_total > 1 else ""
+    return f"{event.input}: {progress_detail(event)}{files}"
 
 
 def finished_line(event: Finished) -> str:

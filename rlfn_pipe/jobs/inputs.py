@@ -105,7 +105,7 @@ def expand(
     if os.path.isdir(path):
         found = _in_folder(path, Path(output), recursive, warnings)
     elif input.startswith("@"):
-        found = _in_list(Path(input[1:]))
+        found = _in_list(Path(input[1:]), warnings)
     elif _GLOB_SIGNS.intersection(input):
         found = _in_glob(input, Path(output), warnings)
     else:
@@ -207,7 +207,7 @@ def _in_glob(pattern: str, output: Path, warnings: list[str]) -> list[_Found]:
     return found
 
 
-def _in_list(file: Path) -> list[_Found]:
+def _in_list(file: Path, warnings: list[str]) -> list[_Found]:
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except FileNotFoundError:
@@ -223,14 +223,16 @@ def _in_list(file: Path) -> list[_Found]:
         if "\0" in text:
             raise InputError(f"{file}, line {number}: not a path; a list is a text file with one path a line")
         source = file.parent / text
-        if not os.path.isfile(source):
-            fault = (
-                "is a folder, a list names files" if os.path.isdir(source) else _fault(source).split(";")[0]
+        if os.path.isdir(source):
+            raise InputError(
+                f"{file}, line {number}: {source} is a folder, a list names files; correct the line"
             )
-            raise InputError(f"{file}, line {number}: {source} {fault}; correct the line")
         kind = kind_of(source)
         if kind is None:
             raise InputError(f"{file}, line {number}: {source} has no media extension; correct the line")
+        if not os.path.isfile(source):
+            # It fails when its turn comes, and the others are made.
+            warnings.append(f"{file}, line {number}: {source} {_fault(source).split(';')[0]}")
         if source not in seen:
             seen.add(source)
             place = PurePath(text)
@@ -294,7 +296,7 @@ def _named(found: list[_Found], folder: Path, format: str, warnings: list[str]) 
     ]
     # A file that keeps its name has the first claim to it.
     order = sorted(range(len(found)), key=lambda i: names[i] != found[i].place)
-    taken: set[str] = set()
+    taken: dict[str, PurePath] = {}
     for i in order:
         place, wanted = found[i].place, names[i]
         candidate, number = wanted, 1
@@ -304,8 +306,10 @@ def _named(found: list[_Found], folder: Path, format: str, warnings: list[str]) 
             stem, end = (place.name, "") if changed else (wanted.stem, f"-{number}")
             candidate = wanted.with_name(_fitting(stem, end + wanted.suffix))
         if candidate != wanted:
-            warnings.append(f"{found[i].source} is written as {candidate}: {wanted} is another file's output")
-        taken.add(_folded(candidate))
+            warnings.append(
+                f"{found[i].source} is written as {candidate}: another file's output is {taken[_folded(wanted)]}"
+            )
+        taken[_folded(candidate)] = candidate
         names[i] = candidate
     return [Item(one.source, folder / name, one.kind) for one, name in zip(found, names, strict=True)]
 

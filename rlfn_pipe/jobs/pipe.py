@@ -151,7 +151,6 @@ def _source(input: str, options: UpscaleOptions) -> VideoSource:
 class _PipeOut:
     """YUV4MPEG2 on standard output."""
 
-    size = 0
     description = "raw video"
     notes: tuple[str, ...] = ()
 
@@ -172,13 +171,17 @@ class _PipeOut:
             height=size[1],
             pix_fmt=pix_fmt,
             rate=source.timeline.rate,
-            tags=form.tags,
+            tags=replace(form.tags, chroma_location=self.colour.chroma_location),
             sample_aspect_ratio=sample_aspect(source),
         )
 
     @property
     def frames(self) -> int:
         return self._sink.frames
+
+    @property
+    def size(self) -> int:
+        return self._sink.bytes
 
     def write(self, frames: list[Frame]) -> None:
         self._sink.write(frames)

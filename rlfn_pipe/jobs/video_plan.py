@@ -11,6 +11,7 @@ from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry
 from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.media.avi import whole_frames
+from rlfn_pipe.media.cut_short import missing_bytes
 from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.sink import SinkTimes
@@ -90,6 +91,9 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     )
     encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
     notes = list(encoding.notes)
+    missing = missing_bytes(item.source)
+    if missing:
+        notes.append(f"it is cut short, {missing} bytes are missing at its end")
     matrix = None
     if form.matrix is not None:
         matrix = form.matrix.scaled(geometry.width / form.width, geometry.height / form.height)

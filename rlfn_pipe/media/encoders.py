@@ -207,6 +207,10 @@ def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, notes: list[s
         notes.append(
             f"{encoder.name} holds {layout.bit_depth} bits a sample; the source's {tags.bit_depth} were rounded"
         )
+    if _DETAIL[layout.subsampling] < _DETAIL[tags.subsampling]:
+        notes.append(
+            f"chroma was reduced from {tags.subsampling} to {layout.subsampling}; {encoder.name} holds no more"
+        )
     if tags.alpha and not layout.alpha:
         notes.append(f"transparency was dropped; {encoder.name} does not hold it")
     return best

@@ -59,6 +59,19 @@ class ImageMeta:
 # ------------------------------------------------------------------------ EXIF
 
 
+class _Text(str):
+    """Text that Pillow writes with the bytes it was read from: it takes them for Latin-1, and ASCII alone back."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return super().encode("latin-1" if encoding == "ascii" else encoding, errors)
+
+
+def _as_read(value: Any) -> Any:
+    return _Text(value) if isinstance(value, str) else value
+
+
 def read_exif(picture: Image.Image) -> tuple[Image.Exif | None, str | None]:
     """The EXIF of an open picture, or a note why it is left out."""
     try:
@@ -85,7 +98,9 @@ def clean_exif(exif: Image.Exif, format: str) -> bytes | None:
     clean = Image.Exif()
     for tag in exif:
         if tag not in drop:
-            clean[tag] = _without_links(exif.get_ifd(tag)) if tag in (EXIF_IFD, GPS_IFD) else exif[tag]
+            clean[tag] = (
+                _without_links(exif.get_ifd(tag)) if tag in (EXIF_IFD, GPS_IFD) else _as_read(exif[tag])
+            )
     if ORIENTATION in clean:
         clean[ORIENTATION] = 1
     if not set(clean) - {ORIENTATION}:
@@ -98,7 +113,9 @@ def exif_for(exif: bytes, width: int, height: int) -> Image.Exif:
     result = Image.Exif()
     result.load(exif)
     inner = result.get_ifd(EXIF_IFD)
-    for directory in (result, inner):
+    for directory in (result, inner, result.get_ifd(GPS_IFD)):
+        for tag in directory:
+            directory[tag] = _as_read(directory[tag])
         for tags, value in ((_WIDTH_TAGS, width), (_HEIGHT_TAGS, height)):
             for tag in tags:
                 if tag in directory:
@@ -133,7 +150,7 @@ def with_tiff_upright(tiff: bytes) -> bytes:
 
 def _without_links(directory: dict[int, Any]) -> dict[int, Any]:
     """A nested directory without its pointer to a further one, which would point nowhere."""
-    return {tag: value for tag, value in directory.items() if tag != INTEROP_IFD}
+    return {tag: _as_read(value) for tag, value in directory.items() if tag != INTEROP_IFD}
 
 
 def orient(plane: np.ndarray, orientation: int) -> np.ndarray:

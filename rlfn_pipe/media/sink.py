@@ -246,6 +246,9 @@ class VideoSink:
         """Mux the picture of frame `index`, which is the one that is decoded at frame `order`'s time."""
         start, end = self._ticks.at(index), self._ticks.at(index + 1)
         packet.pts, packet.dts = start, min(self._ticks.at(order), start)
+        if self._plan.muxer == "nut":
+            # NUT stores no times of decoding, but its muxer writes one of them down now and then, without a sign.
+            packet.dts = max(packet.dts, self._joined)
         packet.time_base = self._packet_tick
         packet.duration = end - start
         if self._first_dts is None:

@@ -195,7 +195,7 @@ def _nominal_rate(pts: np.ndarray, time_base: Fraction, stream: VideoStream) -> 
     plausible = [Fraction(rate) for rate in stated if _MIN_RATE <= rate <= _MAX_RATE]
     if len(pts) < 2 or pts[-1] <= pts[0]:
         return (plausible[0] if plausible else Fraction(25)), True
-    measured = (len(pts) - 1) / (int(pts[-1] - pts[0]) * time_base)
+    measured = (len(pts) - 1) / ((int(pts[-1]) - int(pts[0])) * time_base)
     for rate in dict.fromkeys((*plausible, *_COMMON_RATES, measured.limit_denominator(1001))):
         if _MIN_RATE <= rate <= _MAX_RATE and _fits(pts, time_base, rate):
             return rate, True

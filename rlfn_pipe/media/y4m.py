@@ -15,18 +15,20 @@ from typing import IO
 import av
 import av.error
 import numpy as np
-from av.video.frame import VideoFrame
 
 from rlfn_pipe.errors import InputError, OutputError, UsageError
-from rlfn_pipe.media.colour import LAYOUTS, frame_from_planes
+from rlfn_pipe.media.colour import LAYOUTS
 from rlfn_pipe.media.decoding import Decoding, started
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.source import Selection, VideoSource
 from rlfn_pipe.media.timing import Timeline
-from rlfn_pipe.types import ColourInfo, Frame
+from rlfn_pipe.types import RANGE_FULL, RANGE_LIMITED, ColourInfo, Frame
 
 STANDARD_INPUT = Path("standard input")
 _FORMAT = "yuv4mpegpipe"
+_FRAME = b"FRAME\n"
+#: As much of a stream as its first line, and a frame's, can take.
+_HEADER_BYTES = 4096
 
 #: Layouts that YUV4MPEG2 can hold, planar formats of `LAYOUTS`.
 Y4M_FORMATS = frozenset(
@@ -58,8 +60,9 @@ class PipeSource(VideoSource):
             raise UsageError("--sample needs a file: the middle of a pipe is not known before its end")
 
     def _open(self) -> None:
+        self._counted = _Counted(self._file)
         try:
-            container = self._stack.enter_context(av.open(self._file, "r", format=_FORMAT))
+            container = self._stack.enter_context(av.open(self._counted, "r", format=_FORMAT))
         except (av.error.FFmpegError, ValueError, OSError) as error:
             raise InputError(
                 f"{self.path}: is not a YUV4MPEG2 stream ({describe_av_error(error)}); "
@@ -77,9 +80,11 @@ class PipeSource(VideoSource):
         self._begin(started(decoding, self._decoding_failed))
 
     def __iter__(self) -> Iterator[Frame]:
-        part, index = self._chosen, 0
+        part, index, read, size = self._chosen, 0, 0, 0
         for frame in super().__iter__():
             assert frame.pts is not None
+            read += 1
+            size = sum(plane.nbytes for plane in frame.planes)
             seconds = frame.pts * self.timeline.time_base
             if part.start is not None and seconds < part.start:
                 continue
@@ -89,10 +94,40 @@ class PipeSource(VideoSource):
                 return
             yield replace(frame, index=index)
             index += 1
+        rest = self._counted.bytes - len(self._counted.header) - read * (len(_FRAME) + size)
+        if self._counted.plain and 0 < rest < len(_FRAME) + size:
+            self.notes.append(f"the stream ends inside frame {read}, which is left out")
+
+
+class _Counted:
+    """A file that counts what is read; `header` is its first line, `plain` whether frames' headers have no parameters."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._begin = b""
+        self.bytes = 0
+
+    def read(self, size: int) -> bytes:
+        part = self._file.read(size)
+        if len(self._begin) < _HEADER_BYTES:
+            self._begin += part[:_HEADER_BYTES]
+        self.bytes += len(part)
+        return part
+
+    @property
+    def header(self) -> bytes:
+        return self._begin[: self._begin.find(b"\n") + 1]
+
+    @property
+    def plain(self) -> bool:
+        return self._begin[len(self.header) :].startswith(_FRAME)
 
 
 class PipeSink:
     """Writes frames as YUV4MPEG2 to a stream that cannot seek.
+
+    `tags` have the range and where chroma lies: PyAV cannot tell libavformat's writer the latter, so that the
+    header is made here.
 
     Raises:
         UsageError: YUV4MPEG2 cannot hold the pixel format.
@@ -112,42 +147,62 @@ class PipeSink:
     ) -> None:
         if pix_fmt not in Y4M_FORMATS:
             raise UsageError(f"--pix-fmt {pix_fmt}: YUV4MPEG2 holds {', '.join(sorted(Y4M_FORMATS))}")
-        self._size, self._pix_fmt = (width, height), pix_fmt
+        aspect = sample_aspect_ratio or Fraction(0)
+        header = [
+            *("YUV4MPEG2", f"W{width}", f"H{height}", f"F{rate.numerator}:{rate.denominator}", "Ip"),
+            f"A{aspect.numerator}:{aspect.denominator if aspect else 0}",
+            *_chroma(pix_fmt, tags),
+            *_RANGES.get(tags.range, ()),
+        ]
+        self._file = file
+        self.bytes = 0
+        self._header = (" ".join(header) + "\n").encode("ascii")
         self.frames = 0
-        self._output = av.open(file, "w", format=_FORMAT, container_options={"strict": "-1"})
-        stream = self._output.add_stream("rawvideo", rate=rate)
-        context = stream.codec_context
-        context.width, context.height, context.pix_fmt = width, height, pix_fmt
-        context.time_base = 1 / rate
-        context.color_range = tags.range
-        if sample_aspect_ratio:
-            context.sample_aspect_ratio = sample_aspect_ratio
-        self._stream = stream
 
     def write(self, frames: list[Frame]) -> None:
         """Write frames in order; their times must be those of the constant rate."""
         for frame in frames:
-            picture = frame_from_planes(frame.planes, self._pix_fmt, *self._size)
-            picture.pts = self.frames
+            self._send(self._header, b"FRAME\n", *map(np.ascontiguousarray, frame.planes))
+            self._header = b""
             self.frames += 1
-            self._mux(picture)
 
     def close(self) -> None:
         """Flush."""
-        self._mux(None)
+        self._send(self._header)
+        self._header = b""
         try:
-            self._output.close()
-        except (av.error.FFmpegError, OSError) as error:
+            self._file.flush()
+        except OSError as error:
             self._raise(error)
 
-    def _mux(self, picture: VideoFrame | None) -> None:
+    def _send(self, *parts: bytes | np.ndarray) -> None:
         try:
-            for packet in self._stream.encode(picture):
-                self._output.mux(packet)
-        except (av.error.FFmpegError, OSError) as error:
+            for part in parts:
+                data = memoryview(part)
+                self._file.write(data)
+                self.bytes += data.nbytes
+        except OSError as error:
             self._raise(error)
 
-    def _raise(self, error: Exception) -> None:
+    def _raise(self, error: OSError) -> None:
         if isinstance(error, BrokenPipeError):
             raise error
-        raise OutputError(f"standard output: writing failed ({describe_av_error(error)})") from None
+        raise OutputError(f"standard output: writing failed ({error.strerror or error})") from None
+
+
+_RANGES = {RANGE_LIMITED: ("XCOLORRANGE=LIMITED",), RANGE_FULL: ("XCOLORRANGE=FULL",)}
+_PLACES = {"left": "mpeg2", "centre": "jpeg", "topleft": "paldv"}
+
+
+def _chroma(pix_fmt: str, tags: ColourInfo) -> tuple[str, ...]:
+    """The header's words for a planar format."""
+    layout = LAYOUTS[pix_fmt]
+    deep = layout.bit_depth > 8
+    if layout.subsampling == "grey":
+        return (f"Cmono{layout.bit_depth}" if deep else "Cmono",)
+    name = layout.subsampling
+    if deep:
+        name += f"p{layout.bit_depth}"
+    elif name == "420":
+        name += _PLACES[tags.chroma_location]
+    return f"C{name}", f"XYSCSS={name.upper()}"
