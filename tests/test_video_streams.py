@@ -24,6 +24,7 @@ from media_maker import (
     upscale,
 )
 
+from rlfn_pipe.media.tags import later_timecode
 from rlfn_pipe.types import Warned
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
@@ -200,6 +201,47 @@ def test_second_video_and_cover_come_along(tmp_path: Path, shared_data: Path) ->
     done = upscale(source, tmp_path / "out.mkv", frames=5)
     with av.open(str(source)) as a, av.open(str(done.path)) as b:
         assert sorted(s.type for s in b.streams) == sorted(s.type for s in a.streams if s.type != "data")
+
+
+def test_captions_inside_the_pictures_are_named(tmp_path: Path, shared_data: Path) -> None:
+    source = shared_data / "clips" / "androidx-media" / "mp4__fragmented_captions.mp4"
+    assert "closed captions (CEA-608, CEA-708)" in upscale(source, tmp_path / "out.mkv", frames=3).said
+
+
+# -------------------------------------------------------------------------- timecode
+
+
+@pytest.mark.parametrize(
+    ("rate", "sign"),
+    [("25", ":"), ("24000/1001", ":"), ("30000/1001", ";"), ("30000/1001", ":"), ("60000/1001", ";")],
+)
+def test_timecodes_count_frames(rate: str, sign: str) -> None:
+    """Counted one by one through a day: in drop-frame time no minute but the tenth has a frame 0 or 1."""
+    fps = round(Fraction(rate))
+    drops = fps // 15 if sign == ";" else 0
+    names = [
+        f"{minute // 60:02d}:{minute % 60:02d}:{second:02d}{sign}{number:02d}"
+        for minute in range(24 * 60)
+        for second in range(60)
+        for number in range(drops if minute % 10 and not second else 0, fps)
+    ]
+    for start in (0, 1, 1799, 17_981, 17_982, 54_321, len(names) - 1):
+        for step in (0, 1, 2, 1797, 1798, 1800, 17_982, 107_892, len(names) - 1):
+            expected = names[(start + step) % len(names)]
+            assert later_timecode(names[start], step, Fraction(rate)) == expected
+    assert later_timecode("no timecode", 5, Fraction(rate)) == "no timecode"
+
+
+def test_a_window_begins_at_its_own_timecode(tmp_path: Path) -> None:
+    source = make(
+        tmp_path / "in.mov", frames=12, codec="prores_ks", pix_fmt="yuv422p10le",
+        video_tags={"timecode": "01:02:03:20"},
+    )  # fmt: skip
+    for suffix in (".mov", ".mp4", ".mkv"):
+        done = upscale(source, tmp_path / f"out{suffix}", start="0.32", encoder_preset="ultrafast")
+        with av.open(str(done.path)) as container:
+            tags = {key.lower(): value for key, value in container.streams.video[0].metadata.items()}
+        assert tags["timecode"] == "01:02:04:03"
 
 
 # -------------------------------------------------------------------------- rotation

@@ -17,7 +17,7 @@ from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.sink import SinkTimes
 from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource
 from rlfn_pipe.media.streams import StreamPlan, earliest, plan_streams
-from rlfn_pipe.media.tags import stream_tags
+from rlfn_pipe.media.tags import later_timecode, stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         options, form.width, form.height, swapped=swapped, even=True, name=str(item.source)
     )
     encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
-    notes = list(encoding.notes)
+    notes = [*source.notes, *encoding.notes]
     missing = missing_bytes(item.source)
     if missing:
         notes.append(f"it is cut short, {missing} bytes are missing at its end")
@@ -144,12 +144,20 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         matrix=matrix,
         window=window,
         sample_aspect_ratio=sample_aspect(source),
-        tags=stream_tags(source.stream.metadata, encoding.muxer, copied=False, whole=source.whole),
+        tags=_video_tags(source, encoding.muxer),
         disposition=source.stream.disposition,
         part=source.part(source.first, source.last),
         frames=source.frames,
         notes=tuple(notes),
     )
+
+
+def _video_tags(source: VideoSource, muxer: str) -> dict[str, str]:
+    tags = stream_tags(source.stream.metadata, muxer, copied=False, whole=source.whole)
+    for key in tags:
+        if key.lower() == "timecode":
+            tags[key] = later_timecode(tags[key], source.first, source.timeline.rate)
+    return tags
 
 
 def encoding_for(

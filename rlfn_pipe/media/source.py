@@ -238,7 +238,9 @@ class VideoSource:
         )
         tags = colour_of(frame, context.name, pix_fmt, fallback)
         # Converted by swscale: full-range RGB or grey stays what it is.
-        matrix, mastering, light = _side_data(frame)
+        matrix, mastering, light, captions = _side_data(frame)
+        if captions:
+            self.notes.append("closed captions (CEA-608, CEA-708) inside its pictures are left out")
         width, height = frame.width, frame.height
         self._size = (width, height)
         self._pix_fmt = pix_fmt
@@ -365,16 +367,18 @@ def _reformatted(frame: VideoFrame, pix_fmt: str, width: int, height: int) -> Vi
     return frame.reformat(width, height, pix_fmt, src_color_range=colour_range, dst_color_range=colour_range)
 
 
-def _side_data(frame: VideoFrame) -> tuple[DisplayMatrix | None, bytes | None, bytes | None]:
+def _side_data(frame: VideoFrame) -> tuple[DisplayMatrix | None, bytes | None, bytes | None, bool]:
+    """How the picture is turned, its mastering display and light level (HDR10), whether it has captions."""
     try:
         items = cast("SideDataContainer", frame.side_data)
         data = {item.type.name: bytes(item) for item in items}
     except ValueError:
         # PyAV knows no name for a newer kind of side data and then shows none of it; the
         # rotation is read by another road.
-        return display_matrix(None, frame.rotation), None, None
+        return display_matrix(None, frame.rotation), None, None, False
     return (
         display_matrix(data.get("DISPLAYMATRIX"), frame.rotation),
         data.get("MASTERING_DISPLAY_METADATA"),
         data.get("CONTENT_LIGHT_LEVEL"),
+        "A53_CC" in data,
     )

@@ -18,6 +18,7 @@ MATROSKA_FAMILY = frozenset({"matroska", "webm"})
 _CONTAINER_OWN = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "software"})
 _STATISTICS = re.compile(r"(BPS|NUMBER_OF_FRAMES|NUMBER_OF_BYTES|_STATISTICS_\w+)(-\w+)?", re.IGNORECASE)
 _DURATION = re.compile(r"DURATION(-\w+)?", re.IGNORECASE)
+_TIMECODE = re.compile(r"(\d\d):(\d\d):(\d\d)([:;.])(\d\d)")
 _LANGUAGE_SUFFIX = re.compile(r"(.+)-[a-z]{3}")
 
 #: QuickTime's list of languages has codes of its own choice; other codes of the same language are unknown to it.
@@ -73,6 +74,30 @@ def stream_tags(tags: Mapping[str, str], muxer: str, *, copied: bool, whole: boo
         # mov and mp4 write a track's title and report it as its name.
         kept["title" if key == "name" and "title" not in tags else key] = value
     return kept
+
+
+def later_timecode(timecode: str, frames: int, rate: Fraction) -> str:
+    """A SMPTE timecode (ST 12-1) so many frames later, at `rate` frames a second; others stay as they are.
+
+    With a semicolon (or a point) before the frames, the first numbers of a minute are dropped, except in every tenth.
+    """
+    match = _TIMECODE.fullmatch(timecode.strip())
+    second = round(rate)
+    if match is None or second < 1:
+        return timecode
+    hours, minutes, seconds, number = (int(match[i]) for i in (1, 2, 3, 5))
+    dropped = second // 15 if match[4] in ";." and second % 30 == 0 else 0
+    minutes += 60 * hours
+    count = (minutes * 60 + seconds) * second + number - dropped * (minutes - minutes // 10) + frames
+    minute, ten = 60 * second - dropped, 600 * second - 9 * dropped
+    tens, rest = divmod(count % (144 * ten), ten)
+    if rest >= minute + dropped:
+        single, rest = divmod(rest - dropped, minute)
+        rest += dropped
+    else:
+        single = 0
+    minutes, (seconds, number) = 10 * tens + single, divmod(rest, second)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}{match[4]}{number:02d}"
 
 
 def needs_metadata_keys(tags: Mapping[str, str], muxer: str) -> bool:

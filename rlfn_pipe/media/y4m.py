@@ -178,9 +178,8 @@ class PipeSink:
     def _send(self, *parts: bytes | np.ndarray) -> None:
         try:
             for part in parts:
-                data = memoryview(part)
-                self._file.write(data)
-                self.bytes += data.nbytes
+                self._file.write(part if isinstance(part, bytes) else part.data)
+                self.bytes += len(part) if isinstance(part, bytes) else part.nbytes
         except OSError as error:
             self._raise(error)
 
@@ -200,7 +199,7 @@ def _chroma(pix_fmt: str, tags: ColourInfo) -> tuple[str, ...]:
     deep = layout.bit_depth > 8
     if layout.subsampling == "grey":
         return (f"Cmono{layout.bit_depth}" if deep else "Cmono",)
-    name = layout.subsampling
+    name: str = layout.subsampling
     if deep:
         name += f"p{layout.bit_depth}"
     elif name == "420":
