@@ -14,7 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, IptcImagePlugin
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from rlfn_pipe.errors import InputError, OutputError, UsageError
 from rlfn_pipe.media import image_write
@@ -470,6 +471,85 @@ def test_metadata_comes_along(tmp_path: Path, source_format: str, format: str, d
     again, _ = read_image(path)
     assert (again.width, again.height) == (46, 62)
     assert conversion_notes(frame, meta, format) == ()
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"'
+    b' xmlns:exif="http://ns.adobe.com/exif/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/">'
+    b"<exif:PixelXDimension>31</exif:PixelXDimension><dc:creator>J\xc3\xbcrgen</dc:creator>"
+    b"</rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+
+
+@pytest.mark.parametrize("source_format", ["jpg", "png", "webp", "tiff", "avif"])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("format", ["jpg", "png", "webp", "tiff", "avif", "bmp"])
+def test_xmp_comes_along(tmp_path: Path, source_format: str, format: str, depth: int) -> None:
+    source = tmp_path / f"a.{source_format}"
+    if source_format == "png":
+        chunks = PngInfo()
+        chunks.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        Image.fromarray(smooth()).save(source, pnginfo=chunks)
+    elif source_format == "tiff":
+        Image.fromarray(smooth()).save(source, tiffinfo={700: XMP})
+    else:
+        Image.fromarray(smooth()).save(source, xmp=XMP)
+    frame, meta = read_image(source)
+    colour = ColourInfo(matrix=0, range=2, bit_depth=depth, subsampling="rgb")
+    planes = tuple(plane.astype(np.uint16) * 257 if depth == 16 else plane for plane in frame.planes)
+    larger = tuple(np.kron(plane, np.ones((2, 2), plane.dtype)) for plane in planes)
+    path = tmp_path / f"out.{format}"
+    write_image(path, Frame(larger, colour), meta, format=format)
+    if format == "bmp":
+        assert "bmp has no place for XMP" in " ".join(conversion_notes(frame, meta, format))
+        return
+    with Image.open(path) as picture:
+        picture.load()
+        found = picture.info["xmp"]
+    wide = str(larger[0].shape[1]).encode()
+    upright = XMP.replace(b'Orientation="6"', b'Orientation="1"').replace(b">31<", b">%s<" % wide)
+    # Pillow takes the orientation of a TIFF out when it turns the pixels.
+    assert found.replace(b'tiff:Orientation="1"', b"") == upright.replace(b'tiff:Orientation="1"', b"")
+    assert (source_format == "tiff") or b'Orientation="1"' in found
+    assert (frame.width, frame.height) == (23, 31), "XMP's orientation counts where there is none in EXIF"
+    assert conversion_notes(frame, meta, format) == ()
+
+
+def test_what_jpg_and_png_hold_besides(tmp_path: Path) -> None:
+    """A JPEG's IPTC data and comment, a PNG's texts: kept in the same format, named where they are not."""
+    iptc = b"\x1c\x02\x78\0\x05Title"
+    block = (
+        b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + len(iptc).to_bytes(4, "big") + iptc + bytes(len(iptc) % 2)
+    )
+    marker = b"\xff\xed" + (len(block) + 2).to_bytes(2, "big") + block
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg", comment=b"a comment", extra=marker)
+    texts = PngInfo()
+    texts.add_text("Title", "Plain")
+    texts.add_text("Copyright", "Squeezed", zip=True)
+    texts.add_itxt("Author", "Jürgen", lang="de")
+    Image.fromarray(smooth()).save(tmp_path / "a.png", pnginfo=texts)
+    for suffix, other, words in (
+        (".jpg", "png", "IPTC data is not kept"),
+        (".png", "jpg", "the texts of the png"),
+    ):
+        frame, meta = read_image(tmp_path / f"a{suffix}")
+        write_image(tmp_path / f"out{suffix}", frame, meta, format=suffix[1:])
+        assert conversion_notes(frame, meta, suffix[1:]) == ()
+        assert words in " ".join(conversion_notes(frame, meta, other))
+        write_image(tmp_path / f"out.{other}", frame, meta, format=other)
+    with Image.open(tmp_path / "out.jpg") as picture:
+        assert picture.info.get("comment") is None, "that of the png's pixels has none"
+    frame, meta = read_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "out.jpg", frame, meta, format="jpg")
+    with Image.open(tmp_path / "out.jpg") as picture:
+        assert picture.info["comment"] == b"a comment"
+        assert IptcImagePlugin.getiptcinfo(picture) == {(2, 120): b"Title"}
+    frame, meta = read_image(tmp_path / "a.png")
+    write_image(tmp_path / "out.png", frame, meta, format="png")
+    with Image.open(tmp_path / "out.png") as picture:
+        assert isinstance(picture, PngImageFile)
+        assert picture.text == {"Title": "Plain", "Copyright": "Squeezed", "Author": "Jürgen"}
 
 
 @pytest.mark.parametrize("format", ["jpg", "png", "webp", "tiff", "avif"])

@@ -1,10 +1,11 @@
-"""What belongs to a picture beside its pixels: ICC profile, EXIF, resolution, PNG colour chunks."""
+"""What belongs to a picture beside its pixels: ICC profile, EXIF, XMP, IPTC, texts, resolution, PNG colour chunks."""
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -18,6 +19,9 @@ MAKER_NOTE = 0x927C
 
 #: A JPEG marker segment holds 65533 bytes; a few are left for a new size of the same tags.
 LARGEST_JPEG_EXIF = 65_400
+
+#: The same for XMP.
+LARGEST_JPEG_XMP = 65_000
 
 _WIDTH_TAGS, _HEIGHT_TAGS = (0x0100, 0xA002), (0x0101, 0xA003)
 
@@ -34,6 +38,10 @@ _TIFF_ONLY = frozenset({0x0100, 0x0101, 0x011A, 0x011B, 0x0128})
 
 #: PNG chunks that say how its values are to be read as colour.
 _COLOUR_CHUNKS = frozenset({b"gAMA", b"cHRM", b"sRGB", b"cICP"})
+_TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_XMP_KEY = b"XML:com.adobe.xmp\0"
+#: Number of the block in Photoshop's part of a JPEG that holds IPTC data.
+_IPTC_BLOCK = 0x0404
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class ImageMeta:
     `format` is what the file is ("png", "jpg", "webp", "tiff", "bmp", "avif"), whatever its name.
     `icc` is a sound profile as stored, `exif` a TIFF block without the "Exif" prefix, its
     orientation already reset to 1 and its thumbnail gone. `dpi` is (x, y) in dots an inch.
-    `lossless` says that a WebP was stored losslessly. `png_chunks` are colour chunks of a PNG.
+    `lossless` says that a WebP was stored losslessly. `png_chunks` are colour chunks of a PNG, `texts` its
+    texts. `xmp` has its orientation reset, too. `iptc` and `comment` are a JPEG's.
     `notes` are sentences about what was read otherwise than a user may expect.
     """
 
@@ -53,6 +62,10 @@ class ImageMeta:
     dpi: tuple[float, float] | None = None
     lossless: bool = False
     png_chunks: tuple[tuple[bytes, bytes], ...] = ()
+    texts: tuple[tuple[bytes, bytes], ...] = ()
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    comment: bytes | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -164,6 +177,51 @@ def orient(plane: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(plane)
 
 
+# -------------------------------------------------------------------- XMP, IPTC
+
+
+def clean_xmp(info: Mapping[Any, Any]) -> bytes | None:
+    """The XMP packet that Pillow found, its orientation set to 1."""
+    xmp = info.get("xmp")
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    return _with_property(xmp, b"tiff:Orientation", 1) if isinstance(xmp, bytes) and xmp else None
+
+
+def xmp_for(xmp: bytes, width: int, height: int) -> bytes:
+    """The packet with its pixel sizes set to those of the output."""
+    for name, value in (
+        *((b"tiff:ImageWidth", width), (b"tiff:ImageLength", height)),
+        *((b"exif:PixelXDimension", width), (b"exif:PixelYDimension", height)),
+    ):
+        xmp = _with_property(xmp, name, value)
+    return xmp
+
+
+def _with_property(xmp: bytes, name: bytes, value: int) -> bytes:
+    """A number set anew wherever it stands, as an attribute or an element; the packet is not parsed."""
+    pattern = rb"(" + name + rb"\s*=\s*[\"']|<" + name + rb">\s*)\d+"
+    return re.sub(pattern, lambda match: match[1] + str(value).encode(), xmp)
+
+
+def png_xmp(xmp: bytes) -> tuple[bytes, bytes]:
+    """XMP as a PNG chunk: not compressed, without language and translation."""
+    return b"iTXt", _XMP_KEY + bytes(4) + xmp
+
+
+def iptc_of(info: Mapping[Any, Any]) -> bytes | None:
+    """IPTC data in what Pillow found in a JPEG."""
+    blocks = info.get("photoshop")
+    found = blocks.get(_IPTC_BLOCK) if isinstance(blocks, dict) else None
+    return found if isinstance(found, bytes) and found else None
+
+
+def jpeg_iptc(iptc: bytes) -> bytes:
+    """IPTC data as a marker segment of a JPEG; nothing where it is too long for one."""
+    block = b"8BIM" + struct.pack(">HHI", _IPTC_BLOCK, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
+    body = b"Photoshop 3.0\0" + block
+    return b"\xff\xed" + struct.pack(">H", len(body) + 2) + body if len(body) <= 65_533 else b""
+
+
 # ------------------------------------------------------------------------- ICC
 
 
@@ -185,6 +243,15 @@ def icc_fits(icc: bytes | None, grey: bool) -> bool:
 def png_colour_chunks(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
     """The chunks before the pixels that say how a PNG's values are to be read as colour."""
     return tuple((kind, body) for kind, body in _chunks_before_pixels(head) if kind in _COLOUR_CHUNKS)
+
+
+def png_texts(png: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """The chunks with texts, XMP excepted, wherever they stand."""
+    return tuple(
+        (kind, body)
+        for kind, body in _chunks(png)
+        if kind in _TEXT_CHUNKS and not body.startswith((_XMP_KEY, b"Raw profile type"))
+    )
 
 
 def png_transparency(head: bytes) -> tuple[int, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from rlfn_pipe.errors import OutputError, is_full
 from rlfn_pipe.files import write_atomically
 from rlfn_pipe.media.image_metadata import (
     LARGEST_JPEG_EXIF,
+    LARGEST_JPEG_XMP,
     ImageMeta,
     exif_directories,
     exif_for,
     icc_fits,
     insert_png_chunks,
+    jpeg_iptc,
     pack_png_chunk,
+    png_xmp,
     write_nclx,
+    xmp_for,
 )
 from rlfn_pipe.media.limits import check_output_size
 from rlfn_pipe.types import ColourInfo, Frame
@@ -141,6 +146,8 @@ def _encode(
     grey = array.ndim == 2 or array.shape[2] == 2
     icc = meta.icc if icc_fits(meta.icc, grey) else None
     exif = exif_for(meta.exif, width, height) if meta.exif else None
+    if meta.xmp:
+        meta = replace(meta, xmp=xmp_for(meta.xmp, width, height))
     if format == "tiff":
         return _encode_tiff(path, array, meta, icc, exif)
     if format == "png":
@@ -154,6 +161,8 @@ def _encode(
         block = exif.tobytes()
         if format != "jpg" or len(block) <= LARGEST_JPEG_EXIF:
             extra["exif"] = block
+    if meta.xmp and (format != "jpg" or len(meta.xmp) <= LARGEST_JPEG_XMP) and format != "bmp":
+        extra["xmp"] = meta.xmp
     chosen = quality if quality is not None else DEFAULT_QUALITY.get(format, 0)
     if format == "avif":
         encoded = _encode_avif(array, frame, chosen, extra)
@@ -161,6 +170,8 @@ def _encode(
         return write_nclx(encoded, primaries, transfer) if (primaries, transfer) != (2, 2) else encoded
     if format == "jpg":
         extra |= {"quality": chosen, "subsampling": 0 if chosen >= _FULL_CHROMA_FROM else 2}
+        extra |= {"comment": meta.comment} if meta.comment else {}
+        extra |= {"extra": jpeg_iptc(meta.iptc)} if meta.iptc else {}
     elif format == "webp":
         lossless = chosen == 100 or (quality is None and meta.lossless)
         extra |= {"lossless": True, "exact": True, "quality": 50} if lossless else {"quality": chosen}
@@ -178,7 +189,11 @@ def _encode_avif(array: np.ndarray, frame: Frame, quality: int, extra: dict[str,
         chroma = "4:4:4" if quality >= _FULL_CHROMA_FROM else "4:2:0"
         extra = {"quality": quality, "subsampling": chroma, "speed": _AVIF_SPEED, **extra}
         return _saved(array, "AVIF", extra)
-    kinds = {cv2.IMAGE_METADATA_ICCP: "icc_profile", cv2.IMAGE_METADATA_EXIF: "exif"}
+    kinds = {
+        cv2.IMAGE_METADATA_ICCP: "icc_profile",
+        cv2.IMAGE_METADATA_EXIF: "exif",
+        cv2.IMAGE_METADATA_XMP: "xmp",
+    }
     present = {kind: extra[key].removeprefix(b"Exif\0\0") for kind, key in kinds.items() if key in extra}
     depth = output_depth(frame.colour.bit_depth, "avif")
     settings = {
@@ -224,6 +239,9 @@ def _encode_png(
         chunks.append((b"pHYs", struct.pack(">IIB", x, y, 1)))
     if exif is not None:
         chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    chunks += meta.texts
+    if meta.xmp:
+        chunks.append(png_xmp(meta.xmp))
     return insert_png_chunks(png, chunks)
 
 
@@ -272,6 +290,9 @@ def _encode_tiff(
     if icc:
         tags.tagtype[34675] = 7
         tags[34675] = icc
+    if meta.xmp:
+        tags.tagtype[700] = 1
+        tags[700] = meta.xmp
     # Counted from the end of the directory; the writer adds its length. Always LONG, whatever the values.
     starts = np.cumsum([0, *map(len, strips)])
     tags.tagtype[273] = tags.tagtype[279] = 4
