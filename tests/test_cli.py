@@ -135,6 +135,7 @@ def test_help_of_upscale_has_every_option(capsys: pytest.CaptureFixture[str]) ->
         (["upscal", "a", "b"], "no command 'upscal', did you mean 'upscale'?"),
         (["in.mp4", "out.mp4"], "rlfn-pipe upscale INPUT OUTPUT"),
         (["upscale", "a"], "missing argument 'OUTPUT'; see rlfn-pipe upscale --help"),
+        (["upscale", "a.png", "b.png", "out"], "(out); a pattern goes in quotes"),
         (["upscale", "a", "b", "--scal", "2"], "no such option: --scal"),
         (["upscale", "a", "b", "-s", "0"], "--scale must be a number from 1 to 8, not 0"),
         (["upscale", "a", "b", "--size", "0x0"], "--size must be WIDTHxHEIGHT"),
