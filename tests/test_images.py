@@ -545,6 +545,14 @@ def test_what_jpg_and_png_hold_besides(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out.jpg") as picture:
         assert picture.info["comment"] == b"a comment"
         assert IptcImagePlugin.getiptcinfo(picture) == {(2, 120): b"Title"}
+    write_image(tmp_path / "out.tif", frame, meta, format="tiff")
+    with Image.open(tmp_path / "out.tif") as picture:
+        assert IptcImagePlugin.getiptcinfo(picture) == {(2, 120): b"Title"}
+    frame, meta = read_image(tmp_path / "out.tif")
+    assert meta.iptc is not None and meta.iptc.startswith(iptc)
+    write_image(tmp_path / "out.jpg", frame, meta, format="jpg")
+    with Image.open(tmp_path / "out.jpg") as picture:
+        assert IptcImagePlugin.getiptcinfo(picture) == {(2, 120): b"Title"}
     frame, meta = read_image(tmp_path / "a.png")
     write_image(tmp_path / "out.png", frame, meta, format="png")
     with Image.open(tmp_path / "out.png") as picture:

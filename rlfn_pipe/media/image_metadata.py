@@ -16,6 +16,7 @@ from PIL import Image
 ORIENTATION = 0x0112
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
 MAKER_NOTE = 0x927C
+TIFF_IPTC, TIFF_XMP = 0x83BB, 0x02BC
 
 #: A JPEG marker segment holds 65533 bytes; a few are left for a new size of the same tags.
 LARGEST_JPEG_EXIF = 65_400
@@ -31,7 +32,7 @@ _STORAGE_TAGS = frozenset(
     | {0x013F, 0x0140, 0x0142, 0x0143, 0x0144, 0x0145, 0x014A, 0x014C, 0x0151, 0x0152, 0x0153, 0x015B}
     | {0x0211, 0x0212, 0x0213}
     | set(range(0x0200, 0x020A))
-    | {0x02BC, 0x83BB, 0x8649, 0x8773}
+    | {TIFF_XMP, TIFF_IPTC, 0x8649, 0x8773}
 )
 #: In TIFF the size and resolution are storage, too; the writer sets its own.
 _TIFF_ONLY = frozenset({0x0100, 0x0101, 0x011A, 0x011B, 0x0128})
@@ -52,7 +53,7 @@ class ImageMeta:
     `icc` is a sound profile as stored, `exif` a TIFF block without the "Exif" prefix, its
     orientation already reset to 1 and its thumbnail gone. `dpi` is (x, y) in dots an inch.
     `lossless` says that a WebP was stored losslessly. `png_chunks` are colour chunks of a PNG, `texts` its
-    texts. `xmp` has its orientation reset, too. `iptc` and `comment` are a JPEG's.
+    texts. `xmp` has its orientation reset, too. `iptc` is a JPEG's or TIFF's, `comment` a JPEG's.
     `notes` are sentences about what was read otherwise than a user may expect.
     """
 
@@ -208,10 +209,10 @@ def png_xmp(xmp: bytes) -> tuple[bytes, bytes]:
     return b"iTXt", _XMP_KEY + bytes(4) + xmp
 
 
-def iptc_of(info: Mapping[Any, Any]) -> bytes | None:
-    """IPTC data in what Pillow found in a JPEG."""
+def iptc_of(info: Mapping[Any, Any], tiff_tags: Mapping[int, Any]) -> bytes | None:
+    """IPTC data in what Pillow found in a JPEG or TIFF."""
     blocks = info.get("photoshop")
-    found = blocks.get(_IPTC_BLOCK) if isinstance(blocks, dict) else None
+    found = blocks.get(_IPTC_BLOCK) if isinstance(blocks, dict) else tiff_tags.get(TIFF_IPTC)
     return found if isinstance(found, bytes) and found else None
 
 

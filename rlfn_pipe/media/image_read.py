@@ -215,7 +215,7 @@ def _decode(
         png_chunks=png_colour_chunks(data) if format == "png" else (),
         texts=png_texts(data) if format == "png" else (),
         xmp=clean_xmp(picture.info),
-        iptc=iptc_of(picture.info),
+        iptc=iptc_of(picture.info, tiff_tags),
         comment=info.get("comment") if format == "jpg" else None,
         notes=tuple(notes),
     )

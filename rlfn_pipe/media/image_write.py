@@ -19,6 +19,8 @@ from rlfn_pipe.files import write_atomically
 from rlfn_pipe.media.image_metadata import (
     LARGEST_JPEG_EXIF,
     LARGEST_JPEG_XMP,
+    TIFF_IPTC,
+    TIFF_XMP,
     ImageMeta,
     exif_directories,
     exif_for,
@@ -290,9 +292,10 @@ def _encode_tiff(
     if icc:
         tags.tagtype[34675] = 7
         tags[34675] = icc
-    if meta.xmp:
-        tags.tagtype[700] = 1
-        tags[700] = meta.xmp
+    for tag, block in ((TIFF_XMP, meta.xmp), (TIFF_IPTC, meta.iptc)):
+        if block:
+            tags.tagtype[tag] = 1
+            tags[tag] = block
     # Counted from the end of the directory; the writer adds its length. Always LONG, whatever the values.
     starts = np.cumsum([0, *map(len, strips)])
     tags.tagtype[273] = tags.tagtype[279] = 4

@@ -84,7 +84,7 @@ def conversion_notes(frame: Frame, meta: ImageMeta, format: str) -> tuple[str, .
         notes.append("the EXIF data is longer than jpg allows and is not kept")
     if meta.xmp and (format == "bmp" or (format == "jpg" and len(meta.xmp) > LARGEST_JPEG_XMP)):
         notes.append(f"{format} has no place for XMP of that length: it is not kept")
-    if meta.iptc and format != "jpg":
+    if meta.iptc and format not in ("jpg", "tiff"):
         notes.append(f"IPTC data is not kept in {format}")
     if meta.texts and format != "png":
         notes.append(f"the texts of the png are not kept in {format}")
