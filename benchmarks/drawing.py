@@ -82,13 +82,13 @@ def _draw_size(axes: Any, plots: dict[str, Rows]) -> None:
     axes.set_xscale("log")
     axes.set_xticks(pixels, [f"{each['width']}\n×{each['height']}" for each in rows], fontsize=7)
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend
     axes.set_xlabel("frame")
     axes.set_ylabel("ms for a million input pixels")
     axes.set_title(
         f"{rows[0]['model']} x{rows[0]['scale']}, {rows[0]['threads']} threads: time against frame size"
     )
-    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.8))
+    axes.legend(fontsize=8, loc="upper right", ncols=2)
 
 
 def _draw_tile(axes: Any, plots: dict[str, Rows]) -> None:
