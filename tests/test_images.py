@@ -502,7 +502,7 @@ def test_xmp_comes_along(tmp_path: Path, source_format: str, format: str, depth:
     path = tmp_path / f"out.{format}"
     write_image(path, Frame(larger, colour), meta, format=format)
     if format == "bmp":
-        assert "bmp has no place for XMP" in " ".join(conversion_notes(frame, meta, format))
+        assert "bmp has no place for the XMP data" in " ".join(conversion_notes(frame, meta, format))
         return
     with Image.open(path) as picture:
         picture.load()
@@ -530,7 +530,7 @@ def test_what_jpg_and_png_hold_besides(tmp_path: Path) -> None:
     texts.add_itxt("Author", "Jürgen", lang="de")
     Image.fromarray(smooth()).save(tmp_path / "a.png", pnginfo=texts)
     for suffix, other, words in (
-        (".jpg", "png", "IPTC data is not kept"),
+        (".jpg", "png", "png has no place for the IPTC data"),
         (".png", "jpg", "the texts of the png"),
     ):
         frame, meta = read_image(tmp_path / f"a{suffix}")

@@ -239,6 +239,8 @@ def test_lengths_that_are_left_open_tell_nothing(tmp_path: Path) -> None:
     live = make(tmp_path / "live.mkv", frames=5, muxer_options={"live": "1"})
     odd = {"ten": bytes(10), "none": b"", "boxes": b"\0\0\0\x14ftyp" + bytes(12) + b"\0\0\0\0mdat" + bytes(9)}
     odd["small box"] = b"\0\0\0\x0cftyp" + bytes(4) + b"\0\0\0\x03mdat"
+    odd["empty boxes"] = b"\0\0\0\x08free" * 1_000_001
+    odd["piped avi"] = b"RIFF\xff\xff\xff\xffAVI LIST"
     odd["half a segment"] = live.read_bytes()[:7]
     for name, content in odd.items():
         (tmp_path / name).write_bytes(content)

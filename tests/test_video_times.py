@@ -77,6 +77,15 @@ def test_b_frames_beside_sound(tmp_path: Path, suffix: str, start: Fraction) -> 
     assert abs(audio_lead(output) - audio_lead(source)) <= TICK[suffix] + priming
 
 
+def test_b_frames_beside_sound_where_a_frame_is_a_tick(tmp_path: Path) -> None:
+    sounds = (Sound("mp2"),)
+    source = make(tmp_path / "in.avi", frames=12, codec="mpeg4", time_base=Fraction(1, 25), sounds=sounds)
+    upscale(source, tmp_path / "out.nut", encoder_preset="veryfast")
+    assert_same_times(source, tmp_path / "out.nut")
+    with av.open(str(tmp_path / "out.nut")) as container:
+        assert container.streams.video[0].codec_context.has_b_frames
+
+
 @pytest.mark.parametrize("scale", [11488, 29917, 600, 90000, 1000, 15360])
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
 def test_variable_rate_is_exact_in_mp4(tmp_path: Path, suffix: str, scale: int) -> None:

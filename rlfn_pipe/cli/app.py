@@ -179,9 +179,9 @@ def _usage_sentence(error: typer.TyperException) -> str:
     if "\n" in message:  # a command group that was called without a command: its help
         message = "a command is missing"
     message = message.rstrip(".")
-    if "unexpected extra argument" in message.lower():
-        message += "; a pattern goes in quotes, so that the shell does not spell it out"
     path = context.command_path if context is not None else PROGRAM
+    if path.endswith(" upscale") and "unexpected extra argument" in message.lower():
+        message += "; a pattern goes in quotes, so that the shell does not spell it out"
     return f"{message[:1].lower()}{message[1:]}; see {path} --help"
 
 

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
+#: More than any film has; a file of empty boxes is not walked through.
+_MOST_BOXES = 1_000_000
+#: What a RIFF file that was written to a pipe says.
+_OPEN_RIFF = 0xFFFFFFFF
 
 
 def missing_bytes(path: Path) -> int:
@@ -24,7 +28,8 @@ def missing_bytes(path: Path) -> int:
         elif start[4:8] in (b"ftyp", b"wide", b"moov", b"mdat", b"free", b"skip"):
             end = _end_of_boxes(file, size)
         elif start[:4] == b"RIFF":
-            end = 8 + struct.unpack("<I", start[4:8])[0]
+            length = struct.unpack("<I", start[4:8])[0]
+            end = 0 if length == _OPEN_RIFF else 8 + length
         else:
             end = 0
     return max(0, end - size)
@@ -33,7 +38,9 @@ def missing_bytes(path: Path) -> int:
 def _end_of_boxes(file: BinaryIO, size: int) -> int:
     """The end of the last box (ISO 14496-12, 4.2) that begins in the file."""
     at = 0
-    while at + 8 <= size:
+    for _ in range(_MOST_BOXES):
+        if at + 8 > size:
+            return at
         file.seek(at)
         head = file.read(16)
         length = int.from_bytes(head[:4], "big")
@@ -44,7 +51,7 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         if length < 8:
             return 0
         at += length
-    return at
+    return 0
 
 
 def _end_of_segment(file: BinaryIO) -> int:

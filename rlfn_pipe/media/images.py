@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rlfn_pipe.media.image_metadata import LARGEST_JPEG_EXIF, LARGEST_JPEG_XMP, ImageMeta, icc_fits
+from rlfn_pipe.media.image_metadata import LARGEST_JPEG_EXIF, LARGEST_JPEG_XMP, ImageMeta, icc_fits, jpeg_iptc
 from rlfn_pipe.media.image_read import read_image
 from rlfn_pipe.media.image_write import DEFAULT_QUALITY, output_depth, stays_grey, write_image
 from rlfn_pipe.media.limits import check_output_size
@@ -83,9 +83,9 @@ def conversion_notes(frame: Frame, meta: ImageMeta, format: str) -> tuple[str, .
     if meta.exif and format == "jpg" and len(meta.exif) > LARGEST_JPEG_EXIF:
         notes.append("the EXIF data is longer than jpg allows and is not kept")
     if meta.xmp and (format == "bmp" or (format == "jpg" and len(meta.xmp) > LARGEST_JPEG_XMP)):
-        notes.append(f"{format} has no place for XMP of that length: it is not kept")
-    if meta.iptc and format not in ("jpg", "tiff"):
-        notes.append(f"IPTC data is not kept in {format}")
+        notes.append(f"{format} has no place for the XMP data: it is not kept")
+    if meta.iptc and not (format == "tiff" or (format == "jpg" and jpeg_iptc(meta.iptc))):
+        notes.append(f"{format} has no place for the IPTC data: it is not kept")
     if meta.texts and format != "png":
         notes.append(f"the texts of the png are not kept in {format}")
     if format not in ("png", "avif") and (colour.transfer not in _PLAIN_TRANSFERS or _has_gamma(meta)):

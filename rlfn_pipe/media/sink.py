@@ -248,7 +248,7 @@ class VideoSink:
         packet.pts, packet.dts = start, min(self._ticks.at(order), start)
         if self._plan.muxer == "nut":
             # NUT stores no times of decoding, but its muxer writes one of them down now and then, without a sign.
-            packet.dts = max(packet.dts, self._joined)
+            packet.dts = min(max(packet.dts, self._joined), start)
         packet.time_base = self._packet_tick
         packet.duration = end - start
         if self._first_dts is None:

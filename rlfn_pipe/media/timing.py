@@ -43,6 +43,8 @@ _MOST_REPEATS, _MOST_REPEATS_SHARE = 3, 0.02
 _PAUSE = 10
 
 _MAX_MP4_TIMESCALE = 2**31 - 1
+#: libavformat's NUT muxer halves the time base until it is as fine as this.
+_NUT_TICK = Fraction(1, 48_000)
 
 
 def _no_keyframes() -> np.ndarray:
@@ -251,7 +253,8 @@ def clock_for(muxer: str, timeline: Timeline, rate: Fraction, audio_rates: Seque
     """The clock of an output of format `muxer` (libavformat's name).
 
     mp4, mov: the source's own time base, so times stay exact; the movie's time scale is the
-    least one in which video and audio offsets are exact too. nut: exact. Matroska and WebM
+    least one in which video and audio offsets are exact too. nut: exact, and fine enough that
+    pictures decoded ahead have times of their own from zero on (see `sink`). Matroska and WebM
     count milliseconds, MPEG-TS 1/90000 s, AVI frames.
     """
     source = timeline.time_base
@@ -267,7 +270,10 @@ def clock_for(muxer: str, timeline: Timeline, rate: Fraction, audio_rates: Seque
     if muxer == "avi":
         return Clock(1 / rate, False)
     if muxer == "nut":
-        return Clock(source, True)
+        tick = source
+        while tick > _NUT_TICK:
+            tick /= 2
+        return Clock(tick, True)
     tick = Fraction(1, 90000) if muxer == "mpegts" else Fraction(1, 1000)
     return Clock(tick, (source / tick).denominator == 1)
 
