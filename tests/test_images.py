@@ -524,11 +524,16 @@ def test_what_jpg_and_png_hold_besides(tmp_path: Path) -> None:
     )
     marker = b"\xff\xed" + (len(block) + 2).to_bytes(2, "big") + block
     Image.fromarray(smooth()).save(tmp_path / "a.jpg", comment=b"a comment", extra=marker)
+    noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), dtype=np.uint8)
     texts = PngInfo()
     texts.add_text("Title", "Plain")
     texts.add_text("Copyright", "Squeezed", zip=True)
     texts.add_itxt("Author", "Jürgen", lang="de")
-    Image.fromarray(smooth()).save(tmp_path / "a.png", pnginfo=texts)
+    Image.fromarray(noise).save(tmp_path / "a.png", pnginfo=texts)
+    data = (tmp_path / "a.png").read_bytes()
+    late = pack_png_chunk(b"tEXt", b"Late\0behind a megabyte of pixels")
+    (tmp_path / "a.png").write_bytes(data[:-12] + late + data[-12:])
+    assert len(data) > 1 << 20
     for suffix, other, words in (
         (".jpg", "png", "png has no place for the IPTC data"),
         (".png", "jpg", "the texts of the png"),
@@ -557,7 +562,9 @@ def test_what_jpg_and_png_hold_besides(tmp_path: Path) -> None:
     write_image(tmp_path / "out.png", frame, meta, format="png")
     with Image.open(tmp_path / "out.png") as picture:
         assert isinstance(picture, PngImageFile)
-        assert picture.text == {"Title": "Plain", "Copyright": "Squeezed", "Author": "Jürgen"}
+        picture.load()
+        text = {"Title": "Plain", "Copyright": "Squeezed", "Author": "Jürgen"}
+        assert picture.text == {**text, "Late": "behind a megabyte of pixels"}
 
 
 @pytest.mark.parametrize("format", ["jpg", "png", "webp", "tiff", "avif"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -246,13 +248,21 @@ def png_colour_chunks(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((kind, body) for kind, body in _chunks_before_pixels(head) if kind in _COLOUR_CHUNKS)
 
 
-def png_texts(png: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """The chunks with texts, XMP excepted, wherever they stand."""
-    return tuple(
-        (kind, body)
-        for kind, body in _chunks(png)
-        if kind in _TEXT_CHUNKS and not body.startswith((_XMP_KEY, b"Raw profile type"))
-    )
+def png_texts(path: Path) -> tuple[tuple[bytes, bytes], ...]:
+    """The chunks with texts, XMP excepted, wherever they stand; nothing else is read."""
+    found = []
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind in _TEXT_CHUNKS:
+                body = file.read(length)
+                file.seek(4, os.SEEK_CUR)
+                if len(body) == length and not body.startswith((_XMP_KEY, b"Raw profile type")):
+                    found.append((kind, body))
+            else:
+                file.seek(length + 4, os.SEEK_CUR)
+    return tuple(found)
 
 
 def png_transparency(head: bytes) -> tuple[int, ...] | None:

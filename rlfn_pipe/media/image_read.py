@@ -213,7 +213,7 @@ def _decode(
         dpi=_resolution(info),
         lossless=format == "webp" and b"VP8L" in data[:4096],
         png_chunks=png_colour_chunks(data) if format == "png" else (),
-        texts=png_texts(data) if format == "png" else (),
+        texts=png_texts(path) if format == "png" else (),
         xmp=clean_xmp(picture.info),
         iptc=iptc_of(picture.info, tiff_tags),
         comment=info.get("comment") if format == "jpg" else None,
