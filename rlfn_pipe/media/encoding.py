@@ -25,6 +25,9 @@ from rlfn_pipe.types import Frame
 os.environ.setdefault("SVT_LOG", "1")
 
 
+#: Where NVIDIA's driver is reached, on Linux itself and inside Windows.
+_NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+
 _GLOBAL_HEADER: int = cast(Any, FormatFlags.global_header).value
 
 
@@ -119,6 +122,10 @@ def unusable(plan: EncodePlan, name: str, error: Exception) -> UsageError:
 
 def refused(plan: EncodePlan, name: str, error: Exception) -> UsageError:
     """The encoder does not open with its settings."""
+    if "nvenc" in plan.codec and not any(map(os.path.exists, _NVIDIA_DEVICES)):
+        return UsageError(
+            f"{name}: {plan.codec} needs an NVIDIA GPU and its driver, and this machine shows none; choose another --codec"
+        )
     given = " ".join(f"{k}={v}" for k, v in plan.options.items())
     return UsageError(
         f"{name}: {plan.codec} does not accept these settings for {plan.width}x{plan.height} {plan.pix_fmt} "
