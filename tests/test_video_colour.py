@@ -192,6 +192,7 @@ def test_untagged_picture_that_grows_past_720_lines(tmp_path: Path, suffix: str)
     for a, b in zip(played(source), played(done.path), strict=True):
         assert abs(a - b) < 0.025
     assert tags_of(done.path)[0] == (2 if suffix == ".avi" else 6)
+    assert ("it became BT.709, which players assume at 800 lines" in done.said) == (suffix == ".avi")
 
 
 def test_untagged_picture_that_stays_low_stays_untagged(tmp_path: Path) -> None:

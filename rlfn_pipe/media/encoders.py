@@ -294,8 +294,14 @@ def _output_colour(
     if not target_is_rgb and not (encoder.tags_colour or container_tags):
         # Nothing can say the matrix: use the one that players assume for this height.
         tags = replace(tags, matrix=MATRIX_UNSPECIFIED)
-        resolved = replace(resolved, matrix=tags.resolved(out_height).matrix)
-        return tags, resolved
+        matrix = tags.resolved(out_height).matrix
+        if matrix != resolved.matrix:
+            name = "BT.709" if matrix == MATRIX_BT709 else "BT.601"
+            notes.append(
+                f"{encoder.name} cannot say the colour matrix here: it became {name}, which players assume at "
+                f"{out_height} lines"
+            )
+        return tags, replace(resolved, matrix=matrix)
     return tags_for_output(tags, resolved, out_height), resolved
 
 
