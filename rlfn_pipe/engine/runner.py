@@ -59,7 +59,7 @@ SMALLEST_TILE = 48
 CPU_STRIPS = 96 << 20
 #: Share of the memory budget that a tile may take on the CPU, whose cores gain nothing by larger ones: 1080p to 4K
 #: stays below 2.5 GB with it, of which an encoder takes more than half (docs/performance.md).
-TILE_SHARE = (3, 4)
+TILE_SHARE = 0.75
 #: Bytes that a network may keep of the last frame's layers, so that only what changed is computed.
 LAYERS = 1 << 30
 
@@ -236,7 +236,7 @@ class Engine:
     def _bytes_per_pixel(self) -> float:
         """Peak bytes for a low-resolution pixel, result included (measured: docs/performance.md)."""
         samples = 3.0 * self.scale**2
-        size = torch.empty(0, dtype=self._dtype).element_size()
+        size = self._dtype.itemsize
         width = max(self.spec.channels, self.spec.mid_channels)
         if self.device.type != "cpu":
             return 5.0 * width * size + samples * (2 * size + 4)
@@ -250,9 +250,7 @@ class Engine:
 
     def _largest_tile(self) -> int:
         """Pixels of the largest tile that is chosen without being asked for."""
-        budget = self._budget
-        if self.device.type == "cpu":
-            budget = budget * TILE_SHARE[0] // TILE_SHARE[1] - CPU_STRIPS
+        budget = self._budget * TILE_SHARE - CPU_STRIPS if self.device.type == "cpu" else self._budget
         return max(SMALLEST_TILE**2, int(budget / self._bytes_per_pixel()))
 
     def tile_for(self, height: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""Display size and codec delay in a finished Matroska or WebM header.
+"""Display size and codec delay in a finished Matroska or WebM header; where a file says that it ends.
 
 libavformat writes them from fields of the stream that PyAV does not let one set, so anamorphic
 video would lose its aspect in all codecs whose bitstream cannot say it, and sound that an mp4
@@ -28,12 +28,16 @@ _HEAD_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Element:
-    """One EBML element: its id, where it starts, where its data lie, and the data."""
+    """One EBML element: its id, where it starts, where its data lie, and the data.
+
+    `stated_end`: where it says that it ends, beyond clipped data; None where it leaves its length open.
+    """
 
     id: int
     start: int
     data_start: int
     data: bytes
+    stated_end: int | None
 
     @property
     def end(self) -> int:
@@ -62,6 +66,15 @@ def amend_tracks(path: Path, name: str, changes: Mapping[int, TrackChange]) -> N
             raise OutputError(f"{name}: its track header cannot be amended ({error})") from None
         file.seek(start)
         file.write(changed)
+
+
+def segment_end(head: bytes) -> int | None:
+    """Where a file that begins so says that its Segment ends; None where it does not say."""
+    try:
+        elements = _elements(head, 0, len(head), clipped=True)
+        return next((element.stated_end for element in elements if element.id == _SEGMENT), None)
+    except IndexError:
+        return None
 
 
 def _rewritten(head: bytes, changes: Mapping[int, TrackChange]) -> tuple[int, bytes]:
@@ -157,7 +170,9 @@ def _elements(data: bytes, start: int, end: int, *, clipped: bool = False) -> It
         if data_at + size > end and not clipped:
             raise ValueError("an element reaches beyond its parent")
         identity = int.from_bytes(data[at:size_at], "big")
-        yield _Element(identity, at, data_at, data[data_at : data_at + size])
+        left_open = size == (1 << 7 * size_length) - 1
+        stated = None if left_open else data_at + size
+        yield _Element(identity, at, data_at, data[data_at : data_at + size], stated)
         at = data_at + size
 
 

@@ -162,7 +162,7 @@ class PipeSink:
     def write(self, frames: list[Frame]) -> None:
         """Write frames in order; their times must be those of the constant rate."""
         for frame in frames:
-            self._send(self._header, b"FRAME\n", *map(np.ascontiguousarray, frame.planes))
+            self._send(self._header, _FRAME, *map(np.ascontiguousarray, frame.planes))
             self._header = b""
             self.frames += 1
 
