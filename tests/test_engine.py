@@ -18,10 +18,11 @@ import torch
 
 from rlfn_pipe.engine.device import is_out_of_memory, resolve_device, resolve_precision
 from rlfn_pipe.engine.limits import PATIENCE, Limits
+from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.resize import lanczos_matrix, resize
-from rlfn_pipe.engine.runner import Engine, Grid
+from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.jobs.room import EngineRoom

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from rlfn_pipe.engine.lanes import Lanes
+from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_spec
-from rlfn_pipe.engine.runner import Engine, Grid
+from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.models.fuse import InferenceFactory
 from rlfn_pipe.models.native import library as native

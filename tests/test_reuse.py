@@ -14,6 +14,7 @@ import torch
 
 from rlfn_pipe.engine import colour
 from rlfn_pipe.engine.device import resolve_precision
+from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.reuse import (
     CELL,
@@ -29,7 +30,7 @@ from rlfn_pipe.engine.reuse import (
     same_samples,
     touched,
 )
-from rlfn_pipe.engine.runner import Engine, Grid
+from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.tiling import plan
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet

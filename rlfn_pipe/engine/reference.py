@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlfn_pipe.engine.runner import Grid
+from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.types import ModelSpec
 
 

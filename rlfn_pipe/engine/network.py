@@ -1,0 +1,64 @@
+"""What the engine asks of a network, and what it can use where a network has it."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+
+__all__ = ["Grid", "Memorable", "Network", "NetworkFactory", "Remembering", "SideBySide"]
+
+#: ESA's place in the frame for a batch of tiles, float32: row matrices (N, h, h3) and column matrices
+#: (N, w, w3) that stretch its small map, and the mask (N, 1, h3 + 2, w3 + 2) of the cells around it.
+Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Network(Protocol):
+    """What the engine runs: RGB (N, 3, h, w) float32, 0..255, to (N, 3, s h, s w), 0..255.
+
+    The result is float32. `grid` is None for whole frames; networks without a
+    position-dependent part ignore it. The object also has `to(device)`, as torch modules do.
+    """
+
+    def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor: ...
+
+    def to(self, device: torch.device) -> Network: ...
+
+
+@runtime_checkable
+class Memorable(Protocol):
+    """A network that can also be had with a memory of the last frame: same bits, less to compute."""
+
+    def remembering(self, limit: int) -> Remembering: ...
+
+
+@runtime_checkable
+class Remembering(Network, Protocol):
+    """A network that keeps what it can use for the next frame.
+
+    `computed` is the share (0..1) of the last call's work that had to be done; `keeps` says whether there is
+    room for frames of a size; `forget` hands the memory back and is False when there was none.
+    """
+
+    computed: float
+
+    def keeps(self, h: int, w: int) -> bool: ...
+
+    def forget(self) -> bool: ...
+
+
+@runtime_checkable
+class SideBySide(Network, Protocol):
+    """A network with threads of its own (`rlfn_pipe.threads`).
+
+    Several threads may call it at once, with the bits that all of them together would give. `pixel_bytes` is what a
+    low-resolution pixel takes meanwhile, picture and result not counted.
+    """
+
+    pixel_bytes: float
+
+
+class NetworkFactory(Protocol):
+    """Builds the network in a number format; `edge_fp32` asks for float32 first and last layers."""
+
+    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> Network: ...
