@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def shared_data() -> Path:
 
 def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """See `nearest_engine`; for subprocesses."""
+    from rlfn_pipe.cli import upscale
     from rlfn_pipe.engine.reference import nearest_factory, nearest_spec
     from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.jobs import run
@@ -42,7 +44,8 @@ def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EngineRoom, "engine_for", engine_for)
     monkeypatch.setattr(EngineRoom, "spec_for", lambda self, factor: nearest_spec(native(factor)))
     # A patched class does not reach other processes.
-    monkeypatch.setattr(run, "workers_for", lambda options, on_warning, isolate: Inline(options, on_warning))
+    monkeypatch.setattr(run, "workers_for", lambda options, on_warning, **how: Inline(options, on_warning))
+    monkeypatch.setattr(upscale, "_first_worker", lambda input, output: nullcontext())
 
 
 @pytest.fixture

@@ -12,19 +12,18 @@ import pytest
 
 from rlfn_pipe.jobs import serve as real
 from rlfn_pipe.jobs.task import SegmentTask
-from rlfn_pipe.options import UpscaleOptions
 
 
-def nearest(connection: Connection, options: UpscaleOptions) -> None:
+def nearest(connection: Connection) -> None:
     """A worker whose engine repeats pixels."""
     from conftest import use_nearest_engine
 
     with pytest.MonkeyPatch.context() as patch:
         use_nearest_engine(patch)
-        real.serve(connection, options)
+        real.serve(connection)
 
 
-def _odd(connection: Connection, options: UpscaleOptions, act: Any) -> None:
+def _odd(connection: Connection, act: Any) -> None:
     run = real._run
 
     def odd(task: Any, *rest: Any) -> Any:
@@ -34,34 +33,34 @@ def _odd(connection: Connection, options: UpscaleOptions, act: Any) -> None:
         return run(task, *rest)
 
     real._run = odd
-    nearest(connection, options)
+    nearest(connection)
 
 
-def segfault(connection: Connection, options: UpscaleOptions) -> None:
+def segfault(connection: Connection) -> None:
     """Dies of a segmentation fault at its second segment, always."""
-    _odd(connection, options, lambda: ctypes.string_at(0))
+    _odd(connection, lambda: ctypes.string_at(0))
 
 
-def hang(connection: Connection, options: UpscaleOptions) -> None:
+def hang(connection: Connection) -> None:
     """Says nothing any more at its second segment, always."""
-    _odd(connection, options, lambda: time.sleep(600))
+    _odd(connection, lambda: time.sleep(600))
 
 
-def leave(connection: Connection, options: UpscaleOptions) -> None:
+def leave(connection: Connection) -> None:
     """Ends with an exit code at its second segment, always."""
-    _odd(connection, options, lambda: os._exit(7))
+    _odd(connection, lambda: os._exit(7))
 
 
-def defect(connection: Connection, options: UpscaleOptions) -> None:
+def defect(connection: Connection) -> None:
     """Has a defect at its second segment."""
 
     def act() -> None:
         raise ZeroDivisionError("by design")
 
-    _odd(connection, options, act)
+    _odd(connection, act)
 
 
-def picky_about_images(connection: Connection, options: UpscaleOptions) -> None:
+def picky_about_images(connection: Connection) -> None:
     """Dies whenever it reads an image whose name says so."""
     from rlfn_pipe.jobs import images
 
@@ -73,10 +72,10 @@ def picky_about_images(connection: Connection, options: UpscaleOptions) -> None:
         return read(path, *rest)
 
     images.read_image = odd
-    nearest(connection, options)
+    nearest(connection)
 
 
-def crash_at_opening(connection: Connection, options: UpscaleOptions) -> None:
+def crash_at_opening(connection: Connection) -> None:
     """Dies of a segmentation fault whenever it opens a file whose name says so."""
     from rlfn_pipe.jobs import video_plan
 
@@ -88,4 +87,4 @@ def crash_at_opening(connection: Connection, options: UpscaleOptions) -> None:
         return opening(item, *rest)
 
     video_plan.open_source = odd
-    nearest(connection, options)
+    nearest(connection)

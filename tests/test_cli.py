@@ -68,8 +68,10 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], list[UpscaleOptions]
     def install(function: Job) -> list[UpscaleOptions]:
         seen: list[UpscaleOptions] = []
 
-        def run(input: str, output: str, options: UpscaleOptions, *, isolate: bool, **more: Any) -> Report:
-            assert isolate
+        def run(
+            input: str, output: str, options: UpscaleOptions, *, isolate: bool, worker: Any, **more: Any
+        ) -> Report:
+            assert isolate and worker is None  # there is no such input
             seen.append(options)
             return function(**more)
 
@@ -481,7 +483,7 @@ import sys, time, types
 from rlfn_pipe.errors import Interrupted
 from rlfn_pipe.types import Progress, Started, Warned
 
-def run(input, output, options, *, on_event, stop, isolate):
+def run(input, output, options, *, on_event, stop, **how):
     on_event(Started(input, output, None, "ready"))
     {body}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,55 @@ def test_the_command_leaves_torch_to_its_worker(tmp_path: Path) -> None:
     assert output.exists()
     words = done.stdout.split()
     assert words[:2] == ["code", "0"] and "torch" not in words
+
+
+EARLY = """
+import importlib.abc, multiprocessing, os, sys
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "av":
+            (worker,) = multiprocessing.active_children()
+            print("nice", os.getpriority(os.PRIO_PROCESS, worker.pid))
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, Watch())
+    from rlfn_pipe.cli.app import main
+    code = main(sys.argv[1:])
+    print("code", code, "left", len(multiprocessing.active_children()))
+"""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_worker_begins_before_the_program_is_loaded(tmp_path: Path, broken: bool) -> None:
+    """PyTorch is what takes long; a worker that turns out not to be needed is ended."""
+    (tmp_path / "program.py").write_text(EARLY, encoding="utf-8")
+    clip = ROOT / "tests" / "data" / "bunny.mp4"
+    # A file is refused as the place of several before anybody works.
+    source, output = (clip.parent, clip) if broken else (clip, tmp_path / "out.mkv")
+    command = [sys.executable, str(tmp_path / "program.py"), "upscale", str(source), str(output)]
+    done = subprocess.run(
+        [*command, "-q", "--frames", "1", "--scale", "2", "--threads", "1", "--nice", "3"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
+        timeout=120,
+        check=False,
+    )
+    code = 1 if broken else 0
+    nice = os.getpriority(os.PRIO_PROCESS, 0) + 3
+    assert done.stdout.splitlines() == [f"nice {min(nice, 19)}", f"code {code} left 0"], done.stderr
+
+
+def test_what_starts_a_worker_loads_nothing_else() -> None:
+    program = (
+        "import rlfn_pipe.jobs.process, sys; print(*{'av', 'cv2', 'numpy', 'torch'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.split() == []
 
 
 SIGNALLED = """

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from test_video_errors import damaged
 
 from rlfn_pipe.errors import EngineError, InputError, Interrupted
 from rlfn_pipe.jobs import workers
+from rlfn_pipe.jobs.process import WorkerProcess
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import work_path
 from rlfn_pipe.options import UpscaleOptions
@@ -40,7 +42,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def serve_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    return lambda serve: monkeypatch.setattr(workers, "serve", serve)
+    return lambda serve: monkeypatch.setattr(workers, "WorkerProcess", partial(WorkerProcess, serve))
 
 
 @pytest.fixture
@@ -49,11 +51,11 @@ def pids(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     found: list[int] = []
     start = workers._Worker.start
 
-    def noting(self: Any) -> Any:
-        connection = start(self)
-        if self._process.pid not in found:
-            found.append(self._process.pid)
-        return connection
+    def noting(self: Any, *first: Any) -> WorkerProcess:
+        process = start(self, *first)
+        if process.pid not in found:
+            found.append(process.pid)
+        return process
 
     monkeypatch.setattr(workers._Worker, "start", noting)
     yield found

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError
 from rlfn_pipe.options import OptionInfo, UpscaleOptions, option_infos
 from rlfn_pipe.presets import resolve
+
+if TYPE_CHECKING:
+    from rlfn_pipe.cli.signals import StopToken
+    from rlfn_pipe.jobs.process import WorkerProcess
 
 INPUT_HELP = "A video, an image, a folder, a quoted glob, @list.txt with a name a line, or - for YUV4MPEG2."
 OUTPUT_HELP = "The file to write, the folder when INPUT is more than one file, or - for YUV4MPEG2."
@@ -111,12 +118,40 @@ def _dry_run(input: str, output: str, options: UpscaleOptions) -> None:
 
 def _run(input: str, output: str, options: UpscaleOptions) -> int:
     from rlfn_pipe.cli.signals import stop_on_signals
+    from rlfn_pipe.jobs.process import lower_priority
+
+    lower_priority(options.nice)
+    with stop_on_signals() as stop, _first_worker(input, output) as worker:
+        return _report(input, output, options, stop, worker)
+
+
+@contextmanager
+def _first_worker(input: str, output: str) -> Iterator[WorkerProcess | None]:
+    """A worker that loads PyTorch while this process loads the rest, where it is likely that one is needed."""
+    from rlfn_pipe.jobs.process import WorkerProcess
+
+    if "-" in (input, output) or not os.path.exists(input):
+        yield None
+        return
+    worker = WorkerProcess()
+    try:
+        yield worker
+    finally:
+        worker.kill()
+
+
+def _report(
+    input: str, output: str, options: UpscaleOptions, stop: StopToken, worker: WorkerProcess | None
+) -> int:
+    """Run the job, draw its events and return the exit code."""
     from rlfn_pipe.cli.ui import Reporter
     from rlfn_pipe.jobs.run import run
 
-    with stop_on_signals() as stop, Reporter(options, stop) as reporter:
+    with Reporter(options, stop) as reporter:
         try:
-            report = run(input, output, options, on_event=reporter.on_event, stop=stop, isolate=True)
+            report = run(
+                input, output, options, on_event=reporter.on_event, stop=stop, isolate=True, worker=worker
+            )
         except (Interrupted, KeyboardInterrupt) as reason:
             signum = stop.signum or signal.SIGINT
             error = Interrupted(signum, str(reason) or _at_once(options))

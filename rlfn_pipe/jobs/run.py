@@ -14,6 +14,7 @@ from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
 from rlfn_pipe.jobs.ledger import Ledger
 from rlfn_pipe.jobs.pipe import PIPE, upscale_pipe
+from rlfn_pipe.jobs.process import WorkerProcess, lower_priority
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.jobs.together import for_each
@@ -56,6 +57,7 @@ def run(
     on_event: Callable[[Event], None] | None = None,
     stop: threading.Event | None = None,
     isolate: bool = False,
+    worker: WorkerProcess | None = None,
 ) -> Report:
     """Upscale everything that INPUT means into OUTPUT.
 
@@ -64,7 +66,9 @@ def run(
         stop: when set, the run ends at its next step; finished segments are kept, what is
             unfinished is removed.
         isolate: compute in worker processes, which may die without taking the run along. The
-            caller's main module must then be importable, as `multiprocessing` asks.
+            caller's main module must then be importable, as `multiprocessing` asks, and its
+            priority is not lowered here: workers have that of the caller.
+        worker: one of these processes that was started before; it is ended with the others.
 
     Returns:
         What was done. With several items a failed one is in `Report.failed` and the others go on.
@@ -74,8 +78,8 @@ def run(
         Interrupted: `stop` was set.
     """
     begin = time.monotonic()
-    if options.nice and hasattr(os, "nice"):
-        os.nice(options.nice)
+    if not isolate:
+        lower_priority(options.nice)
     state = _Run(options, on_event or (lambda event: None), stop or threading.Event())
     if PIPE in (input, output):
         state.pipe(input, output)
@@ -87,7 +91,7 @@ def run(
     # Wrong options must not be told once an item.
     EngineRoom(options, lambda text: None).spec_for(options.factor or 1.0)
     if plan.items:
-        state.work(plan.items, isolate, ledger)
+        state.work(plan.items, ledger, isolate, worker)
     if ledger is not None and not state.failed:
         ledger.remove()
     return state.report(tuple(str(item.source) for item in plan.skipped), begin)
@@ -142,12 +146,14 @@ class _Run:
         room = EngineRoom(self._options, self._warn)
         self.emit(upscale_pipe(input, output, self._options, room, on_event=self.emit, stop=self._stop))
 
-    def work(self, items: tuple[Item, ...], isolate: bool, ledger: Ledger | None) -> None:
+    def work(
+        self, items: tuple[Item, ...], ledger: Ledger | None, isolate: bool, worker: WorkerProcess | None
+    ) -> None:
         """Images first, together; then the videos, as many at a time as there are workers."""
         self._ledger = ledger
         images = tuple(item for item in items if item.kind == "image")
         videos = [item for item in items if item.kind == "video"]
-        workers = workers_for(self._options, self._warn, isolate=isolate)
+        workers = workers_for(self._options, self._warn, isolate=isolate, first=worker)
         try:
             if images:
                 threads = self._options.jobs or min(DEFAULT_IMAGE_WORKERS, os.cpu_count() or 1)

@@ -84,8 +84,11 @@ def _key(settings: dict[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def serve(connection: Connection, options: UpscaleOptions) -> None:
-    """Work until the other end closes the pipe, which also happens when its process dies."""
+def serve(connection: Connection) -> None:
+    """Work until the other end closes the pipe, which also happens when its process dies.
+
+    The first message is the engines' UpscaleOptions; each one after it a task, or `STOP`.
+    """
     # The terminal sends Ctrl-C to every process; the coordinator decides what becomes of it.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
@@ -114,7 +117,7 @@ def serve(connection: Connection, options: UpscaleOptions) -> None:
                 work.put(message)
 
     threading.Thread(target=listen, name="rlfn-pipe control", daemon=True).start()
-    rooms = Rooms(options, lambda text: send(Warn(text)))
+    rooms = Rooms(work.get(), lambda text: send(Warn(text)))
     while True:
         task = work.get()
         try:

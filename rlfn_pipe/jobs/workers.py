@@ -7,19 +7,14 @@ from any thread; a call returns when its work is done.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +22,8 @@ from rlfn_pipe.errors import EngineError, RlfnPipeError
 from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.patience import Patience
-from rlfn_pipe.jobs.serve import STOP, Done, Failed, PlanTask, Rooms, Warn, serve
+from rlfn_pipe.jobs.process import WorkerProcess
+from rlfn_pipe.jobs.serve import STOP, Done, Failed, PlanTask, Rooms, Warn
 from rlfn_pipe.jobs.task import EngineFacts, SegmentProgress, SegmentResult, SegmentTask, run_segment
 from rlfn_pipe.jobs.video_plan import VideoPlan
 from rlfn_pipe.options import UpscaleOptions
@@ -66,24 +62,15 @@ class Workers(Protocol):
         """End what is running, from any thread; nothing can be run afterwards."""
 
 
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """A process that is started inside never gets the terminal's Ctrl-C, not even while Python starts up in it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # It lets signals through again when it starts its own process, which must not be now.
-    resource_tracker.ensure_running()
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-def workers_for(options: UpscaleOptions, on_warning: Callable[[str], None], *, isolate: bool) -> Workers:
-    """Worker processes, or the calling process itself."""
-    return Processes(options, on_warning) if isolate else Inline(options, on_warning)
+def workers_for(
+    options: UpscaleOptions,
+    on_warning: Callable[[str], None],
+    *,
+    isolate: bool,
+    first: WorkerProcess | None = None,
+) -> Workers:
+    """Worker processes, `first` among them, or the calling process itself."""
+    return Processes(options, on_warning, first) if isolate else Inline(options, on_warning)
 
 
 class Inline:
@@ -124,9 +111,15 @@ class Processes:
         options: `device` may list several, which the workers share out; `threads` (or all cores)
             are divided among the workers; `jobs` is their number (else one a device).
         on_warning: gets the engines' warnings and what happens to workers.
+        first: a process that was started before, ended with the others.
     """
 
-    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        options: UpscaleOptions,
+        on_warning: Callable[[str], None],
+        first: WorkerProcess | None = None,
+    ) -> None:
         devices = options.device.split(",")
         self.count = options.jobs or len(devices)
         self._warn = on_warning
@@ -142,7 +135,7 @@ class Processes:
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in reversed(self._all):
             self._idle.put(worker)
-        self._all[0].start()  # it loads torch while the first film is planned
+        self._all[0].start(first)  # it loads torch while the first film is planned
 
     def close(self) -> None:
         """Kill all workers; what runs in other threads ends as interrupted."""
@@ -252,32 +245,22 @@ class _Worker:
 
     def __init__(self, options: UpscaleOptions) -> None:
         self._options = options
-        self._process: SpawnProcess | None = None
-        self._connection: Connection | None = None
+        self._process: WorkerProcess | None = None
 
-    def start(self) -> Connection:
-        """The pipe to the process, which is started when there is none."""
-        if self._connection is None:
-            context = multiprocessing.get_context("spawn")
-            self._connection, other = context.Pipe()
-            self._process = context.Process(
-                target=serve, args=(other, self._options), name="rlfn-pipe worker", daemon=True
-            )
-            with _signals_held():
-                self._process.start()
-            other.close()
-        return self._connection
+    def start(self, process: WorkerProcess | None = None) -> WorkerProcess:
+        """The process; where there is none, `process` or a new one."""
+        if self._process is None:
+            self._process = process or WorkerProcess()
+            # One that died before it heard of its work is found out by whoever waits for it.
+            with suppress(OSError):
+                self._process.connection.send(self._options)
+        return self._process
 
     def kill(self) -> None:
         """End the process at once."""
-        process, connection = self._process, self._connection
-        self._process = self._connection = None
-        if connection is not None:
-            connection.close()
+        process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.join()
-            process.close()
 
     def work(
         self,
@@ -294,10 +277,10 @@ class _Worker:
             RlfnPipeError: the task's own failure; Interrupted when `stop` was set.
         """
         try:
-            connection = self.start()
-            with self._watched():
-                connection.send(task)
-            return self._wait(connection, told, stop, warn, stall)
+            process = self.start()
+            with _watched(process):
+                process.connection.send(task)
+            return self._wait(process, told, stop, warn, stall)
         except (RlfnPipeError, TaskDefect):
             raise  # the worker itself is well, or was ended below
         except BaseException:
@@ -306,7 +289,7 @@ class _Worker:
 
     def _wait(
         self,
-        connection: Connection,
+        process: WorkerProcess,
         told: Callable[[object], None],
         stop: threading.Event,
         warn: Callable[[str], None],
@@ -314,8 +297,8 @@ class _Worker:
     ) -> Any:
         heard, asked = time.monotonic(), None
         while True:
-            with self._watched():
-                message = connection.recv() if connection.poll(_POLL_SECONDS) else None
+            with _watched(process):
+                message = process.connection.recv() if process.connection.poll(_POLL_SECONDS) else None
             now = time.monotonic()
             if message is not None:
                 heard = now
@@ -335,26 +318,17 @@ class _Worker:
                     told(message)
             if asked is None and stop.is_set():
                 asked = now
-                with self._watched():
-                    connection.send(STOP)
+                with _watched(process):
+                    process.connection.send(STOP)
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Turn a broken pipe into what became of the process."""
-        try:
-            yield
-        except (EOFError, OSError):
-            raise WorkerDied(self._fate()) from None
 
-    def _fate(self) -> str:
-        assert self._process is not None
-        self._process.join(5)
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            with suppress(ValueError):
-                name = signal.Signals(-code).name
-                return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        return "closed its pipe" if code is None else f"ended with code {code}"
+@contextmanager
+def _watched(process: WorkerProcess) -> Iterator[None]:
+    """Turn a broken pipe into what became of the process."""
+    try:
+        yield
+    except (EOFError, OSError):
+        raise WorkerDied(process.fate()) from None
 
 
 class TaskDefect(RuntimeError):
