@@ -67,7 +67,7 @@ def use(kernel: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
         if shutil.which("c++") is None:
             pytest.skip("no C++ compiler to emulate instructions with")
         monkeypatch.setitem(native.PATHS, kernel, request.getfixturevalue("emulated")(kernel))
-    flags = flags - native._AMX | native.FLAGS[kernel]
+    flags = flags - native.FLAGS["amx"] | native.FLAGS[kernel]
     monkeypatch.setattr(native, "_processor_flags", lambda: flags)
     native._loaded.cache_clear()
 
@@ -170,6 +170,33 @@ def test_it_is_the_network(name: str, scale: int, size: tuple[int, int], dtype: 
         strips = StripNetwork(spec, module, dtype, edge)(x)
         assert error(got, wanted) <= 1.05 * error(strips, wanted), edge
         assert (got - wanted).abs().max() <= 2.0 * (strips - wanted).abs().max() + 0.1, edge
+
+
+@needed
+@pytest.mark.parametrize(("name", "scale", "size"), [("rlfn-s", 3, (33, 51)), ("rlfn", 4, (18, 37))])
+def test_float32_has_the_same_bits_by_wider_vectors(
+    name: str,
+    scale: int,
+    size: tuple[int, int],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whole pictures, and those that are computed in places, among them numbers that are none."""
+    spec, module = random_network(name, scale)
+    pictures = [picture(*size) for _ in range(4)]
+    pictures[1][0, 1, 9, 5] += 20
+    pictures[3][0, 1, 9, 5] = float("nan")
+    results = {}
+    for kernel in ("fp32", "avx512"):
+        use(kernel, request, monkeypatch)
+        network = NativeNetwork(spec, module, torch.float32)
+        assert network.library.kernel == kernel and native.cpu_form("fp32") == "native"
+        kept = network.remembering(1 << 30)
+        results[kernel] = [(kept(x), kept.computed) for x in pictures]
+        native._loaded.cache_clear()
+    assert results["fp32"][3][0].isnan().any()
+    for (one, work), (other, same_work) in zip(results["fp32"], results["avx512"], strict=True):
+        assert torch.equal(one.view(torch.int32), other.view(torch.int32)) and work == same_work
 
 
 @needed
@@ -434,6 +461,25 @@ def test_the_reason_is_told(precision: str, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @needed
+def test_float32_goes_without_the_library_for_avx512(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(native.WISH, raising=False)
+    monkeypatch.setattr(native, "_processor_flags", lambda: native.FLAGS["fp32"] | native.FLAGS["avx512"])
+    monkeypatch.setitem(native.PATHS, "avx512", native.PATHS["fp32"])
+    native._loaded.cache_clear()
+    found = native.library("fp32")
+    assert found is not None and found.kernel == "avx512"
+    monkeypatch.setenv(native.WISH, "avx2")
+    found = native.library("fp32")
+    assert found is not None and found.kernel == "fp32"
+    monkeypatch.delenv(native.WISH)
+    monkeypatch.setitem(native.PATHS, "avx512", tmp_path / "_kernel.so")
+    native._loaded.cache_clear()
+    found = native.library("fp32")
+    assert found is not None and found.kernel == "fp32"
+    native._loaded.cache_clear()
+
+
+@needed
 def test_without_the_library_for_amx_pytorch_is_taken_unless_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -470,12 +516,12 @@ def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
     assert "absent" in str(build.build())
     monkeypatch.setenv("CXX", "false")
-    assert build.build() == "fp32: false failed; bf16: false failed; amx: false failed"
+    assert build.build() == "; ".join(f"{name}: false failed" for name in build.KERNELS)
     assert not list(tmp_path.glob("*.so"))
 
 
 def test_an_old_compiler_gives_what_it_can(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """AVX-512 bf16 asks for a compiler of 2020; without it there is still the library for AVX2."""
+    """AVX-512 bf16 asks for a compiler of 2020; without it there are still those for float32."""
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\ncase "$*" in *avx512bf16*) echo "unknown option" >&2; exit 1;; esac\n'
                         'while [ "$1" != -o ]; do shift; done; echo made > "$2"\n')  # fmt: skip
@@ -484,4 +530,4 @@ def test_an_old_compiler_gives_what_it_can(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("CXX", str(compiler))
     (tmp_path / "network.cpp").write_text("")
     assert build.build() == "bf16: unknown option; amx: unknown option"
-    assert [path.name for path in tmp_path.glob("*.so")] == ["_kernel_fp32.so"]
+    assert {path.name for path in tmp_path.glob("*.so")} == {"_kernel_avx512.so", "_kernel_fp32.so"}

@@ -139,9 +139,9 @@ def _native(precision: str) -> Check:
     """Whether networks run by the compiled part, which takes this processor half the time or less."""
     from rlfn_pipe.models.native import library
 
-    reason = library.why_not(precision)
-    if reason is None:
-        return Check("native part", "ok", f"used for {precision} on the CPU")
+    reason, found = library.why_not(precision), library.library(precision)
+    if found is not None:
+        return Check("native part", "ok", f"used for {precision} on the CPU, built for {found.instructions}")
     advice = f"install g++, then {REINSTALL} rlfn-pipe" if library.can_be_built(precision) else ""
     return Check("native part", "warning" if advice else "ok", f"not used for {precision}: {reason}", advice)
 

@@ -1,4 +1,4 @@
-// The AVX-512 and AMX instructions that the compiled network uses in bf16, in the compiler's own vectors: found before
+// The AVX-512 and AMX instructions that the compiled network uses, in the compiler's own vectors: found before
 // the system's header, so that its code is tried on processors that lack them. Products and sums are rounded as the real
 // ones round them; the estimate of a reciprocal is exact here and one of 14 bits there.
 #pragma once
@@ -45,6 +45,7 @@ inline F fma(F a, F b, F c) {
 }
 // The second operand where either is not a number, as the instruction.
 inline F max(F a, F b) { return as<F>((I)(a > b) & as<I>(a) | ~(I)(a > b) & as<I>(b)); }
+inline F min(F a, F b) { return as<F>((I)(a < b) & as<I>(a) | ~(I)(a < b) & as<I>(b)); }
 inline F round(F a) {
     F r;
     for (int i = 0; i < 16; i++) r[i] = std::nearbyint(a[i]);
@@ -148,6 +149,10 @@ inline void multiply(int sums, int rows, int weights) {
 #define _mm512_fmadd_ps(a, b, c) emulated::fma(a, b, c)
 #define _mm512_fnmadd_ps(a, b, c) emulated::fma(-(a), b, c)
 #define _mm512_max_ps(a, b) emulated::max(a, b)
+#define _mm512_min_ps(a, b) emulated::min(a, b)
+#define _mm512_add_epi32(a, b) ((a) + (b))
+#define _mm512_and_si512(a, b) ((a) & (b))
+#define _mm512_cvtps_epi32(a) emulated::as<emulated::U>(__builtin_convertvector(emulated::round(a), emulated::I))
 #define _mm512_roundscale_ps(a, mode) emulated::round(a)
 #define _mm512_scalef_ps(a, b) emulated::scale(a, b)
 #define _mm512_rcp14_ps(a) (1.f / (a))

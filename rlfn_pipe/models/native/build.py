@@ -23,12 +23,14 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HERE = Path(__file__).resolve().parent
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma")
+_AVX512 = ("-DRLFN_WIDE=1", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma")
+_BF16 = ("-DRLFN_BF16=1", *_AVX512, "-mavx512bf16")
 #: What each library is compiled for; library.py knows what it takes to run them.
 KERNELS = {
-    "fp32": ("-DRLFN_BF16=0", "-mavx2", "-mfma"),
-    "bf16": ("-DRLFN_BF16=1", *_AVX512),
-    "amx": ("-DRLFN_BF16=1", "-DRLFN_AMX=1", *_AVX512, "-mamx-tile", "-mamx-bf16"),
+    "fp32": ("-mavx2", "-mfma"),
+    "avx512": _AVX512,
+    "bf16": _BF16,
+    "amx": ("-DRLFN_AMX=1", *_BF16, "-mamx-tile", "-mamx-bf16"),
 }
 #: Products and sums are never joined on the compiler's own account: it might do so in one copy of a function only.
 FLAGS = (

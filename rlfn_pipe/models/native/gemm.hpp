@@ -11,7 +11,7 @@
 
 namespace rlfn {
 
-#if RLFN_BF16
+#if RLFN_WIDE
 
 // Rows of a product that fit the 32 registers beside the weights.
 template <int N>

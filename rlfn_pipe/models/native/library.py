@@ -25,19 +25,22 @@ __all__ = [
     "why_not",
 ]
 
-#: Where the build puts its libraries (`rlfn_pipe/models/native/build.py`): for networks in fp32, for those in bf16, and
-#: for the latter on processors with AMX.
-PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("fp32", "bf16", "amx")}
+#: Where the build puts its libraries (`rlfn_pipe/models/native/build.py`): for networks in fp32, for these on
+#: processors with AVX-512, for networks in bf16, and for these on processors with AMX.
+PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("fp32", "avx512", "bf16", "amx")}
 #: Of a filter of `Planes`.
 MOST_TAPS = 12
 #: `RLFN_VERSION` of network.cpp.
 VERSION = 6
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
-_AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"})
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})
+_BF16 = _AVX512 | {"avx512_bf16"}
 _AMX = frozenset({"amx_tile", "amx_bf16"})
 #: What each library's code uses, by the names in /proc/cpuinfo.
-FLAGS = {"fp32": frozenset({"avx2", "fma"}), "bf16": _AVX512, "amx": _AVX512 | _AMX}
+FLAGS = {"fp32": frozenset({"avx2", "fma"}), "avx512": _AVX512, "bf16": _BF16, "amx": _BF16 | _AMX}
+
+INSTRUCTIONS = {"fp32": "AVX2", "avx512": "AVX-512", "bf16": "AVX-512 bf16", "amx": "AMX"}
 
 
 class LibraryBlock(ctypes.Structure):
@@ -116,14 +119,18 @@ class Planes(ctypes.Structure):
 
 
 class Library:
-    """The functions of the compiled part. They let other Python threads run. `kernel` is its name in `PATHS`."""
+    """The functions of the compiled part. They let other Python threads run.
+
+    `kernel` is its name in `PATHS`, `lanes` the numbers in one of its vectors, `instructions` what it is built for.
+    """
 
     def __init__(self, kernel: str) -> None:
         """Raises OSError or AttributeError for a file that is no such library, one of another version, or one that
         does not run here.
         """
         path = PATHS[kernel]
-        self.kernel = kernel
+        self.kernel, self.lanes = kernel, 8 if kernel == "fp32" else 16
+        self.instructions = INSTRUCTIONS[kernel]
         handle = ctypes.CDLL(str(path))
         handle.rlfn_layout.restype = ctypes.c_size_t
         structures = sum(ctypes.sizeof(each) for each in (LibraryNet, Job, LibraryBlock, Planes))
@@ -150,7 +157,7 @@ def why_not(precision: str) -> str | None:
     """Why the compiled part is not used here for networks in `precision` (bf16, fp32); None when it is.
 
     `RLFN_PIPE_NATIVE=off` turns it off. Where there is AMX, but the library for it does not run, `on` takes the one
-    for AVX-512 instead of PyTorch, whose convolutions use AMX.
+    for AVX-512 instead of PyTorch, whose convolutions use AMX. `avx2` keeps float32 from AVX-512.
     """
     wish = os.environ.get(WISH, "auto")
     if wish == "off":
@@ -167,8 +174,11 @@ def _chosen(precision: str) -> str:
 
 
 def _kernel(precision: str) -> str:
-    """The library that suits this processor best, whether or not it is there."""
-    return "amx" if precision == "bf16" and _processor_flags() >= _AMX else precision
+    """The library that suits this processor best; in bf16, whether or not it is there."""
+    if precision == "bf16":
+        return "amx" if _processor_flags() >= _AMX else "bf16"
+    wide = os.environ.get(WISH) != "avx2" and _obstacle("avx512") is None
+    return "avx512" if wide else "fp32"
 
 
 def _obstacle(kernel: str) -> str | None:
@@ -191,7 +201,8 @@ def cpu_form(precision: str) -> str:
     found = library(precision)
     if found is None:
         return "strips"
-    return "native" if found.kernel == precision else f"native, {found.kernel}"
+    # Float32 has the same bits by either vectors.
+    return "native" if found.kernel in (precision, "avx512") else f"native, {found.kernel}"
 
 
 def library(precision: str) -> Library | None:

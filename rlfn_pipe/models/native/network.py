@@ -1,4 +1,4 @@
-"""The inference form as one compiled function, for processors with AVX-512 bf16, or with AVX2 in float32.
+"""The inference form as one compiled function: in bf16 with AVX-512 bf16, in float32 with AVX2 or AVX-512.
 
 The 3x3 convolutions are done by Winograd's F(4, 3) (Lavin and Gray, arXiv 1509.09308): in bf16 along rows, which takes
 half the multiplications, in float32 along rows and columns, which takes a quarter. All that lies between them is done
@@ -47,28 +47,27 @@ __all__ = ["NativeNetwork", "fits", "winograd_weights"]
 #: picture is cut changes no bit.
 TILE_WIDTH = 320
 TILE_HEIGHT = {torch.bfloat16: 96, torch.float32: 256}
-#: Number formats of networks that the compiled part computes, by its names, and the numbers in one vector.
+#: Number formats of networks that the compiled part computes, by its names.
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-_LANES = {torch.bfloat16: 16, torch.float32: 8}
 #: Points of the Winograd transform besides 0 and infinity, as in winograd.hpp: those with the least error in bf16.
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
 
 def fits(spec: ModelSpec, dtype: torch.dtype) -> bool:
     """Whether the compiled part is there and computes networks like `spec` in `dtype`."""
-    if dtype not in _PRECISIONS:
+    found = library(_PRECISIONS[dtype]) if dtype in _PRECISIONS else None
+    if found is None:
         return False
     # 48 channels after padding, or one vector more.
-    few = 48 // _LANES[dtype]
-    widths = {-(-c // _LANES[dtype]) for c in (spec.channels, spec.mid_channels)}
-    known = (
+    few = 48 // found.lanes
+    widths = {-(-c // found.lanes) for c in (spec.channels, spec.mid_channels)}
+    return (
         spec.blocks <= 16
         and spec.esa_channels == 16
         and len(widths) == 1
         and widths <= {few, few + 1}
         and spec.scale in (2, 3, 4)
     )
-    return known and library(_PRECISIONS[dtype]) is not None
 
 
 def winograd_weights(weight: np.ndarray) -> np.ndarray:
@@ -101,7 +100,7 @@ class NativeNetwork:
         found = library(_PRECISIONS[dtype])
         assert found is not None, "see `fits`"
         self.library = found
-        self._lanes, self._short = _LANES[dtype], dtype == torch.bfloat16
+        self._lanes, self._short = found.lanes, dtype == torch.bfloat16
         self._vectors, self._esa_vectors = -(-spec.channels // self._lanes), 16 // self._lanes
         self._kept: list[torch.Tensor] = []
         self._spare: deque[torch.Tensor] = deque(maxlen=os.cpu_count() or 1)

@@ -1,5 +1,6 @@
-// Vectors of float32, and the two number formats in which layers are kept: bf16 (AVX-512 bf16; built with
-// RLFN_BF16 1) and float32 (AVX2 and FMA). All that knows an instruction set is here and in gemm.hpp.
+// Vectors of float32 (RLFN_WIDE 1: AVX-512, else AVX2 and FMA), and the two number formats in which layers are kept:
+// bf16 (RLFN_BF16 1, AVX-512 bf16) and float32. All that knows an instruction set is here and in gemm.hpp. Float32 has
+// the same bits by either vectors: each step rounds alike, and sums are made in one order.
 #pragma once
 
 #include <immintrin.h>
@@ -11,32 +12,79 @@ namespace rlfn {
 
 using bf16 = uint16_t;
 
-#if RLFN_BF16
+#if RLFN_WIDE
 
 using Vector = __m512;
-using Kept = bf16;
+using Bits = __m512i;
 constexpr int LANES = 16;
 
 inline Vector load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+inline Vector splat(float v) { return _mm512_set1_ps(v); }
+inline Bits splat(int32_t v) { return _mm512_set1_epi32(v); }
+// a b + c and c - a b, rounded once.
+inline Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vector fnma(Vector a, Vector b, Vector c) { return _mm512_fnmadd_ps(a, b, c); }
+// The second operand where either is not a number.
+inline Vector most(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+inline Vector least(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+inline Vector whole(Vector v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// 2^v for whole numbers from -126 to 126.
+inline Vector power_of_two(Vector v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(v), splat(127)), 23));
+}
+inline Vector add_then_mask(Vector v, int32_t added, int32_t mask) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(v), splat(added)), splat(mask)));
+}
+inline bool differ(Vector a, Vector b) {
+    return _mm512_cmpneq_epi32_mask(_mm512_castps_si512(a), _mm512_castps_si512(b)) != 0;
+}
+
+#else
+
+using Vector = __m256;
+using Bits = __m256i;
+constexpr int LANES = 8;
+
+inline Vector load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+inline Vector splat(float v) { return _mm256_set1_ps(v); }
+inline Bits splat(int32_t v) { return _mm256_set1_epi32(v); }
+inline Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vector fnma(Vector a, Vector b, Vector c) { return _mm256_fnmadd_ps(a, b, c); }
+inline Vector most(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+inline Vector least(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+inline Vector whole(Vector v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vector power_of_two(Vector v) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(v), splat(127)), 23));
+}
+inline Vector add_then_mask(Vector v, int32_t added, int32_t mask) {
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(v), splat(added)), splat(mask)));
+}
+inline bool differ(Vector a, Vector b) {
+    const Bits others = _mm256_xor_si256(_mm256_castps_si256(a), _mm256_castps_si256(b));
+    return !_mm256_testz_si256(others, others);
+}
+
+#endif
+
+// Puts a vector into its place; whether the bits there are others now.
+inline bool replace(float* place, Vector made) {
+    const bool others = differ(made, load(place));
+    store(place, made);
+    return others;
+}
+
+#if RLFN_BF16
+
+using Kept = bf16;
+
 inline Vector load(const bf16* p) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
-inline void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
 inline void store(bf16* p, Vector v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
-}
-inline Vector splat(float v) { return _mm512_set1_ps(v); }
-// a b + c and c - a b, rounded once.
-inline Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-inline Vector fnma(Vector a, Vector b, Vector c) { return _mm512_fnmadd_ps(a, b, c); }
-inline Vector most(Vector a, Vector b) { return _mm512_max_ps(a, b); }
-
-// Puts a vector into its place; whether the bits there are others now.
-inline bool replace(float* place, Vector made) {
-    const bool others = _mm512_cmpneq_epi32_mask(_mm512_castps_si512(made), _mm512_castps_si512(load(place)));
-    store(place, made);
-    return others;
 }
 inline bool replace(bf16* place, Vector value) {
     const __m256i made = (__m256i)_mm512_cvtneps_pbh(value);
@@ -52,54 +100,32 @@ inline Vector settle(Vector v) { return v; }
 // 1 / (1 + exp(-x)), to about 1e-4: a fraction of what is lost when x is rounded to bf16.
 inline Vector sigmoid(Vector x) {
     // 2^t by its integer part and a polynomial for the rest (-0.5 .. 0.5).
-    Vector t = x * splat(-1.44269504f);
-    Vector whole = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Vector r = t - whole;
+    Vector t = x * splat(-1.44269504f), n = whole(t), r = t - n;
     Vector p = splat(9.6738e-3f);
     p = fma(p, r, splat(5.58767e-2f));
     p = fma(p, r, splat(2.402246e-1f));
     p = fma(p, r, splat(6.931471e-1f));
     p = fma(p, r, splat(1.f));
-    return _mm512_rcp14_ps(_mm512_scalef_ps(p, whole) + splat(1.f));
+    return _mm512_rcp14_ps(_mm512_scalef_ps(p, n) + splat(1.f));
 }
 
 #else
 
-using Vector = __m256;
 using Kept = float;
-constexpr int LANES = 8;
-
-inline Vector load(const float* p) { return _mm256_loadu_ps(p); }
-inline void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
-inline Vector splat(float v) { return _mm256_set1_ps(v); }
-// a b + c and c - a b, rounded once.
-inline Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-inline Vector fnma(Vector a, Vector b, Vector c) { return _mm256_fnmadd_ps(a, b, c); }
-inline Vector most(Vector a, Vector b) { return _mm256_max_ps(a, b); }
-
-// Puts a vector into its place; whether the bits there are others now.
-inline bool replace(float* place, Vector made) {
-    const __m256i others = _mm256_xor_si256(_mm256_castps_si256(made), _mm256_castps_si256(load(place)));
-    store(place, made);
-    return !_mm256_testz_si256(others, others);
-}
 
 // Rounded to so many significant bits that a change elsewhere in the picture ends where it no longer matters, and is
 // not computed on (changes.hpp); still 109 dB from float64.
 constexpr int SETTLED = 14;
 inline Vector settle(Vector v) {
     constexpr int AWAY = 24 - SETTLED;
-    const __m256i half = _mm256_set1_epi32((1 << AWAY) >> 1), mask = _mm256_set1_epi32(-(1 << AWAY));
-    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(v), half), mask));
+    return add_then_mask(v, (1 << AWAY) >> 1, -(1 << AWAY));
 }
 
 // 1 / (1 + exp(-x)), to about 1e-7.
 inline Vector sigmoid(Vector x) {
-    // 2^t by its integer part and the series of exp for the rest (-0.5 .. 0.5). Not a number stays so: min and max
-    // give their second operand then.
-    Vector t = _mm256_max_ps(splat(-126.f), _mm256_min_ps(splat(126.f), x * splat(-1.44269504f)));
-    Vector whole = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Vector r = (t - whole) * splat(0.693147181f);
+    // 2^t by its integer part and the series of exp for the rest (-0.5 .. 0.5). Not a number stays so.
+    Vector t = most(splat(-126.f), least(splat(126.f), x * splat(-1.44269504f))), n = whole(t);
+    Vector r = (t - n) * splat(0.693147181f);
     Vector p = splat(1.f / 720);
     p = fma(p, r, splat(1.f / 120));
     p = fma(p, r, splat(1.f / 24));
@@ -107,8 +133,7 @@ inline Vector sigmoid(Vector x) {
     p = fma(p, r, splat(0.5f));
     p = fma(p, r, splat(1.f));
     p = fma(p, r, splat(1.f));
-    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
-    return splat(1.f) / fma(p, _mm256_castsi256_ps(power), splat(1.f));
+    return splat(1.f) / fma(p, power_of_two(n), splat(1.f));
 }
 
 #endif
