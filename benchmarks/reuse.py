@@ -1,10 +1,9 @@
 """Reuse on a clip: how much repeats, what looking costs, and `near` against `off`.
 
-    python benchmarks/reuse.py CLIP [--frames 60] [--tolerance 2] [--tile N] [--looking]
+    python benchmarks/reuse.py CLIP [--frames 60] [--tolerance 2] [--tile N] [--rounds 3] [--looking]
 
-Prints, for RLFN-S x4: the time of the comparison; then for off, exact and near, frame by frame in turns, the
-seconds a frame, the gain, what was computed, and PSNR and largest difference of luma against off. `--looking`
-leaves the engine out.
+Prints, for RLFN-S x4: the time of the comparison; then for off, exact and near, in turns, what was computed, PSNR
+and largest difference of luma against off, the seconds a frame and the gain. `--looking` leaves the engine out.
 """
 
 from __future__ import annotations
@@ -67,35 +66,35 @@ def target_of(frame: Frame) -> Target:
     return Target(4 * frame.width, 4 * frame.height, frame.colour)
 
 
-def compare(frames: list[Frame], tolerance: float, tile: int | None) -> None:
-    """Print off, exact and near in turns."""
+def compare(frames: list[Frame], tolerance: float, tile: int | None, rounds: int) -> None:
+    """Print off, exact and near, the whole clip in turns: frames are computed ahead, so single ones cannot be timed."""
     spec, module = load("rlfn-s", 4)
     factory = InferenceFactory(spec, module)
-    engines = [
-        Engine(factory, spec, reuse=mode, reuse_tolerance=tolerance, tile=tile)
-        for mode in ("off", "exact", "near")
-    ]
-    runs = [engine.run((f, target_of(f)) for f in frames) for engine in engines]
-    seconds, errors, largest = np.zeros((3, len(frames))), np.zeros((3, len(frames))), [0, 0, 0]
-    for index in range(len(frames)):
-        lumas = []
-        for number, run in enumerate(runs):
-            begin = time.perf_counter()
-            result = next(run)
-            seconds[number, index] = time.perf_counter() - begin
-            lumas.append(result.planes[0].astype(np.int32))
-        for number in (1, 2):
-            difference = lumas[number] - lumas[0]
-            errors[number, index] = np.mean(difference.astype(np.float64) ** 2)
-            largest[number] = max(largest[number], int(np.abs(difference).max()))
-    top = (1 << frames[0].colour.bit_depth) - 1
-    for number, engine in enumerate(engines):
-        worst = errors[number].max()
-        quality = "equal" if worst == 0 else f"at least {10 * np.log10(top**2 / worst):.1f} dB"
-        print(
-            f"{engine.reuse}: {seconds[number].mean():.4f} s a frame, gain {seconds[0].sum() / seconds[number].sum():.2f}, "
-            f"{engine.statistics}, {quality}, largest difference {largest[number]}"
-        )
+    seconds: dict[str, list[float]] = {"off": [], "exact": [], "near": []}
+    off: list[np.ndarray] = []
+    for number in range(rounds):
+        for mode, times in seconds.items():
+            engine = Engine(factory, spec, reuse=mode, reuse_tolerance=tolerance, tile=tile)
+            begin, spent = time.perf_counter(), 0.0
+            errors, largest = [0.0], 0
+            for index, result in enumerate(engine.run((f, target_of(f)) for f in frames)):
+                pause = time.perf_counter()
+                if number == 0 and mode == "off":
+                    off.append(result.planes[0])
+                elif number == 0:
+                    difference = result.planes[0].astype(np.int32) - off[index]
+                    errors.append(float(np.mean(difference.astype(np.float64) ** 2)))
+                    largest = max(largest, int(np.abs(difference).max()))
+                spent += time.perf_counter() - pause
+            times.append(time.perf_counter() - begin - spent)
+            if number == 0:
+                top = (1 << frames[0].colour.bit_depth) - 1
+                worst = max(errors)
+                quality = "equal" if worst == 0 else f"at least {10 * np.log10(top**2 / worst):.1f} dB"
+                print(f"{mode}: {engine.statistics}, {quality}, largest difference {largest}")
+    for mode, times in seconds.items():
+        gain = statistics.median(o / t for o, t in zip(seconds["off"], times, strict=True))
+        print(f"{mode}: {statistics.median(times) / len(frames):.4f} s a frame, gain {gain:.2f}")
 
 
 def main() -> None:
@@ -106,12 +105,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--tolerance", type=float, default=2.0)
     parser.add_argument("--tile", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--looking", action="store_true")
     given = parser.parse_args()
     frames = list(decoded(given.clip, given.frames))
     looking(frames)
     if not given.looking:
-        compare(frames, given.tolerance, given.tile)
+        compare(frames, given.tolerance, given.tile, given.rounds)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 
 from rlfn_pipe.engine import colour
 from rlfn_pipe.engine.device import resolve_precision
+from rlfn_pipe.engine.hold import Hold
 from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.reuse import (
@@ -560,6 +561,77 @@ def test_near_keeps_quiet_tiles_beside_moving_ones() -> None:
         np.abs(a.planes[0].astype(int) - b.planes[0]).mean() for a, b in zip(results, reference, strict=True)
     )
     assert worst < 2
+
+
+@pytest.mark.parametrize("layout", [YUV, DEEP, ALPHA, replace(YUV, subsampling="422")])
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (37, 51), (8, 5)])
+def test_what_is_held_is_within_the_tolerance_and_of_the_film(
+    layout: ColourInfo, size: tuple[int, int]
+) -> None:
+    """Frame by frame against the definition, cell by cell."""
+    rng = np.random.default_rng(size[0])
+    unit = 1 << (layout.bit_depth - 8)
+    if layout.subsampling == "422":
+        picture = [
+            plane[:, : -(-size[1] // (1 + (i > 0)))] for i, plane in enumerate(planes(rng, ALPHA, size)[:3])
+        ]
+    else:
+        picture = planes(rng, layout, size)
+    film = []
+    for i in range(12):
+        noisy = [plane + rng.integers(-1, 2, plane.shape) * unit for plane in picture]
+        if i % 4 == 1:
+            noisy[i % len(noisy)][i % 3, i % 2] += 5 * unit
+        film.append([plane.astype(picture[0].dtype) for plane in noisy])
+    film[7] = [plane.copy() for plane in picture]
+    film[7][0] += 10 * unit
+    hold, kept, seen = Hold(2.5), 0, []
+    for frame in clip(*film, layout=layout):
+        made = hold(frame)
+        assert (made.pts, made.index, made.colour) == (frame.pts, frame.index, frame.colour)
+        seen.append(frame)
+        for number, (got, given) in enumerate(zip(made.planes, frame.planes, strict=True)):
+            assert np.abs(got.astype(int) - given).max() <= 2.5 * unit
+            assert (np.array([f.planes[number] for f in seen]) == got).any(axis=0).all()
+            kept += int((got != given).sum())
+        if frame.index == 7:
+            assert all(p is q for p, q in zip(made.planes, frame.planes, strict=True)), "much has changed"
+    assert kept > 0
+    still = replace(frame, pts=None)
+    assert hold(still) is still, "a picture that is no film's"
+
+
+def test_beside_a_change_nothing_is_held() -> None:
+    """A seam between old and new samples lies away from where the network looks closely."""
+    picture = np.full((80, 120), 100, np.uint8)
+    noisy = picture + np.uint8(1)
+    noisy[40, 64] = 200
+    grey = replace(YUV, subsampling="grey")
+    hold = Hold(2)
+    first, second = (hold(frame) for frame in clip([picture], [noisy], layout=grey))
+    assert first.planes[0] is picture
+    new = np.zeros(picture.shape, bool)
+    new[5 * 8 - 16 : 6 * 8 + 16, 8 * 8 - 16 : 9 * 8 + 16] = True
+    np.testing.assert_array_equal(second.planes[0], np.where(new, noisy, picture))
+
+
+@only_native
+def test_near_computes_only_what_moves_over_a_noisy_drawing() -> None:
+    """Where `exact` has all to do."""
+    rng = np.random.default_rng(5)
+    picture = planes(rng, YUV, (180, 320))
+    frames = clip(*(
+        [(plane + rng.integers(-1, 2, plane.shape)).astype(np.uint8) for plane in with_square(picture, 90, 20 + 4 * i)]
+        for i in range(6)
+    ))  # fmt: skip
+    work, results = {}, {}
+    for mode in ("off", "exact", "near"):
+        made = engine(mode)
+        results[mode] = run(made, frames)
+        work[mode] = made.statistics.work
+    assert work["off"] == work["exact"] == 6.0 and work["near"] < 4.0
+    for a, b in zip(results["near"], results["off"], strict=True):
+        assert np.abs(a.planes[0].astype(int) - b.planes[0]).mean() < 2
 
 
 def test_tolerance_counts_in_code_values_of_8_bit() -> None:

@@ -4,8 +4,7 @@
 takes its result, planes and all: encoders code a held picture in turns, P and B frames slightly different, so
 that the frame before is often not the equal one. A tile whose input equals the frame before's takes that result.
 Equal input gives equal bits because a tile's result does not depend on its company: it runs alone, or in batches
-of one shape for which that was tried (`Run`). `near` compares with inputs that results were *computed* from, not
-with the frame before, so that nothing drifts.
+of one shape for which that was tried (`Run`). `near` is `exact` behind `rlfn_pipe.engine.hold`.
 
 Comparisons are made on the host, on the samples as they were decoded.
 """
@@ -75,11 +74,6 @@ class Statistics:
 # ---------------------------------------------------------------- comparing samples
 
 
-def code_values(tolerance: float, frame: Frame) -> int:
-    """A tolerance in code values of 8 bit in those of the frame's depth, rounded down."""
-    return int(tolerance * (1 << (frame.colour.bit_depth - 8)))
-
-
 def alike(one: Frame, other: Frame) -> bool:
     """True when two frames have the same layout, so that their samples can be compared."""
     return (
@@ -91,28 +85,31 @@ def alike(one: Frame, other: Frame) -> bool:
     )
 
 
-def same_samples(one: Frame, other: Frame, tolerance: int = 0) -> bool:
-    """True when no sample of two frames of one layout differs by more than `tolerance` code values.
+def same_samples(one: Frame, other: Frame) -> bool:
+    """True when all samples of two frames of one layout are equal.
 
-    Ends at the first block of rows that does, and looks at the middle row first.
+    Ends at the first block of rows that is not, and looks at the middle row first.
     """
     for p, q in zip(one.planes, other.planes, strict=True):
         if p is q:
             continue
         middle = p.shape[0] // 2
         starts = [(middle, middle + 1), *((row, row + _ROWS) for row in range(0, p.shape[0], _ROWS))]
-        if not all(_within(p[first:end], q[first:end], tolerance) for first, end in starts):
+        if not all(np.array_equal(p[first:end], q[first:end]) for first, end in starts):
             return False
     return True
 
 
-def changed_cells(one: Frame, other: Frame) -> np.ndarray:
-    """Which cells of `CELL` x `CELL` luma samples differ in any plane: bool (ceil(h / 8), ceil(w / 8))."""
+def changed_cells(one: Frame, other: Frame, tolerance: int = 0) -> np.ndarray:
+    """Which cells of `CELL` x `CELL` luma samples differ by more than `tolerance` code values in any plane.
+
+    Frames of one layout to bool (ceil(h / 8), ceil(w / 8)).
+    """
     rows, columns = -(-one.height // CELL), -(-one.width // CELL)
     changed = np.zeros((rows, columns), dtype=bool)
     for p, q in zip(one.planes, other.planes, strict=True):
-        differ = p != q
-        high, wide = (CELL // step for step in _steps(one, p))
+        differ = np.maximum(p, q) - np.minimum(p, q) > tolerance if tolerance else p != q
+        high, wide = (CELL // step for step in steps(one, p))
         differ = np.logical_or.reduceat(differ, np.arange(0, differ.shape[0], high), axis=0)
         differ = np.logical_or.reduceat(differ, np.arange(0, differ.shape[1], wide), axis=1)
         changed[: differ.shape[0], : differ.shape[1]] |= differ
@@ -147,27 +144,10 @@ def _cell_range(span: Span, reach: int) -> slice:
     return slice(max(0, span.origin - reach) // CELL, -(-(span.origin + span.size + reach) // CELL))
 
 
-def _samples_of(frame: Frame, tile: Tile) -> tuple[np.ndarray, ...]:
-    """Views of the samples under a tile, one a plane."""
-    y, x, views = tile.y, tile.x, []
-    for plane in frame.planes:
-        down, along = _steps(frame, plane)
-        rows = slice(y.origin // down, -(-(y.origin + y.size) // down))
-        columns = slice(x.origin // along, -(-(x.origin + x.size) // along))
-        views.append(plane[rows, columns])
-    return tuple(views)
-
-
-def _steps(frame: Frame, plane: np.ndarray) -> tuple[int, int]:
+def steps(frame: Frame, plane: np.ndarray) -> tuple[int, int]:
     """Luma samples (1 or 2) from one sample of a plane to the next, down and along."""
     height, width = plane.shape
     return -(-frame.height // height), -(-frame.width // width)
-
-
-def _within(one: np.ndarray, other: np.ndarray, tolerance: int) -> bool:
-    if not tolerance:
-        return np.array_equal(one, other)
-    return one.size == 0 or int((np.maximum(one, other) - np.minimum(one, other)).max()) <= tolerance
 
 
 # ---------------------------------------------------------------- what is kept
@@ -198,10 +178,10 @@ class Gallery(Generic[T]):
     def __init__(self) -> None:
         self._shown: list[tuple[Frame, Target, T]] = []
 
-    def find(self, frame: Frame, target: Target, tolerance: int = 0) -> T | None:
-        """What belongs to a frame equal to `frame` within `tolerance` code values; the latest if several."""
+    def find(self, frame: Frame, target: Target) -> T | None:
+        """What belongs to a frame equal to `frame`; the latest if several."""
         for shown, its_target, item in self._shown:
-            if target == its_target and alike(shown, frame) and same_samples(shown, frame, tolerance):
+            if target == its_target and alike(shown, frame) and same_samples(shown, frame):
                 return item
         return None
 
@@ -231,29 +211,19 @@ class Likeness:
 
 
 class Memory:
-    """The last frame that was computed, its tiles' answers and, for `near`, the samples that each came from.
+    """The last frame that was computed, and its tiles' answers.
 
-    `mode` is exact, near or off; `tolerance` in code values of 8 bit. A frame that repeats another one
-    leaves everything as it is.
+    A frame that repeats another one leaves everything as it is.
     """
 
-    def __init__(self, scale: int, mode: str, tolerance: float) -> None:
-        self._scale, self._mode, self._tolerance = scale, mode, tolerance
-        self.frame: Frame | None = None
-        self._target: Target | None = None
-        self._tiles: tuple[Tile, ...] = ()
+    def __init__(self, scale: int) -> None:
+        self._scale = scale
+        self._last: tuple[Frame, Target, tuple[Tile, ...]] | None = None
         self._answers: list[list[Answer]] = []
-        self._inputs: list[tuple[np.ndarray, ...]] = []
-        self._checked: tuple[Frame, list[bool]] | None = None
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self.frame = self._target = self._checked = None
-        self._tiles, self._answers, self._inputs = (), [], []
-
-    def repeats(self, frame: Frame, target: Target, tiles: tuple[Tile, ...]) -> bool:
-        """Whether every tile's answer holds for `frame`."""
-        return self._comparable(frame, target, tiles) and bool(self._answers) and all(self._unchanged(frame))
+        self._last, self._answers = None, []
 
     def answers(
         self, frame: Frame, target: Target, tiles: tuple[Tile, ...], pictures: int, *, keep: bool
@@ -264,11 +234,11 @@ class Memory:
         `asked` for yet. None when single tiles are not kept: there is one only, `keep` forbids it, or
         they would take more than `KEPT_BYTES`.
         """
-        if self._mode == "off":
-            return None
         unchanged = [False] * len(tiles)
-        if self._answers and self._comparable(frame, target, tiles):
-            unchanged = self._unchanged(frame)
+        last = self._last
+        if self._answers and last is not None and last[1:] == (target, tiles) and alike(last[0], frame):
+            cells, reach = changed_cells(last[0], frame), REACH_ALPHA if frame.colour.alpha else REACH
+            unchanged = [not touched(cells, tile, reach) for tile in tiles]
         size = tiles[0].y.frame * tiles[0].x.frame * pictures
         keep = keep and len(tiles) > 1 and _kept_bytes(size, self._scale) <= KEPT_BYTES
         held = self._answers if keep else []
@@ -279,41 +249,8 @@ class Memory:
             ]
             for number in range(pictures if keep else 0)
         ]
-        if self._mode == "near":
-            self._inputs = [
-                self._inputs[i]
-                if holds and answers
-                else tuple(view.copy() for view in _samples_of(frame, tile))
-                for i, (tile, holds) in enumerate(zip(tiles, unchanged, strict=True))
-            ]
-        self.frame, self._target, self._tiles, self._checked = frame, target, tiles, None
-        self._answers = answers
+        self._last, self._answers = (frame, target, tiles), answers
         return answers or None
-
-    def _comparable(self, frame: Frame, target: Target, tiles: tuple[Tile, ...]) -> bool:
-        return (
-            self.frame is not None
-            and alike(self.frame, frame)
-            and target == self._target
-            and tiles == self._tiles
-        )
-
-    def _unchanged(self, frame: Frame) -> list[bool]:
-        """For each tile whether its answer holds for `frame`, which is comparable."""
-        assert self.frame is not None
-        if self._checked is None or self._checked[0] is not frame:
-            if self._mode == "exact":
-                cells = changed_cells(self.frame, frame)
-                reach = REACH_ALPHA if frame.colour.alpha else REACH
-                found = [not touched(cells, tile, reach) for tile in self._tiles]
-            else:
-                limit = code_values(self._tolerance, frame)
-                found = [
-                    all(_within(p, q, limit) for p, q in zip(samples, _samples_of(frame, tile), strict=True))
-                    for tile, samples in zip(self._tiles, self._inputs, strict=True)
-                ]
-            self._checked = frame, found
-        return self._checked[1]
 
 
 def _kept_bytes(pixels: int, scale: int) -> int:

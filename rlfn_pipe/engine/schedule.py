@@ -13,11 +13,12 @@ import torch
 from rlfn_pipe.engine import colour
 from rlfn_pipe.engine.batching import Buckets
 from rlfn_pipe.engine.device import is_out_of_memory, release_cached
+from rlfn_pipe.engine.hold import Hold
 from rlfn_pipe.engine.lanes import Lanes, Lone
 from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
-from rlfn_pipe.engine.reuse import Answer, Gallery, Likeness, Memory, Mosaic, Statistics, code_values
+from rlfn_pipe.engine.reuse import Answer, Gallery, Likeness, Memory, Mosaic, Statistics
 from rlfn_pipe.engine.tiling import Tile, plan
 from rlfn_pipe.engine.work import Job, Key, Piece, depth_of, key_of, like
 from rlfn_pipe.errors import EngineError
@@ -36,13 +37,13 @@ class Run:
         self._engine = engine
         self._jobs: deque[Job] = deque()
         self._buckets: Buckets[Key, Piece] = Buckets()
-        self._memory = Memory(engine.scale, engine.reuse, engine.reuse_tolerance)
+        self._hold = Hold(engine.reuse_tolerance) if engine.reuse == "near" else None
+        self._memory = Memory(engine.scale)
         self._mosaics = (Mosaic(), Mosaic())
         self._recent: Gallery[Job] = Gallery()
         self._likeness = Likeness()
         self._lanes: Lanes[Job] = Lanes(engine.threads)
         self._side_by_side = True
-        self._last: Job | None = None
         self._doubts: Doubts[Piece] = Doubts()
         #: Whether a tile's bits are the same wherever it lies in a full batch, where that was tried.
         self._steady: dict[Key, bool] = {}
@@ -51,7 +52,8 @@ class Run:
     def frames(self, work: Iterable[tuple[Frame, Target]]) -> Iterator[Frame]:
         """Upscaled frames in the order of `work`."""
         try:
-            for frame, target in work:
+            for given, target in work:
+                frame = given if self._hold is None else self._hold(given)
                 job, remember = self._repeated(frame, target), False
                 if job is None:
                     remember = self._remembers(frame, target)
@@ -64,7 +66,6 @@ class Run:
                     job = self._with_room(lambda f=frame, t=target: self._open(f, t), frame)  # type: ignore[misc]
                 self._jobs.append(job)
                 if job.repeats is None:
-                    self._last = job
                     self._recent.add(frame, target, job)
                     job.remember = remember
                     if job.lone is None:
@@ -114,12 +115,7 @@ class Run:
         if engine.reuse == "off":
             return None
         tiles = self._plan(frame)
-        near = engine.reuse == "near"
-        # Results of tiles may stand for other inputs already, so that only equal frames may take their sum.
-        tolerance = code_values(engine.reuse_tolerance, frame) if near and len(tiles) == 1 else 0
-        found = self._recent.find(frame, target, tolerance)
-        if found is None and near and self._last is not None and self._memory.frame is self._last.frame:
-            found = self._last if self._memory.repeats(frame, target, tiles) else None
+        found = self._recent.find(frame, target)
         if found is not None and self._steady_for(frame, target, tiles):
             return Job(frame, target, repeats=found)
         if found is not None or len(tiles) > 1:
@@ -248,7 +244,11 @@ class Run:
         """Plan a frame's tiles; those whose results are kept, and hold for it, are not computed."""
         job.tiles = self._plan(job.frame)
         steady = self._steady_for(job.frame, job.target, job.tiles)
-        job.answers = self._memory.answers(job.frame, job.target, job.tiles, len(job.pictures), keep=steady)
+        job.answers = None
+        if self._engine.reuse != "off":
+            job.answers = self._memory.answers(
+                job.frame, job.target, job.tiles, len(job.pictures), keep=steady
+            )
         job.waiting = None if job.answers is None else [a for answers in job.answers for a in answers]
         key = replace(key_of(job.tiles[0], job.frame, job.target), remember=job.remember)
         for number, picture in enumerate(job.pictures):
