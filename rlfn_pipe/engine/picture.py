@@ -16,8 +16,8 @@ class Picture:
 
     The network sees the image clamped to 0..255, the range it was trained on: outside it may go astray
     altogether (the 52-channel reference weights answer a flat -15 with about -430). What was cut off, the
-    super-whites and footroom of real video, is enlarged bilinearly and added to the result, unless it is
-    below a quarter of a code value at `bit_depth`.
+    super-whites and footroom of real video, is enlarged bilinearly and added to the result; on the CPU unless it
+    is below a quarter of a code value at `bit_depth`.
     """
 
     def __init__(self, rgb: torch.Tensor, scale: int, minimum: int, bit_depth: int) -> None:
@@ -26,7 +26,9 @@ class Picture:
         inside = rgb.clamp(0.0, 255.0)
         excess = rgb - inside
         negligible = 0.25 * 255.0 / ((1 << bit_depth) - 1)
-        self._excess = excess if bool(excess.abs().max() > negligible) else None
+        # To ask a device would be to wait for all that it has in hand.
+        asked = rgb.device.type == "cpu"
+        self._excess = None if asked and not bool(excess.abs().max() > negligible) else excess
         rgb = inside
         for dim, side in ((-2, self._height), (-1, self._width)):
             index = reflected(side, minimum)

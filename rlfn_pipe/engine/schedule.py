@@ -228,7 +228,7 @@ class Run:
         if isinstance(job.alpha, Picture):
             grey = resize(job.alpha.result()[0], target.height, target.width)
             planes.append(colour.alpha_from_grey(grey, target.colour.bit_depth))
-        arrays = [colour.download(plane) for plane in planes]
+        arrays = colour.download(planes)
         if isinstance(job.alpha, float):
             value = round(job.alpha * ((1 << target.colour.bit_depth) - 1))
             arrays.append(np.full((target.height, target.width), value, dtype=arrays[0].dtype))

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 #: Row matrices (N, h, h3), column matrices (N, w, w3), border (N, 1, h3 + 2, w3 + 2); see `InferenceNet`.
 Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-_SLOPE = 0.05
+#: Of LeakyReLU.
+SLOPE = 0.05
 _WHITE = 255.0
 _SHORT = (torch.bfloat16, torch.float16)
 
@@ -83,14 +84,20 @@ class InferenceBlock(nn.Module):
         self.small, self.widen = _copied(esa.conv3), _copied(esa.conv4)
 
     def forward(self, x: torch.Tensor, grid: Grid | None) -> torch.Tensor:
-        y = F.leaky_relu_(self.c1(x), _SLOPE)
-        y = F.leaky_relu_(self.c2(y), _SLOPE)
-        y = F.leaky_relu_(self.c3(y), _SLOPE).add_(x)
-        small = _padded(F.max_pool2d(self.reduce(y), 7, 3), grid)
-        small = F.conv2d(small, self.small.weight, self.small.bias, padding=0 if grid else 1)
-        attention = self.widen(self.direct(y).add_(_stretch(small, y, grid))).sigmoid_()
+        y = F.leaky_relu_(self.c1(x), SLOPE)
+        y = F.leaky_relu_(self.c2(y), SLOPE)
+        y = F.leaky_relu_(self.c3(y), SLOPE).add_(x)
+        attention = self.widen(attention_of(self, y, grid)).sigmoid_()
         result: torch.Tensor = self.c5(y)
         return result.mul_(attention)
+
+
+def attention_of(block: InferenceBlock, y: torch.Tensor, grid: Grid | None) -> torch.Tensor:
+    """ESA up to its last convolution: (N, f, h, w) of a block's sum (N, C, h, w)."""
+    small = _padded(F.max_pool2d(block.reduce(y), 7, 3), grid)
+    small = F.conv2d(small, block.small.weight, block.small.bias, padding=0 if grid else 1)
+    result: torch.Tensor = block.direct(y)
+    return result.add_(_stretch(small, y, grid))
 
 
 def _padded(small: torch.Tensor, grid: Grid | None) -> torch.Tensor:
@@ -136,12 +143,12 @@ class InferenceNet(nn.Module):
     0 beyond the frame's edges.
     """
 
-    def __init__(self, spec: ModelSpec, module: RLFN) -> None:
+    def __init__(self, spec: ModelSpec, module: RLFN, block: type[InferenceBlock] = InferenceBlock) -> None:
         super().__init__()
         self.scale = spec.scale
         self.prescale = prescale(spec)
         self.head = folded_head(spec, module)
-        self.blocks = nn.ModuleList(InferenceBlock(block) for block in module.blocks())
+        self.blocks = nn.ModuleList(block(each) for each in module.blocks())
         self.body = _copied(module.conv_2)
         self.tail = folded_tail(spec, module)
         self.centre: nn.Parameter | None = None
@@ -170,6 +177,7 @@ def build_inference(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
     edge_fp32: bool = False,
+    block: type[InferenceBlock] = InferenceBlock,
 ) -> InferenceNet:
     """A copy of `module` (an RLFN of `spec`) in inference form; `module` is left as it is.
 
@@ -177,7 +185,7 @@ def build_inference(
     convolution in float32, for sources and targets above 8 bit: bf16 holds 8 significant bits.
     """
     with torch.no_grad():
-        net = InferenceNet(spec, module).eval()
+        net = InferenceNet(spec, module, block).eval()
         head, tail = net.head, net.tail
         net.head, net.tail = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
         net.to(dtype=dtype)
@@ -192,6 +200,16 @@ def build_inference(
         net.requires_grad_(False)
         net.to(memory_format=memory_format)  # type: ignore[call-overload]
         return net
+
+
+def for_device(
+    spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool, device: torch.device | str
+) -> InferenceNet:
+    """The inference form for a device that is not the CPU."""
+    from rlfn_pipe.models.fused import FusedBlock, kernels_wanted
+
+    block = FusedBlock if kernels_wanted(torch.device(device)) else InferenceBlock
+    return build_inference(spec, module, dtype, edge_fp32=edge_fp32, block=block).to(device)
 
 
 class InferenceFactory:

@@ -24,10 +24,10 @@ from rlfn_pipe.models.fuse import (
     Grid,
     InferenceNet,
     bias_of,
-    build_inference,
     fold,
     folded_head,
     folded_tail,
+    for_device,
     prescale,
 )
 
@@ -132,7 +132,7 @@ class StripNetwork:
         """Itself for the CPU, whose caches strips are for; a new `InferenceNet` on any other device."""
         if torch.device(device).type == "cpu":
             return self
-        return build_inference(self._spec, self._module, self._dtype, edge_fp32=self._edge_fp32).to(device)
+        return for_device(self._spec, self._module, self._dtype, self._edge_fp32, device)
 
     def _picture(self, x: torch.Tensor, stretch: _Stretch, result: torch.Tensor) -> None:
         h, w = x.shape[-2:]

@@ -1,4 +1,4 @@
-"""Results to planes on the CPU by the compiled part, where it is used: one pass instead of some forty."""
+"""Results to planes by the compiled part on the CPU, where it is used: one pass instead of some forty."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 
 from rlfn_pipe.engine import colour as conversions
+from rlfn_pipe.models.fused import kernels_wanted
 from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 from rlfn_pipe.types import ColourInfo
@@ -21,15 +22,17 @@ def from_rgb(
 
     Code values may differ by one where a value lies between two, since sums are rounded in another order.
     """
-    found = any_library()
     chroma = colour.subsampling in ("420", "422", "440", "444") and not neutral
+    if chroma and kernels_wanted(rgb.device):
+        return by_kernels(conversions.add_excess(rgb, excess), colour)
+    found = any_library()
     if found is None or rgb.device.type != "cpu" or not chroma:
         return conversions.from_rgb(rgb, colour, neutral=neutral, excess=excess)
     rgb = rgb.contiguous()
     _, height, width = rgb.shape
     black, span, zero, chroma_span = conversions.levels(colour)
     red, green, blue = conversions.luma_weights(colour)
-    half_x, half_y = colour.subsampling in ("420", "422"), colour.subsampling in ("420", "440")
+    half_x, half_y = _halves(colour)
     small = conversions.chroma_size(height, width, colour.subsampling)
     dtype = torch.uint8 if colour.bit_depth == 8 else torch.int16
     planes = [torch.empty(size, dtype=dtype) for size in ((height, width), small, small)]
@@ -52,8 +55,8 @@ def from_rgb(
         cb_gain=chroma_span / (2.0 * white * (1.0 - blue)),
         cr_gain=chroma_span / (2.0 * white * (1.0 - red)),
         chroma_offset=zero,
-        along=_taps(half_x, colour.chroma_location != "centre"),
-        down=_taps(half_y, colour.chroma_location == "topleft"),
+        along=_taps(_filter(half_x, colour.chroma_location != "centre")),
+        down=_taps(_filter(half_y, colour.chroma_location == "topleft")),
     )
     job.rgb, job.y, job.cb, job.cr = (tensor.data_ptr() for tensor in (rgb, *planes))
     if excess is not None:
@@ -65,13 +68,46 @@ def from_rgb(
     return planes
 
 
-@lru_cache(maxsize=4)
-def _taps(half: bool, cosited: bool) -> Taps:
-    """The filter of an axis, without gaps; a full axis takes each sample as it is."""
+def by_kernels(rgb: torch.Tensor, colour: ColourInfo) -> list[torch.Tensor]:
+    """As `from_rgb` for a layout with chroma, by Triton's kernels; see `rlfn_pipe.models.kernels`."""
+    from rlfn_pipe.models import kernels
+
+    black, span, zero, chroma_span = conversions.levels(colour)
+    red, green, blue = conversions.luma_weights(colour)
+    white = conversions.WHITE
+    half_x, half_y = _halves(colour)
+    return kernels.planes(
+        rgb,
+        (red, green, blue),
+        (
+            span / white,
+            chroma_span / (2.0 * white * (1.0 - blue)),
+            chroma_span / (2.0 * white * (1.0 - red)),
+        ),
+        (black, zero),
+        colour.bit_depth,
+        _filter(half_x, colour.chroma_location != "centre"),
+        _filter(half_y, colour.chroma_location == "topleft"),
+    )
+
+
+def _halves(colour: ColourInfo) -> tuple[bool, bool]:
+    """Whether chroma has half the samples along rows, and down columns."""
+    return colour.subsampling in ("420", "422"), colour.subsampling in ("420", "440")
+
+
+def _filter(half: bool, cosited: bool) -> conversions.Taps:
+    """Chroma's filter in one direction, without gaps; a full one takes each sample as it is."""
     taps = conversions.decimation(cosited) if half else ((0, 1.0),)
     first, last = taps[0][0], taps[-1][0]
-    made = Taps(first=first, count=last - first + 1)
+    weights = dict(taps)
+    return tuple((k, weights.get(k, 0.0)) for k in range(first, last + 1))
+
+
+@lru_cache(maxsize=4)
+def _taps(taps: conversions.Taps) -> Taps:
+    made = Taps(first=taps[0][0], count=len(taps))
     assert made.count <= MOST_TAPS
-    for offset, weight in taps:
-        made.weight[offset - first] = weight
+    for number, (_, weight) in enumerate(taps):
+        made.weight[number] = weight
     return made

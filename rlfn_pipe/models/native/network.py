@@ -24,10 +24,10 @@ from rlfn_pipe.models.fuse import (
     Grid,
     InferenceNet,
     bias_of,
-    build_inference,
     fold,
     folded_head,
     folded_tail,
+    for_device,
     prescale,
 )
 from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, library
@@ -179,8 +179,7 @@ class NativeNetwork:
         """Itself for the CPU; a new `InferenceNet` on any other device."""
         if torch.device(device).type == "cpu":
             return self
-        made = build_inference(self._spec, self._module, self._dtype, edge_fp32=self._edge_fp32)
-        return made.to(device)
+        return for_device(self._spec, self._module, self._dtype, self._edge_fp32, device)
 
     def _block(self, block: RLFB) -> LibraryBlock:
         esa, few = block.esa, self._esa_vectors
