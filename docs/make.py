@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import io
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import typer.core
 import typer.main
 
 from rlfn_pipe.cli import app
 from rlfn_pipe.errors import RlfnPipeError, UsageError
+from rlfn_pipe.types import Event
 
 ROOT = Path(__file__).resolve().parent.parent
 INTRODUCTION = """\
@@ -48,7 +51,7 @@ def command_page() -> str:
     sections = [INTRODUCTION]
     for path in _paths():
         sections.append(f"## `{' '.join([app.PROGRAM, *path])}`\n\n```text\n{_help(path)}\n```\n")
-    sections.append(_exit_codes())
+    sections += [_json_lines(), _exit_codes()]
     return "\n".join(sections)
 
 
@@ -98,6 +101,32 @@ def _help(path: list[str]) -> str:
     if code:
         raise RlfnPipeError(f"{' '.join([app.PROGRAM, *path])} --help ends with exit code {code}")
     return shown.getvalue().rstrip()
+
+
+def _json_lines() -> str:
+    """What `upscale --json` prints, from the events themselves."""
+    lines = [
+        "## Lines of `upscale --json`",
+        "",
+        "One JSON object a line on standard output, each with its name in `event`; sizes in bytes, times in seconds.",
+        "An error that ends the run is also a sentence on standard error; of a command that is wrong itself that",
+        "sentence is all.",
+        "",
+        "| event | fields | |",
+        "|---|---|---|",
+    ]
+    for event in get_args(Event):
+        names = ", ".join(f"`{field.name}`" for field in dataclasses.fields(event))
+        meaning = " ".join((event.__doc__ or "").split())
+        lines.append(f"| `{event.__name__.lower()}` | {names} | {meaning} |")
+    lines += [
+        "| `summary` | `finished`, `failed`, `skipped`, `seconds`, `exit_code` | The last line of a run that came"
+        " to its end: how many files are done, those that failed as in `failed`, and the sources that were passed over. |",
+        "| `error` | `message`, `exit_code` | The last line of a run that did not. |",
+        "| `plan` | | With `--dry-run` the only line: what `probe --json` has under `upscale` and `media`. |",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _exit_codes() -> str:

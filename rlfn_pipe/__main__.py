@@ -18,8 +18,24 @@ def _not_begun(signum: int, frame: FrameType | None) -> Never:
     os._exit(128 + signum)
 
 
+def _open_closed_ones() -> None:
+    """Give closed standard streams (`>&-`) a place that takes everything and holds nothing.
+
+    Otherwise the next file that is opened would have their number, and Python has no object for them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
+
+
 def main() -> int:
     """Run the command line of this process and return its exit code."""
+    _open_closed_ones()
     # One that the caller has set to be ignored (nohup, a shell's background job) stays so.
     heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
     for signum in heard:

@@ -53,7 +53,8 @@ def upscale(
         on_event: called with each event (`rlfn_pipe.types.Event`), from several threads, one at a time.
         stop: set it from elsewhere to end the run early; finished segments are kept for the next
             call with the same arguments (`resume=False`: nothing is).
-        options: fields of `rlfn_pipe.options.UpscaleOptions`, as text or typed.
+        options: fields of `rlfn_pipe.options.UpscaleOptions`, as text or typed; not `dry_run`, nor what
+            is about the terminal.
 
     Returns:
         What was done; with several items the failed ones are in `Report.failed`.
@@ -61,7 +62,12 @@ def upscale(
     Raises:
         RlfnPipeError: the only item failed, options are wrong, or nothing could begin.
     """
-    return run(str(input), str(output), resolve(options, preset), on_event=on_event, stop=stop)
+    chosen = resolve(options, preset)
+    if chosen.dry_run:
+        raise UsageError(
+            "dry_run is the command's; rlfn_pipe.jobs.plan.describe(input, output, options) tells what would be done"
+        )
+    return run(str(input), str(output), chosen, on_event=on_event, stop=stop)
 
 
 @dataclass(frozen=True, slots=True)

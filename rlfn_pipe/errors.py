@@ -6,6 +6,7 @@
     ├── UsageError                exit 2   wrong option, preset, model name or size
     ├── InputError                exit 1   input missing, unreadable or without pictures
     ├── OutputError               exit 1   output exists, cannot be written, or fails its end check
+    │   └── Taken                          another process has made it meanwhile, or is making it
     ├── WeightsError              exit 1   a weights file that is damaged or of another kind
     ├── EngineError               exit 1   device or network failure that no smaller tile mends
     ├── TrainingError             exit 1   data or state that training cannot go on with
@@ -42,6 +43,10 @@ class InputError(RlfnPipeError):
 
 class OutputError(RlfnPipeError):
     """The output exists, cannot be written, or did not pass the end check."""
+
+
+class Taken(OutputError):
+    """Another process has made the output meanwhile, or is making it."""
 
 
 class WeightsError(RlfnPipeError):

@@ -108,20 +108,24 @@ class UpscaleOptions:
     )
     height: int | None = _option(
         None,
-        "Output height in pixels as displayed; the width follows from the aspect.",
+        "Output height in pixels, after rotation; the width follows from the aspect.",
         SIZE,
         values.integer(1, MAXIMUM_SIDE),
         metavar="N",
     )
     width: int | None = _option(
         None,
-        "Output width in pixels as displayed; the height follows from the aspect.",
+        "Output width in pixels, after rotation; the height follows from the aspect.",
         SIZE,
         values.integer(1, MAXIMUM_SIDE),
         metavar="N",
     )
     size: tuple[int, int] | None = _option(
-        None, "Output width and height exactly, such as 1920x1080.", SIZE, values.size, metavar="WxH"
+        None,
+        "Output width and height exactly, such as 1920x1080; pixels keep their aspect.",
+        SIZE,
+        values.size,
+        metavar="WxH",
     )
 
     model: str = _option(

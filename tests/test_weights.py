@@ -341,3 +341,19 @@ def test_fetch_command_uses_the_cache(
     assert code == 0 and str(official.cache_folder() / "file.pth") in out
     assert json.loads(command(capsys, "fetch", "all", "--url", url, "--json")[1])[0]["scale"] == 4
     assert command(capsys, "fetch", "edsr")[0] == 2
+
+
+def test_show_says_of_a_file_what_is_in_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Not what is known of the shipped weights of that name."""
+    spec, module = weights.load("rlfn-s", 2)
+    torch.manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data += 0.001 * torch.randn_like(parameter)
+    path = tmp_path / "mine.safetensors"
+    weights.save(path, module, spec)
+    assert main(["weights", "show", str(path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["sha256"] == registry.file_sha256(path) != spec.sha256
+    assert not shown.get("psnr") and not shown.get("history")
+    assert main(["weights", "show", "rlfn-s", "-s", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sha256"] == spec.sha256

@@ -96,7 +96,7 @@ def test_several_workers_share_a_film_and_several_films(
     inputs.mkdir()
     for name in "abc":
         os.link(source, inputs / f"{name}.mkv")
-    options = UpscaleOptions(**{**OPTIONS, "jobs": 2, "threads": 2})
+    options = UpscaleOptions(**OPTIONS, jobs=2)
     report = run(str(inputs), str(tmp_path / "out"), options, isolate=True)
     assert len(pids) == 2 and len(report.finished) == 3
     for name in "abc":
@@ -323,6 +323,10 @@ def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+    # Python's own helper for resources ends when its pipe does.
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in below) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not any(alive(pid) for pid in below)
     assert process.returncode == 130 and "Traceback" not in err
     assert "stopped at once; the same command goes on from what was finished" in err

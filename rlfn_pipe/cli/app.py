@@ -21,7 +21,7 @@ import typer.main
 
 from rlfn_pipe import __version__
 from rlfn_pipe.cli.text import printable
-from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError
+from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError, reason_of
 
 PROGRAM = "rlfn-pipe"
 #: Each command: module, attribute (a function or a Typer app), one line of help.
@@ -165,6 +165,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         _say(_usage_sentence(error))
         return error.exit_code
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        _silence_closed_pipes()
+        where = error.filename or "standard output"
+        _say(f"{printable(str(where))} cannot be used: {reason_of(error)}; check it and run again")
+        return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -190,6 +197,9 @@ def _say(message: str) -> None:
         print(f"{PROGRAM}: error: {printable(message)}", file=sys.stderr, flush=True)
     except BrokenPipeError:
         _silence_closed_pipes()
+    except OSError:
+        # Standard error is on a full disk: the exit code has to do.
+        sys.stderr = io.StringIO()
 
 
 def _silence_closed_pipes() -> None:

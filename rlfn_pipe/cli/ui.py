@@ -54,10 +54,24 @@ class LineView:
             self.message(progress_line(event))
 
     def message(self, text: str) -> None:
+        """Raises OSError as the file does."""
         print(printable(text), file=self._file, flush=True)
 
     def close(self) -> None:
         """Nothing to undo."""
+
+
+class ErrorView(LineView):
+    """Lines on standard error; where that is on a full disk, the job goes on without them."""
+
+    def message(self, text: str) -> None:
+        try:
+            super().message(text)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            # There is no place to say it.
+            sys.stderr = self._file = io.StringIO()
 
 
 class BarView:
@@ -118,6 +132,9 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         try:
+            with suppress(FileNotFoundError), path.open("rb") as there:
+                if b"\0" in there.read(1 << 12):
+                    raise OutputError(f"log file {path} is there and is no text; choose another name")
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         except OSError as error:
             raise OutputError(f"log file {path} cannot be written: {error.strerror}") from error
@@ -161,6 +178,7 @@ class Reporter:
         self._warned: Counter[str] = Counter()
         self._started = 0
         self._several = False
+        self._finished, self._items = 0, 1
         self.output_closed = False
         self.output_error: OutputError | None = None
 
@@ -188,6 +206,7 @@ class Reporter:
                     self._tell(text, show=self._started == 1 or self._options.verbose)
                 case Progress():
                     self._several |= event.items_total > 1
+                    self._items = event.items_total
                     self._view.progress(event)
                     self._note(lambda log: log.progress(event))
                 case Warned():
@@ -196,6 +215,7 @@ class Reporter:
                     text = f"warning: {_named(event.input, event.message)}"
                     self._tell(text, show=first or self._options.verbose)
                 case Finished():
+                    self._finished += 1
                     # A single item's line is the summary.
                     self._tell(f"done: {finished_line(event)}", show=self._options.verbose and self._several)
                     if event.stages:
@@ -205,6 +225,10 @@ class Reporter:
                         self._tell(reuse_line(event.reuse), show=self._options.verbose)
                 case Failed():
                     self._tell(f"failed: {_named(event.input, event.message)}", error=True)
+
+    def progress_of_many(self) -> str:
+        """How many files of several are done, as a clause; empty for one file."""
+        return f"{self._finished} of {self._items} files are done" if self._items > 1 else ""
 
     def summary(self, report: Report) -> None:
         """The last words: what was done, each failure when there were several items, warnings that came more than once."""
@@ -240,7 +264,7 @@ class Reporter:
     def _tell(self, text: str, *, show: bool = True, error: bool = False) -> None:
         self._note(lambda log: log.message(text))
         if error and isinstance(self._view, _Silent):
-            LineView(sys.stderr).message(text)
+            ErrorView(sys.stderr).message(text)
         elif show:
             self._view.message(text)
 
@@ -291,7 +315,7 @@ def view_for(console: Console | None, interval: float = LINE_INTERVAL, *, silent
         return _Silent()
     if console is None:
         if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-            return LineView(sys.stderr, interval)
+            return ErrorView(sys.stderr, interval)
         from rich.console import Console
 
         console = Console(stderr=True)

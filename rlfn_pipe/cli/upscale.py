@@ -120,6 +120,9 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
     from rlfn_pipe.cli.signals import stop_on_signals
     from rlfn_pipe.jobs.process import lower_priority
 
+    log = options.log_file
+    if log is not None and os.path.realpath(log) in (os.path.realpath(input), os.path.realpath(output)):
+        raise UsageError(f"--log-file {log} is the input or the output; choose another file")
     lower_priority(options.nice)
     with stop_on_signals() as stop, _first_worker(input, output) as worker:
         return _report(input, output, options, stop, worker)
@@ -154,7 +157,9 @@ def _report(
             )
         except (Interrupted, KeyboardInterrupt) as reason:
             signum = stop.signum or signal.SIGINT
-            error = Interrupted(signum, str(reason) or _at_once(options))
+            error = Interrupted(
+                signum, _stopped(str(reason) or _at_once(options), reporter.progress_of_many(), options)
+            )
             reporter.stopped(error)
             if reporter.output_error is not None:
                 raise reporter.output_error from None
@@ -168,6 +173,15 @@ def _report(
         if reporter.output_error is not None:
             raise reporter.output_error
         return report.exit_code
+
+
+def _stopped(reason: str, done: str, options: UpscaleOptions) -> str:
+    """Why a run ended, with how many of its files are done."""
+    if not done:
+        return reason
+    if reason == str(Interrupted()):
+        reason = "stopped before the end"
+    return f"{reason}; {done}" + (", the same command goes on behind them" if options.resume else "")
 
 
 def _at_once(options: UpscaleOptions) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,8 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlfn_pipe.errors import EngineError, OutputError, RlfnPipeError, reason_of
-from rlfn_pipe.jobs.geometry import Geometry, output_geometry
+from rlfn_pipe.errors import EngineError, OutputError, RlfnPipeError, Taken, reason_of
+from rlfn_pipe.jobs.geometry import Geometry, output_geometry, shape_notes
 from rlfn_pipe.media.images import (
     ImageMeta,
     check_output_size,
@@ -146,11 +147,14 @@ class ImageRun:
         item, options = self._items[index], self._options
         begin = time.monotonic()
         try:
+            if options.skip_existing and os.path.lexists(item.output):
+                raise Taken(f"{item.output}: appeared meanwhile")
             frame, meta = read_image(item.source, index)
             format = output_format(item.output, meta, options.format)
             geometry = output_geometry(options, frame.width, frame.height, name=str(item.source))
             check_output_size(item.output, geometry.width, geometry.height, format)
-            notes = (*meta.notes, *conversion_notes(frame, meta, format))
+            shape = shape_notes(options, geometry, frame.width, frame.height)
+            notes = (*meta.notes, *conversion_notes(frame, meta, format), *shape)
         except RlfnPipeError as error:
             return Unreadable(index, item, error)
         target = Target(geometry.width, geometry.height, target_colour(frame, format))
@@ -229,12 +233,15 @@ class ImageRun:
         self._progress(done.input)
 
     def _fail(self, item: Item, error: RlfnPipeError) -> None:
-        if self._task.total == 1:
+        name = str(item.source)
+        if self._options.skip_existing and isinstance(error, Taken):
+            self._on_event(Warned(name, f"passed over: {str(error).partition(';')[0]}"))
+        elif self._task.total == 1:
             raise error
+        else:
+            self._on_event(Failed(name, str(error)))
         self._done += 1
-        failed = Failed(str(item.source), str(error))
-        self._on_event(failed)
-        self._progress(failed.input)
+        self._progress(name)
 
     def _progress(self, name: str) -> None:
         elapsed = time.monotonic() - self._begin

@@ -176,7 +176,7 @@ def _in_folder(folder: Path, output: Path, recursive: bool, warnings: list[str])
         raise OutputError(f"OUTPUT {output} is the INPUT folder itself; choose another folder")
     walk = Walk(folder, output, None if recursive else 1)
     found, others = _media_only(walk.files(), folder)
-    warnings += walk.warnings
+    warnings += [*walk.warnings, *_dangling(walk.dangling)]
     if not found:
         hint = "add --recursive to enter its folders" if walk.unentered else "check the path"
         raise InputError(f"{folder} holds no images or videos{_count(others, ' (', ' there)')}; {hint}")
@@ -196,7 +196,8 @@ def _in_glob(pattern: str, output: Path, warnings: list[str]) -> list[_Found]:
         hidden = any(part.startswith(".") for part in wanted)
         walk = Walk(base, output, None if "**" in wanted else len(wanted), hidden)
         matched = [path for path in walk.files() if matches(path.relative_to(base).parts, wanted)]
-        warnings += walk.warnings
+        dangling = [path for path in walk.dangling if matches(path.relative_to(base).parts, wanted)]
+        warnings += [*walk.warnings, *_dangling(dangling)]
     if not matched:
         raise InputError(f"nothing matches {pattern}; check the pattern, and keep it in quotes")
     found, others = _media_only(matched, base)
@@ -205,6 +206,12 @@ def _in_glob(pattern: str, output: Path, warnings: list[str]) -> list[_Found]:
     if others:
         warnings.append(f"{_count(others)} matched by {pattern} left out: neither images nor videos")
     return found
+
+
+def _dangling(links: list[Path]) -> list[str]:
+    """What to say of links that lead nowhere and are called like media."""
+    named = sorted(link for link in links if kind_of(link) is not None)
+    return [f"{link} is a link that leads nowhere and is left out" for link in named]
 
 
 def _in_list(file: Path, warnings: list[str]) -> list[_Found]:

@@ -67,7 +67,7 @@ def upscale_pipe(
             raise OutputError(
                 f"{input}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file"
             )
-        geometry = output_geometry(options, form.width, form.height, even=True, name=input)
+        geometry = output_geometry(options, form.width, form.height, video=True, name=input)
         size = (geometry.width, geometry.height)
         work = (
             _PipeOut(options, source, size)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlfn_pipe.jobs import summary
-from rlfn_pipe.jobs.geometry import output_geometry
+from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.run import plan_items
@@ -64,6 +64,8 @@ def _same_kind_beside(path: Path) -> Path:
     from rlfn_pipe.media.encoders import MUXERS
     from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS
 
+    if not os.path.lexists(path):
+        return path.with_name("upscaled")  # a glob, or a list
     if os.path.isdir(path) or not path.suffix:
         return path.with_name(f"{path.name}-upscaled")
     known = path.suffix.lower() in MUXERS or path.suffix.lower() in IMAGE_EXTENSIONS
@@ -107,6 +109,7 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
     )
     bits = _BITS_PER_PIXEL.get(encoding.codec)
     size = (encoding.width, encoding.height)
+    shown = (round(size[0] * (plan.sample_aspect_ratio or 1)), size[1])
     estimate = round(bits * size[0] * size[1] * frames / 8) if bits else None
     free = _free_bytes(options.work_dir or item.output.parent)
     if estimate is not None and free is not None and free < 2 * estimate:
@@ -124,7 +127,7 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
         native_scale=spec.scale,
         source_size=(form.width, form.height),
         output_size=size,
-        display_size=(size[1], size[0]) if swapped else size,
+        display_size=(shown[1], shown[0]) if swapped else shown,
         codec=encoding.codec,
         container=encoding.muxer,
         pix_fmt=encoding.pix_fmt,
@@ -173,5 +176,9 @@ def _describe_image(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
         device=device,
         precision=precision,
         tile="auto" if options.tile is None else str(options.tile or "whole frames"),
-        notes=(*meta.notes, *conversion_notes(frame, meta, format)),
+        notes=(
+            *meta.notes,
+            *conversion_notes(frame, meta, format),
+            *shape_notes(options, geometry, frame.width, frame.height),
+        ),
     )

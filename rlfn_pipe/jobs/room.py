@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlfn_pipe.models import registry
@@ -19,7 +20,9 @@ class EngineRoom:
 
     A file named by `--model` serves every factor; a name serves a factor by its native scale or
     the next larger one, with a Lanczos resize behind it. `resolved` pins the engine's settings to
-    what `resolved()` gave in another process, so that this one computes the same pixels.
+    what `resolved()` gave in another process, so that this one computes the same pixels. `workers`
+    processes share the threads: where the pixels do not depend on how many there are, each has its share
+    of those that were resolved, else that share is what is resolved.
 
     Raises:
         UsageError: `resolved` is no such mapping, or its device is not there (when first needed).
@@ -30,8 +33,11 @@ class EngineRoom:
         options: UpscaleOptions,
         on_warning: Callable[[str], None],
         resolved: Mapping[str, JSON] | None = None,
+        *,
+        workers: int = 1,
     ) -> None:
         self._options = options
+        self._workers = workers
         self._on_warning = on_warning
         self._pinned = resolved
         self._settings: Settings | None = None
@@ -80,7 +86,19 @@ class EngineRoom:
                     compile=options.compile,
                     form=cpu_form,
                 )
+                if not self._threads_are_free(self._settings):
+                    self._settings = replace(self._settings, threads=self._share(self._settings))
         return self._settings
+
+    def _share(self, settings: Settings) -> int:
+        return max(1, settings.threads // self._workers)
+
+    @staticmethod
+    def _threads_are_free(settings: Settings) -> bool:
+        """Whether pixels are the same with any number of threads, as those of the compiled network are."""
+        from rlfn_pipe.models.native.library import cpu_form
+
+        return settings.device == "cpu" and cpu_form(settings.precision).startswith("native")
 
     def engine_for(self, factor: float) -> Engine:
         """The engine whose output, resized where need be, gives `factor`."""
@@ -109,7 +127,7 @@ class EngineRoom:
             tile=settings.tile,
             overlap=settings.overlap,
             batch=settings.batch,
-            threads=settings.threads,
+            threads=self._share(settings) if self._threads_are_free(settings) else settings.threads,
             tta=settings.tta,
             budget=settings.budget,
             compile=settings.compile,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rlfn_pipe.errors import RlfnPipeError
+from rlfn_pipe.errors import RlfnPipeError, Taken
 from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
 from rlfn_pipe.jobs.ledger import Ledger
@@ -17,6 +17,7 @@ from rlfn_pipe.jobs.pipe import PIPE, upscale_pipe
 from rlfn_pipe.jobs.process import WorkerProcess, lower_priority
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.summary import Report
+from rlfn_pipe.jobs.temporary import check_folder
 from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video import upscale_video
 from rlfn_pipe.jobs.work import has_work
@@ -86,6 +87,7 @@ def run(
         return state.report((), begin)
     ledger = Ledger(input, output, options) if options.resume and not os.path.isfile(input) else None
     plan = plan_items(input, output, options, ledger)
+    _check_folders(plan.items)
     for warning in plan.warnings:
         state.emit(Warned(input, warning))
     # Wrong options must not be told once an item.
@@ -95,6 +97,19 @@ def run(
     if ledger is not None and not state.failed:
         ledger.remove()
     return state.report(tuple(str(item.source) for item in plan.skipped), begin)
+
+
+def _check_folders(items: tuple[Item, ...]) -> None:
+    """Raise what would otherwise be told once an item, or after its work."""
+    faults: list[RlfnPipeError] = []
+    folders = {item.output.parent for item in items}
+    for folder in folders:
+        try:
+            check_folder(folder)
+        except RlfnPipeError as error:
+            faults.append(error)
+    if faults and len(faults) == len(folders):
+        raise faults[0]
 
 
 class _Run:
@@ -183,6 +198,9 @@ class _Run:
                 item, self._options, workers, on_event=self.emit, stop=self._stop, position=position
             )
         except RlfnPipeError as error:
+            if self._options.skip_existing and isinstance(error, Taken):
+                self.emit(Warned(name, f"passed over: {str(error).partition(';')[0]}"))
+                return
             if self._stop.is_set() or position[1] == 1:
                 raise
             self.emit(Failed(name, str(error)))

@@ -57,13 +57,13 @@ class Failed:
 
 
 class Rooms:
-    """The engines of one process, by the settings that they are pinned to."""
+    """The engines of one process, one of `workers`, by the settings that they are pinned to."""
 
-    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None]) -> None:
-        self._options, self._on_warning = options, on_warning
+    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None], workers: int = 1) -> None:
+        self._options, self._on_warning, self._workers = options, on_warning, workers
         self._rooms: dict[str, EngineRoom] = {}
         #: The room with settings of its own choice.
-        self.first = EngineRoom(options, on_warning)
+        self.first = EngineRoom(options, on_warning, workers=workers)
 
     def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
         """A video's plan and its engine; a segment pinned to that one's settings will meet it again."""
@@ -76,7 +76,9 @@ class Rooms:
         """The room that computes with a task's settings."""
         key = _key(task.settings)
         if key not in self._rooms:
-            self._rooms[key] = EngineRoom(self._options, self._on_warning, task.settings)
+            self._rooms[key] = EngineRoom(
+                self._options, self._on_warning, task.settings, workers=self._workers
+            )
         return self._rooms[key]
 
 
@@ -87,7 +89,8 @@ def _key(settings: dict[str, Any]) -> str:
 def serve(connection: Connection) -> None:
     """Work until the other end closes the pipe, which also happens when its process dies.
 
-    The first message is the engines' UpscaleOptions; each one after it a task, or `STOP`.
+    The first message is the engines' UpscaleOptions with the number of workers; each one after it a
+    task, or `STOP`.
     """
     # The terminal sends Ctrl-C to every process; the coordinator decides what becomes of it.
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -117,7 +120,8 @@ def serve(connection: Connection) -> None:
                 work.put(message)
 
     threading.Thread(target=listen, name="rlfn-pipe control", daemon=True).start()
-    rooms = Rooms(work.get(), lambda text: send(Warn(text)))
+    options, workers = work.get()
+    rooms = Rooms(options, lambda text: send(Warn(text)), workers)
     while True:
         task = work.get()
         try:

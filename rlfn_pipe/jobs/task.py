@@ -96,7 +96,7 @@ class EngineFacts:
 def engine_facts(room: EngineRoom, factor: float) -> EngineFacts:
     """Ask a room for its engine. Raises UsageError and WeightsError as the room does."""
     engine = room.engine_for(factor)
-    settings: dict[str, Any] = engine.resolved()
+    settings: dict[str, Any] = room.resolved(factor)
     # Free memory differs from run to run; a resumed job keeps the budget that it began with.
     machine = {key: value for key, value in settings.items() if key != "budget"}
     machine["weights"] = engine.spec.sha256 or engine.spec.name

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rlfn_pipe.errors import OutputError, advice_for, reason_of
+from rlfn_pipe.errors import OutputError, Taken, advice_for, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX, atomic_path
 
 
@@ -34,9 +34,7 @@ def finished_by_rename(output: Path, *, overwrite: bool) -> Iterator[Path]:
         try:
             stack.close()
         except FileExistsError:
-            raise OutputError(
-                f"{output}: appeared while its frames were made; use -y to replace it"
-            ) from None
+            raise Taken(f"{output}: appeared while its frames were made; use -y to replace it") from None
         except OSError as error:
             advice = advice_for(error, "check its folder")
             raise OutputError(f"{output}: cannot be put in place ({reason_of(error)}); {advice}") from None
@@ -60,3 +58,14 @@ def private_file(folder: Path) -> Iterator[Path]:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OutputError where nothing can be written to a folder, or to the nearest one above that is there."""
+    place = folder.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if os.path.isdir(place) and not os.access(place, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
+        reason = "read-only file system" if read_only else "permission denied"
+        raise OutputError(f"{place}: cannot be written ({reason}); choose another folder")

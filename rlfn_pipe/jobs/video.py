@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlfn_pipe.errors import MORE_ROOM, EngineError, Interrupted, OutputError, RlfnPipeError
+from rlfn_pipe.errors import MORE_ROOM, EngineError, Interrupted, OutputError, RlfnPipeError, Taken
 from rlfn_pipe.jobs.fingerprint import fingerprint
 from rlfn_pipe.jobs.join import Joined, join, work_threads
 from rlfn_pipe.jobs.journal import Done, Header
@@ -250,7 +250,7 @@ def _is_whole(path: Path, done: Done) -> bool:
 
 def _refuse_existing(output: Path, options: UpscaleOptions, work: Work) -> None:
     if os.path.lexists(output) and not (options.overwrite or work.header.overwrite):
-        raise OutputError(f"{output} exists; -y overwrites, --skip-existing leaves what is there")
+        raise Taken(f"{output} exists; -y overwrites, --skip-existing leaves what is there")
 
 
 def _with_hint(

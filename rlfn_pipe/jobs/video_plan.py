@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlfn_pipe.errors import OutputError
-from rlfn_pipe.jobs.geometry import Geometry, output_geometry
+from rlfn_pipe.jobs.geometry import Geometry, output_geometry, shape_notes
 from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.media.avi import whole_frames
 from rlfn_pipe.media.cut_short import missing_bytes
@@ -87,10 +87,10 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     form = source.format
     swapped = form.matrix is not None and form.matrix.swaps_axes
     geometry = output_geometry(
-        options, form.width, form.height, swapped=swapped, even=True, name=str(item.source)
+        options, form.width, form.height, swapped=swapped, video=True, name=str(item.source)
     )
     encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
-    notes = [*source.notes, *encoding.notes]
+    notes = [*source.notes, *encoding.notes, *shape_notes(options, geometry, form.width, form.height)]
     missing = missing_bytes(item.source)
     if missing:
         notes.append(f"it is cut short, {missing} bytes are missing at its end")

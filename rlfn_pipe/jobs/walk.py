@@ -20,6 +20,8 @@ class Walk:
     def __init__(self, base: Path, output: Path, depth: int | None, hidden: bool = False) -> None:
         self.base, self.depth, self.hidden = base, depth, hidden
         self.warnings: list[str] = []
+        #: Links that lead nowhere.
+        self.dangling: list[Path] = []
         self.unentered = 0
         self._entered: set[tuple[int, int]] = set()
         self._output = identity_of(output)
@@ -55,6 +57,8 @@ class Walk:
                             subfolders.append(path)
                         elif os.path.isfile(path):
                             yield path
+                        elif entry.is_symlink():
+                            self.dangling.append(path)
             except OSError as error:
                 self.warnings.append(f"{folder} cannot be read ({error.strerror or error}) and is left out")
                 continue

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlfn_pipe.errors import OutputError, advice_for, reason_of
+from rlfn_pipe.errors import OutputError, Taken, advice_for, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX, flush_folder
 from rlfn_pipe.jobs.fingerprint import differences, file_identity
 from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
 from rlfn_pipe.jobs.segments import Segment
+from rlfn_pipe.jobs.temporary import check_folder
 
 _JOURNAL, _LOCK = "journal", "lock"
 _LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -123,7 +124,7 @@ def entered(output: Path, work_dir: Path | None, *, lasting: bool, anew: bool) -
     try:
         lock.acquire()
     except Timeout:
-        raise OutputError(
+        raise Taken(
             f"{output}: another process is working on it; wait for that one or choose another output"
         ) from None
     except OSError as error:
@@ -223,7 +224,13 @@ class WorkFolder:
                 beside = temporary.parent == self._output.absolute().parent
                 if beside and temporary.name.endswith(TEMPORARY_SUFFIX):
                     temporary.unlink(missing_ok=True)
-            return found if self._lasting else None
+            if not self._lasting:
+                if found[2]:
+                    self.notes.append(
+                        f"earlier work was thrown away (segments: {len(found[2])}; --no-resume)"
+                    )
+                return None
+            return found
         except OSError as error:
             raise _unwritable(self._output.parent, error) from error
         except JournalDamaged as error:
@@ -259,16 +266,23 @@ def _remove(path: Path) -> None:
 
 
 def _make(path: Path, output: Path) -> None:
+    # What cannot be had is told before the work, not after it.
     try:
         with suppress(FileNotFoundError):
-            output.lstat()  # a name that cannot be had is told before the work, not after it
+            output.lstat()
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({reason_of(error)}); choose another name") from None
+    check_folder(output.parent)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
         status = path.lstat()
     except OSError as error:
-        reason = reason_of(error)
-        raise OutputError(f"{output}: cannot be written ({reason}); choose another folder") from None
+        raise OutputError(
+            f"{output}: the folder {path.parent} for the unfinished work cannot be written ({reason_of(error)}); "
+            "choose another one"
+        ) from None
     # Its name can be known beforehand, so somebody else may have put something there.
     ours = stat.S_ISDIR(status.st_mode)
     if hasattr(os, "geteuid"):

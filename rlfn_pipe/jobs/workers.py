@@ -7,7 +7,6 @@ from any thread; a call returns when its work is done.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -108,8 +107,8 @@ class Processes:
     """Spawned worker processes, one task at a time each, until `close`.
 
     Args:
-        options: `device` may list several, which the workers share out; `threads` (or all cores)
-            are divided among the workers; `jobs` is their number (else one a device).
+        options: `device` may list several, which the workers share out, as they do `threads` (or all
+            cores); `jobs` is their number (else one a device).
         on_warning: gets the engines' warnings and what happens to workers.
         first: a process that was started before, ended with the others.
     """
@@ -124,12 +123,8 @@ class Processes:
         self.count = options.jobs or len(devices)
         self._warn = on_warning
         self._stall = options.stall_timeout
-        threads = options.threads
-        if self.count > 1:
-            threads = max(1, (threads or os.cpu_count() or 1) // self.count)
         self._all = [
-            _Worker(replace(options, device=devices[i % len(devices)], threads=threads))
-            for i in range(self.count)
+            _Worker(replace(options, device=devices[i % len(devices)]), self.count) for i in range(self.count)
         ]
         self._closed = threading.Event()
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
@@ -243,8 +238,8 @@ def _ignore(message: object) -> None:
 class _Worker:
     """One process, started when it is first needed and again after it died."""
 
-    def __init__(self, options: UpscaleOptions) -> None:
-        self._options = options
+    def __init__(self, options: UpscaleOptions, workers: int) -> None:
+        self._settings = options, workers
         self._process: WorkerProcess | None = None
 
     def start(self, process: WorkerProcess | None = None) -> WorkerProcess:
@@ -253,7 +248,7 @@ class _Worker:
             self._process = process or WorkerProcess()
             # One that died before it heard of its work is found out by whoever waits for it.
             with suppress(OSError):
-                self._process.connection.send(self._options)
+                self._process.connection.send(self._settings)
         return self._process
 
     def kill(self) -> None:

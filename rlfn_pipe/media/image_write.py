@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from rlfn_pipe.errors import OutputError, is_full
+from rlfn_pipe.errors import OutputError, Taken, is_full
 from rlfn_pipe.files import write_atomically
 from rlfn_pipe.media.image_metadata import (
     LARGEST_JPEG_EXIF,
@@ -322,7 +322,7 @@ def _write_atomically(path: Path, encoded: bytes, overwrite: bool) -> None:
         try:
             write_atomically(path, encoded, overwrite=overwrite)
         except FileExistsError:
-            raise OutputError(f"{path}: appeared while its picture was made; use -y to replace it") from None
+            raise Taken(f"{path}: appeared while its picture was made; use -y to replace it") from None
     except OSError as error:
         if is_full(error):
             raise OutputError(f"{path}: the disk is full; free {len(encoded)} bytes and run again") from error

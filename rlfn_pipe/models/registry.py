@@ -70,9 +70,9 @@ def native_scales(name: str, folder: Path | None = None) -> tuple[int, ...]:
 
 
 def details(spec: ModelSpec, folder: Path | None = None) -> dict[str, Any]:
-    """Everything that the index says about shipped weights (recipe, data, steps, figures)."""
+    """Everything that the index says about shipped weights (recipe, data, steps, figures); of others nothing."""
     for row in _rows(_folder(folder)):
-        if (row["name"], row["scale"]) == (spec.name, spec.scale):
+        if row["sha256"] == spec.sha256:
             return dict(row)
     return {}
 
