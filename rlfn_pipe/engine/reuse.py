@@ -205,7 +205,11 @@ class Likeness:
         last, self._last = self._last, frame
         likes = False
         if last is not None and alike(last, frame):
-            likes = cells_near(_roughly_changed(last, frame), NEAR).mean() <= MOST_NEAR
+            # Noise escapes the guess, moving footage does not.
+            likes = all(
+                cells_near(changed(last, frame), NEAR).mean() <= MOST_NEAR
+                for changed in (_roughly_changed, changed_cells)
+            )
         self._patience = PATIENCE if likes else max(0, self._patience - 1)
         return self._patience > 0
 
