@@ -39,9 +39,9 @@ T = TypeVar("T")
 #: Frames whose results are kept (measured: docs/performance.md), as long as they take no more than this.
 RECENT, RECENT_BYTES = 8, 1 << 28
 #: A frame is like the one before when no more of its cells than this share lie so many cells or nearer to one that
-#: changed: then some four fifths of the network's work are to be done, or less (docs/performance.md). Of two frames
+#: changed: then two thirds of the network's work are to be done, or less (docs/performance.md). Of two frames
 #: that are not, after one that is, the first is taken for one: often a page is turned, and then stays.
-MOST_NEAR, NEAR, PATIENCE = 0.3, 2, 2
+MOST_NEAR, NEAR, PATIENCE = 0.2, 2, 2
 #: Side of a cell of `changed_cells` in luma samples.
 CELL = 8
 #: How far, in luma samples, a pixel's RGB depends on samples: chroma interpolation, filling under alpha.
