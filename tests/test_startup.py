@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+BUNNY = ROOT / "tests" / "data" / "bunny.mp4"
 PROGRAM = """
 import sys
 from rlfn_pipe.cli.app import main
@@ -21,21 +22,25 @@ if __name__ == "__main__":
 """
 
 
+def one_frame(folder: Path, source: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """`folder`/program.py, in place of the command, on one frame."""
+    command = [sys.executable, str(folder / "program.py"), "upscale", str(source), str(output)]
+    return subprocess.run(
+        [*command, "-q", "--frames", "1", "--scale", "2", "--threads", "1", *more],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder)},
+        timeout=120,
+        check=False,
+    )
+
+
 def test_the_command_leaves_torch_to_its_worker(tmp_path: Path) -> None:
     """Importing it takes most of a second and hundreds of megabytes, so once has to do."""
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     output = tmp_path / "out.mkv"
-    clip = ROOT / "tests" / "data" / "bunny.mp4"
-    command = [sys.executable, str(tmp_path / "program.py"), "upscale", str(clip), str(output)]
-    done = subprocess.run(
-        [*command, "-q", "--frames", "1", "--scale", "2", "--threads", "1"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
-        timeout=120,
-        check=False,
-    )
+    done = one_frame(tmp_path, BUNNY, output)
     assert done.returncode == 0, done.stderr
     assert output.exists()
     words = done.stdout.split()
@@ -63,19 +68,9 @@ if __name__ == "__main__":
 def test_the_worker_begins_before_the_program_is_loaded(tmp_path: Path, broken: bool) -> None:
     """PyTorch is what takes long; a worker that turns out not to be needed is ended."""
     (tmp_path / "program.py").write_text(EARLY, encoding="utf-8")
-    clip = ROOT / "tests" / "data" / "bunny.mp4"
     # A file is refused as the place of several before anybody works.
-    source, output = (clip.parent, clip) if broken else (clip, tmp_path / "out.mkv")
-    command = [sys.executable, str(tmp_path / "program.py"), "upscale", str(source), str(output)]
-    done = subprocess.run(
-        [*command, "-q", "--frames", "1", "--scale", "2", "--threads", "1", "--nice", "3"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
-        timeout=120,
-        check=False,
-    )
+    source, output = (BUNNY.parent, BUNNY) if broken else (BUNNY, tmp_path / "out.mkv")
+    done = one_frame(tmp_path, source, output, "--nice", "3")
     code = 1 if broken else 0
     nice = os.getpriority(os.PRIO_PROCESS, 0) + 3
     assert done.stdout.splitlines() == [f"nice {min(nice, 19)}", f"code {code} left 0"], done.stderr

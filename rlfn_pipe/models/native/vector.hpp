@@ -14,59 +14,51 @@ using bf16 = uint16_t;
 
 #if RLFN_WIDE
 
+#define RLFN_V(name) _mm512_##name
 using Vector = __m512;
 using Bits = __m512i;
 constexpr int LANES = 16;
 
-inline Vector load(const float* p) { return _mm512_loadu_ps(p); }
-inline void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
-inline Vector splat(float v) { return _mm512_set1_ps(v); }
-inline Bits splat(int32_t v) { return _mm512_set1_epi32(v); }
-// a b + c and c - a b, rounded once.
-inline Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-inline Vector fnma(Vector a, Vector b, Vector c) { return _mm512_fnmadd_ps(a, b, c); }
-// The second operand where either is not a number.
-inline Vector most(Vector a, Vector b) { return _mm512_max_ps(a, b); }
-inline Vector least(Vector a, Vector b) { return _mm512_min_ps(a, b); }
 inline Vector whole(Vector v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// 2^v for whole numbers from -126 to 126.
-inline Vector power_of_two(Vector v) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(v), splat(127)), 23));
-}
-inline Vector add_then_mask(Vector v, int32_t added, int32_t mask) {
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(v), splat(added)), splat(mask)));
-}
 inline bool differ(Vector a, Vector b) {
     return _mm512_cmpneq_epi32_mask(_mm512_castps_si512(a), _mm512_castps_si512(b)) != 0;
 }
+inline Bits bits_of(Vector v) { return _mm512_castps_si512(v); }
+inline Bits both(Bits a, Bits b) { return _mm512_and_si512(a, b); }
+inline Vector of_bits(Bits v) { return _mm512_castsi512_ps(v); }
 
 #else
 
+#define RLFN_V(name) _mm256_##name
 using Vector = __m256;
 using Bits = __m256i;
 constexpr int LANES = 8;
 
-inline Vector load(const float* p) { return _mm256_loadu_ps(p); }
-inline void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
-inline Vector splat(float v) { return _mm256_set1_ps(v); }
-inline Bits splat(int32_t v) { return _mm256_set1_epi32(v); }
-inline Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-inline Vector fnma(Vector a, Vector b, Vector c) { return _mm256_fnmadd_ps(a, b, c); }
-inline Vector most(Vector a, Vector b) { return _mm256_max_ps(a, b); }
-inline Vector least(Vector a, Vector b) { return _mm256_min_ps(a, b); }
 inline Vector whole(Vector v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline Vector power_of_two(Vector v) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(v), splat(127)), 23));
-}
-inline Vector add_then_mask(Vector v, int32_t added, int32_t mask) {
-    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(v), splat(added)), splat(mask)));
-}
 inline bool differ(Vector a, Vector b) {
     const Bits others = _mm256_xor_si256(_mm256_castps_si256(a), _mm256_castps_si256(b));
     return !_mm256_testz_si256(others, others);
 }
+inline Bits bits_of(Vector v) { return _mm256_castps_si256(v); }
+inline Bits both(Bits a, Bits b) { return _mm256_and_si256(a, b); }
+inline Vector of_bits(Bits v) { return _mm256_castsi256_ps(v); }
 
 #endif
+
+inline Vector load(const float* p) { return RLFN_V(loadu_ps)(p); }
+inline void store(float* p, Vector v) { RLFN_V(storeu_ps)(p, v); }
+inline Vector splat(float v) { return RLFN_V(set1_ps)(v); }
+inline Bits splat(int32_t v) { return RLFN_V(set1_epi32)(v); }
+// a b + c and c - a b, rounded once.
+inline Vector fma(Vector a, Vector b, Vector c) { return RLFN_V(fmadd_ps)(a, b, c); }
+inline Vector fnma(Vector a, Vector b, Vector c) { return RLFN_V(fnmadd_ps)(a, b, c); }
+// The second operand where either is not a number.
+inline Vector most(Vector a, Vector b) { return RLFN_V(max_ps)(a, b); }
+inline Vector least(Vector a, Vector b) { return RLFN_V(min_ps)(a, b); }
+// 2^v for whole numbers from -126 to 126.
+inline Vector power_of_two(Vector v) {
+    return of_bits(RLFN_V(slli_epi32)(RLFN_V(add_epi32)(RLFN_V(cvtps_epi32)(v), splat(127)), 23));
+}
 
 // Puts a vector into its place; whether the bits there are others now.
 inline bool replace(float* place, Vector made) {
@@ -118,7 +110,7 @@ using Kept = float;
 constexpr int SETTLED = 14;
 inline Vector settle(Vector v) {
     constexpr int AWAY = 24 - SETTLED;
-    return add_then_mask(v, (1 << AWAY) >> 1, -(1 << AWAY));
+    return of_bits(both(RLFN_V(add_epi32)(bits_of(v), splat((1 << AWAY) >> 1)), splat(-(1 << AWAY))));
 }
 
 // 1 / (1 + exp(-x)), to about 1e-7.
@@ -137,5 +129,7 @@ inline Vector sigmoid(Vector x) {
 }
 
 #endif
+
+#undef RLFN_V
 
 }  // namespace rlfn
