@@ -132,9 +132,10 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            with suppress(FileNotFoundError), path.open("rb") as there:
-                if b"\0" in there.read(1 << 12):
-                    raise OutputError(f"log file {path} is there and is no text; choose another name")
+            if path.is_file():  # not a terminal or a pipe, which would be waited for
+                with path.open("rb") as there:
+                    if b"\0" in there.read(1 << 12):
+                        raise OutputError(f"log file {path} is there and is no text; choose another name")
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         except OSError as error:
             raise OutputError(f"log file {path} cannot be written: {error.strerror}") from error
