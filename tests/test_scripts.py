@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from rlfn_pipe.errors import Interrupted, OutputError, UsageError
 from rlfn_pipe.jobs import run as run_module
 from rlfn_pipe.jobs import temporary
 from rlfn_pipe.jobs.geometry import MAXIMUM_PIXELS, output_geometry
-from rlfn_pipe.jobs.images import ImageRun
+from rlfn_pipe.jobs.images import ImageRun, ImageTask
+from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.plan import describe
+from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import entered, work_path
 from rlfn_pipe.options import UpscaleOptions
@@ -128,6 +131,20 @@ def test_outputs_that_appear_meanwhile_are_passed_over(
             assert len(strict.finished) == 2
         for name in ("a.png", "b.png"):
             (out / name).unlink()
+
+
+def test_what_a_dead_worker_left_is_made_again(tmp_path: Path, nearest_engine: None) -> None:
+    """It may have put the output in place without living to say so."""
+    options = UpscaleOptions(scale=2, threads=1, skip_existing=True)
+    items = tuple(
+        Item(picture(tmp_path / name), picture(tmp_path / "out" / name, (3, 3)), "image")
+        for name in ("a.png", "b.png")
+    )
+    events: list[Event] = []
+    task = ImageTask(items, options, 1, 2, replaceable=frozenset({items[1].output}))
+    task.run(EngineRoom(options, print), events.append, threading.Event())
+    assert [Path(event.output).name for event in events if isinstance(event, Finished)] == ["b.png"]
+    assert [Path(event.input).name for event in events if isinstance(event, Warned)] == ["a.png"]
 
 
 def test_a_film_in_hand_elsewhere_is_passed_over(tmp_path: Path, nearest_engine: None) -> None:

@@ -147,7 +147,8 @@ class ImageRun:
         item, options = self._items[index], self._options
         begin = time.monotonic()
         try:
-            if options.skip_existing and os.path.lexists(item.output):
+            ours = item.output in self._task.replaceable
+            if options.skip_existing and not ours and os.path.lexists(item.output):
                 raise Taken(f"{item.output}: appeared meanwhile")
             frame, meta = read_image(item.source, index)
             format = output_format(item.output, meta, options.format)
