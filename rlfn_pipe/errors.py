@@ -29,6 +29,8 @@ class RlfnPipeError(Exception):
     """Base of all errors that are reported as one sentence without a traceback."""
 
     exit_code = 1
+    #: Whether a reader of `--json` has been told.
+    in_json = False
 
 
 class UsageError(RlfnPipeError):

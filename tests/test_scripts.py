@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,31 @@ def test_full_streams(tmp_path: Path) -> None:
     done = shell(f"$R probe {source} >/dev/full", tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "standard output cannot be used: no space left" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["upscale", "missing.mp4", "out.mp4", "--json"],
+        ["upscale", "{there}", "out.png", "--json", "--quality", "400"],
+        ["upscale", "{there}", "out.png", "--json", "--no-such-option"],
+        ["upscale", "{there}", "out.mp4", "--json", "--dry-run"],
+        ["upscale", "{broken}", "out.png", "--json"],
+        ["probe", "missing.mp4", "--json"],
+        ["weights", "show", "no-such-name", "--json"],
+    ],
+)
+def test_an_error_is_a_line_of_json_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    names = {"there": picture(tmp_path / "in.png"), "broken": tmp_path / "broken.png"}
+    code = main([word.format(**names) for word in given])
+    out, err = capsys.readouterr()
+    errors = [event for event in map(json.loads, out.splitlines()) if event["event"] == "error"]
+    assert code in (1, 2) and [event["exit_code"] for event in errors] == [code]
+    assert err == f"rlfn-pipe: error: {errors[0]['message']}\n"
 
 
 # ---------------------------------------------------------------- the log file

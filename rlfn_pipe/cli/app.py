@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ import typer.core
 import typer.main
 
 from rlfn_pipe import __version__
-from rlfn_pipe.cli.text import printable
+from rlfn_pipe.cli.text import json_line, printable
 from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError, reason_of
 
 PROGRAM = "rlfn-pipe"
@@ -160,9 +161,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except RlfnPipeError as error:
         if debug:
             traceback.print_exc()
+        if not error.in_json:
+            _say_in_json(str(error), error.exit_code, args)
         _say(str(error))
         return error.exit_code
     except typer.TyperException as error:
+        _say_in_json(_usage_sentence(error), error.exit_code, args)
         _say(_usage_sentence(error))
         return error.exit_code
     except OSError as error:
@@ -190,6 +194,14 @@ def _usage_sentence(error: typer.TyperException) -> str:
     if path.endswith(" upscale") and "unexpected extra argument" in message.lower():
         message += "; a pattern goes in quotes, so that the shell does not spell it out"
     return f"{message[:1].lower()}{message[1:]}; see {path} --help"
+
+
+def _say_in_json(message: str, exit_code: int, args: Sequence[str] | None) -> None:
+    """The same for a reader of `--json`, where that was asked for."""
+    if "--json" in (sys.argv[1:] if args is None else args):
+        # Standard output may be what failed.
+        with suppress(OSError):
+            print(json_line({"event": "error", "message": message, "exit_code": exit_code}), flush=True)
 
 
 def _say(message: str) -> None:

@@ -257,6 +257,7 @@ class Reporter:
         with self._lock:
             if self._options.json:
                 self._emit({"event": "error", "message": str(error), "exit_code": error.exit_code})
+                error.in_json = True
             self._note(lambda log: log.message(f"error: {error}"))
             self._view.close()
 
