@@ -111,9 +111,9 @@ def verify_weights(
             typer.echo(printable(f"{each['weights']}: {each['problem'] or 'whole'}"))
     failed = sum(not each["ok"] for each in results)
     if failed:
-        error = WeightsError(f"{failed} of {len(results)} weights files cannot be used; see the list")
-        error.in_json = json
-        raise error
+        fault = WeightsError(f"{failed} of {len(results)} weights files cannot be used; see the list")
+        fault.in_json = json
+        raise fault
 
 
 def _chosen(names: list[str] | None) -> list[tuple[str, ModelSpec | None, Path]]:
