@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: libavutil refuses larger frames, and no encoder here takes them.
 MAXIMUM_PIXELS = 1 << 28
-#: Of an image, which no encoder has to take: memory ends before, at some 20 bytes a pixel.
+#: Of an image, which no encoder has to take: memory ends before, at some 35 bytes a pixel.
 MAXIMUM_IMAGE_PIXELS = 1 << 30
 
 
