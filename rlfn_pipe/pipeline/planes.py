@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -30,33 +31,25 @@ def from_rgb(
         return conversions.from_rgb(rgb, colour, neutral=neutral, excess=excess)
     rgb = rgb.contiguous()
     _, height, width = rgb.shape
-    black, span, zero, chroma_span = conversions.levels(colour)
-    red, green, blue = conversions.luma_weights(colour)
-    half_x, half_y = _halves(colour)
+    numbers = _Numbers.of(colour)
     small = conversions.chroma_size(height, width, colour.subsampling)
     dtype = torch.uint8 if colour.bit_depth == 8 else torch.int16
     planes = [torch.empty(size, dtype=dtype) for size in ((height, width), small, small)]
     threads = compiled_threads()
-    white = conversions.WHITE
     job = Planes(
         height=height,
         width=width,
         threads=threads,
         bytes=dtype.itemsize,
-        half_x=half_x,
-        half_y=half_y,
+        half_x=len(numbers.along) > 1,
+        half_y=len(numbers.down) > 1,
         scale=1 if excess is None else height // excess.shape[-2],
         top=(1 << colour.bit_depth) - 1,
-        red=red,
-        green=green,
-        blue=blue,
-        luma_gain=span / white,
-        luma_offset=black,
-        cb_gain=chroma_span / (2.0 * white * (1.0 - blue)),
-        cr_gain=chroma_span / (2.0 * white * (1.0 - red)),
-        chroma_offset=zero,
-        along=_taps(_filter(half_x, colour.chroma_location != "centre")),
-        down=_taps(_filter(half_y, colour.chroma_location == "topleft")),
+        **dict(zip(("red", "green", "blue"), numbers.luma, strict=True)),
+        **dict(zip(("luma_gain", "cb_gain", "cr_gain"), numbers.gains, strict=True)),
+        **dict(zip(("luma_offset", "chroma_offset"), numbers.offsets, strict=True)),
+        along=_taps(numbers.along),
+        down=_taps(numbers.down),
     )
     job.rgb, job.y, job.cb, job.cr = (tensor.data_ptr() for tensor in (rgb, *planes))
     if excess is not None:
@@ -72,28 +65,38 @@ def by_kernels(rgb: torch.Tensor, colour: ColourInfo) -> list[torch.Tensor]:
     """As `from_rgb` for a layout with chroma, by Triton's kernels; see `rlfn_pipe.models.kernels`."""
     from rlfn_pipe.models import kernels
 
-    black, span, zero, chroma_span = conversions.levels(colour)
-    red, green, blue = conversions.luma_weights(colour)
-    white = conversions.WHITE
-    half_x, half_y = _halves(colour)
+    numbers = _Numbers.of(colour)
     return kernels.planes(
-        rgb,
-        (red, green, blue),
-        (
-            span / white,
-            chroma_span / (2.0 * white * (1.0 - blue)),
-            chroma_span / (2.0 * white * (1.0 - red)),
-        ),
-        (black, zero),
-        colour.bit_depth,
-        _filter(half_x, colour.chroma_location != "centre"),
-        _filter(half_y, colour.chroma_location == "topleft"),
+        rgb, numbers.luma, numbers.gains, numbers.offsets, colour.bit_depth, numbers.along, numbers.down
     )
 
 
-def _halves(colour: ColourInfo) -> tuple[bool, bool]:
-    """Whether chroma has half the samples along rows, and down columns."""
-    return colour.subsampling in ("420", "422"), colour.subsampling in ("420", "440")
+class _Numbers(NamedTuple):
+    """What a layout's planes are made with; fields as the arguments of `rlfn_pipe.models.kernels.planes`."""
+
+    luma: tuple[float, float, float]
+    gains: tuple[float, float, float]
+    offsets: tuple[float, float]
+    along: conversions.Taps
+    down: conversions.Taps
+
+    @classmethod
+    def of(cls, colour: ColourInfo) -> _Numbers:
+        """The numbers of a layout with chroma."""
+        black, span, zero, chroma_span = conversions.levels(colour)
+        red, green, blue = conversions.luma_weights(colour)
+        white = conversions.WHITE
+        return cls(
+            (red, green, blue),
+            (
+                span / white,
+                chroma_span / (2.0 * white * (1.0 - blue)),
+                chroma_span / (2.0 * white * (1.0 - red)),
+            ),
+            (black, zero),
+            _filter(colour.subsampling in ("420", "422"), colour.chroma_location != "centre"),
+            _filter(colour.subsampling in ("420", "440"), colour.chroma_location == "topleft"),
+        )
 
 
 def _filter(half: bool, cosited: bool) -> conversions.Taps:

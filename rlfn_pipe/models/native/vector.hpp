@@ -23,9 +23,6 @@ inline Vector whole(Vector v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEA
 inline bool differ(Vector a, Vector b) {
     return _mm512_cmpneq_epi32_mask(_mm512_castps_si512(a), _mm512_castps_si512(b)) != 0;
 }
-inline Bits bits_of(Vector v) { return _mm512_castps_si512(v); }
-inline Bits both(Bits a, Bits b) { return _mm512_and_si512(a, b); }
-inline Vector of_bits(Bits v) { return _mm512_castsi512_ps(v); }
 
 #else
 
@@ -39,9 +36,6 @@ inline bool differ(Vector a, Vector b) {
     const Bits others = _mm256_xor_si256(_mm256_castps_si256(a), _mm256_castps_si256(b));
     return !_mm256_testz_si256(others, others);
 }
-inline Bits bits_of(Vector v) { return _mm256_castps_si256(v); }
-inline Bits both(Bits a, Bits b) { return _mm256_and_si256(a, b); }
-inline Vector of_bits(Bits v) { return _mm256_castsi256_ps(v); }
 
 #endif
 
@@ -57,7 +51,7 @@ inline Vector most(Vector a, Vector b) { return RLFN_V(max_ps)(a, b); }
 inline Vector least(Vector a, Vector b) { return RLFN_V(min_ps)(a, b); }
 // 2^v for whole numbers from -126 to 126.
 inline Vector power_of_two(Vector v) {
-    return of_bits(RLFN_V(slli_epi32)(RLFN_V(add_epi32)(RLFN_V(cvtps_epi32)(v), splat(127)), 23));
+    return (Vector)RLFN_V(slli_epi32)(RLFN_V(add_epi32)(RLFN_V(cvtps_epi32)(v), splat(127)), 23);
 }
 
 // Puts a vector into its place; whether the bits there are others now.
@@ -110,7 +104,7 @@ using Kept = float;
 constexpr int SETTLED = 14;
 inline Vector settle(Vector v) {
     constexpr int AWAY = 24 - SETTLED;
-    return of_bits(both(RLFN_V(add_epi32)(bits_of(v), splat((1 << AWAY) >> 1)), splat(-(1 << AWAY))));
+    return (Vector)(RLFN_V(add_epi32)((Bits)v, splat((1 << AWAY) >> 1)) & splat(-(1 << AWAY)));
 }
 
 // 1 / (1 + exp(-x)), to about 1e-7.
