@@ -50,6 +50,11 @@ class OutputError(RlfnPipeError):
 class Taken(OutputError):
     """Another process has made the output meanwhile, or is making it."""
 
+    @property
+    def passed_over(self) -> str:
+        """What to say where that is no failure: the message without its advice."""
+        return f"passed over: {str(self).partition(';')[0]}"
+
 
 class WeightsError(RlfnPipeError):
     """A weights file is damaged, of an unknown architecture, or fails its checksum."""

@@ -166,8 +166,9 @@ def main(args: Sequence[str] | None = None) -> int:
         _say(str(error))
         return error.exit_code
     except typer.TyperException as error:
-        _say_in_json(_usage_sentence(error), error.exit_code, args)
-        _say(_usage_sentence(error))
+        sentence = _usage_sentence(error)
+        _say_in_json(sentence, error.exit_code, args)
+        _say(sentence)
         return error.exit_code
     except OSError as error:
         if debug:

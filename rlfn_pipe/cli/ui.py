@@ -178,7 +178,6 @@ class Reporter:
         self._view = view_for(console, interval, silent=options.quiet or options.json)
         self._warned: Counter[str] = Counter()
         self._started = 0
-        self._several = False
         self._finished, self._items = 0, 1
         self.output_closed = False
         self.output_error: OutputError | None = None
@@ -206,7 +205,6 @@ class Reporter:
                     text = f"{arrow}: {event.description}" if event.description else arrow
                     self._tell(text, show=self._started == 1 or self._options.verbose)
                 case Progress():
-                    self._several |= event.items_total > 1
                     self._items = event.items_total
                     self._view.progress(event)
                     self._note(lambda log: log.progress(event))
@@ -218,7 +216,9 @@ class Reporter:
                 case Finished():
                     self._finished += 1
                     # A single item's line is the summary.
-                    self._tell(f"done: {finished_line(event)}", show=self._options.verbose and self._several)
+                    self._tell(
+                        f"done: {finished_line(event)}", show=self._options.verbose and self._items > 1
+                    )
                     if event.stages:
                         for line in stage_lines(event.stages, event.frames, event.seconds):
                             self._tell(line, show=self._options.verbose)

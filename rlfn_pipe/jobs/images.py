@@ -236,7 +236,7 @@ class ImageRun:
     def _fail(self, item: Item, error: RlfnPipeError) -> None:
         name = str(item.source)
         if self._options.skip_existing and isinstance(error, Taken):
-            self._on_event(Warned(name, f"passed over: {str(error).partition(';')[0]}"))
+            self._on_event(Warned(name, error.passed_over))
         elif self._task.total == 1:
             raise error
         else:

@@ -199,7 +199,7 @@ class _Run:
             )
         except RlfnPipeError as error:
             if self._options.skip_existing and isinstance(error, Taken):
-                self.emit(Warned(name, f"passed over: {str(error).partition(';')[0]}"))
+                self.emit(Warned(name, error.passed_over))
                 return
             if self._stop.is_set() or position[1] == 1:
                 raise
