@@ -8,9 +8,11 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_
 from rlfn_pipe.engine.resize import lanczos_matrix, resize
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.settings import Settings
+from rlfn_pipe.engine.transfer import Arrival
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.models.fuse import InferenceFactory
@@ -390,17 +393,104 @@ def test_tiles_that_overflow_are_redone_in_fp32(value: float, tile: int, late: b
     assert said and all("fp32" in line for line in said)
 
 
-def test_flags_are_read_once_for_many_batches() -> None:
+def test_flags_are_read_no_further_than_they_are_needed() -> None:
     doubts: Doubts[str] = Doubts()
     doubts.add(torch.tensor([True, False, True]), ["a", "b", "c"])
     doubts.add(torch.tensor([False, True]), ["d"])
-    bad = doubts.settle()
-    assert bad == ["b", "d"]
-    bad.pop()
     doubts.add(torch.tensor([False]), ["e"])
-    assert doubts.settle() == ["b", "e"]
-    doubts.clear()
-    assert doubts.settle() == []
+    assert doubts.settle(0) == [] and doubts.added == 3
+    bad = doubts.settle(2)
+    assert bad == ["b", "d"] and doubts.settle(1) is bad
+    bad.pop()
+    doubts.add(torch.tensor([True, False]), ["f", "g"])
+    assert doubts.added == 4
+    assert doubts.settle() == ["b", "e", "g"]
+
+
+class Slow(Arrival):
+    """Tensors that are on the host only when somebody waits for them, as from a device."""
+
+    underway: ClassVar[list[Slow]] = []
+    most = 0
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__([torch.full_like(tensor, 77) for tensor in tensors], None)
+        self._sent = [tensor.clone() for tensor in tensors]
+        self.underway.append(self)
+        Slow.most = max(Slow.most, len(self.underway))
+
+    def tensors(self) -> list[torch.Tensor]:
+        for copy, sent in zip(super().tensors(), self._sent, strict=True):
+            copy.numpy()[...] = sent.numpy()
+        if self in self.underway:
+            self.underway.remove(self)
+        return super().tensors()
+
+
+@pytest.fixture
+def slow_way(monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
+    """All that the engine fetches is on its way until it is waited for."""
+    monkeypatch.setattr("rlfn_pipe.engine.schedule.fetch", Slow)
+    monkeypatch.setattr("rlfn_pipe.engine.overflow.fetch", Slow)
+    monkeypatch.setattr(Slow, "underway", [])
+    monkeypatch.setattr(Slow, "most", 0)
+    return Slow
+
+
+@pytest.mark.parametrize("bright", [(), (2, 6), range(9)])
+@pytest.mark.parametrize(
+    ("tile", "reuse"), [(0, "off"), (0, "exact"), (60, "off"), (60, "exact"), (60, "near")]
+)
+def test_frames_on_their_way_while_others_are_computed(
+    slow_way: type[Slow], bright: Sequence[int], tile: int, reuse: str
+) -> None:
+    """Also where it turns out on arrival only that a tile had overflowed, of this frame or one that it shares."""
+    said: list[str] = []
+    engine = Engine(
+        lambda dtype, edge: Overflowing(dtype, float("nan")),
+        nearest_spec(2),
+        device="cpu",
+        precision="bf16",
+        batch=2,
+        tile=tile,
+        threads=1,
+        reuse=reuse,
+        on_warning=said.append,
+    )
+    assert engine.ahead == 0
+    engine.late_checks, engine.ahead = True, 2
+    frames = pictures([(70, 80)] * 9)
+    for i, frame in enumerate(frames):
+        if i not in bright:
+            frames[i] = replace(frame, planes=tuple(plane // 2 for plane in frame.planes))
+    # A frame that shares most of its tiles with the one before, and repeated ones.
+    for i in (3, 4, 7):
+        planes = tuple(plane.copy() for plane in frames[2].planes)
+        if i == 3:
+            planes[0][-9:, -9:] ^= 64
+        frames[i] = replace(frames[i], planes=planes)
+    got = []
+    for frame in engine.run(work(frames, 2)):
+        got.append(frame)
+        if not bright:  # else some planes are made again, and nobody waits for the first ones
+            assert sum(len(each._copies) == 3 for each in slow_way.underway) <= 2
+    assert slow_way.most >= 3, "planes of two frames, and flags"
+    check_identity(frames, got, 2)
+    assert bool(said) == bool(bright)
+
+
+def test_memory_that_ends_while_frames_are_on_their_way(slow_way: type[Slow]) -> None:
+    settings = {"batch": 2, "tile": 80, "overlap": 20, "threads": 1}
+    engine = Engine(
+        lambda dtype, edge: Failing(2, 90 * 90, 0.4, MemoryError),
+        nearest_spec(2),
+        device="cpu",
+        **settings,  # type: ignore[arg-type]
+    )
+    engine.ahead = 2
+    frames = pictures([(150, 97), (60, 60), (150, 97), (200, 220), (60, 60)] * 2)
+    check_identity(frames, list(engine.run(work(frames, 2))), 2)
+    assert engine.shrunk
 
 
 def test_memory_that_ends_with_tiles_in_doubt_loses_nothing() -> None:

@@ -69,7 +69,7 @@ def test_444_round_trip_is_exact_to_one(matrix: int, value_range: int, depth: in
     given = Frame(planes, layout)
     back = conversions.from_rgb(conversions.to_rgb(given, CPU), layout)
     for plane, original in zip(back, planes, strict=True):
-        assert np.abs(conversions.download([plane])[0].astype(int) - original).max() <= 1
+        assert np.abs(conversions.samples([plane])[0].astype(int) - original).max() <= 1
 
 
 @pytest.mark.parametrize("depth", [8, 12, 16])
@@ -145,7 +145,7 @@ def test_chroma_survives_420_at_each_siting(location: str) -> None:
     )
     back = conversions.from_rgb(conversions.to_rgb(Frame(planes, layout), CPU), layout)
     for plane, original in zip(back, planes, strict=True):
-        inner = conversions.download([plane])[0].astype(int)[2:-2, 2:-2]
+        inner = conversions.samples([plane])[0].astype(int)[2:-2, 2:-2]
         assert np.abs(inner - original[2:-2, 2:-2]).max() <= 1
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from rlfn_pipe.engine.transfer import send
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import (
     MATRIX_BT470BG,
@@ -83,16 +84,9 @@ def upload(plane: np.ndarray, device: torch.device) -> torch.Tensor:
     16-bit samples travel as int16 bits, since few devices convert unsigned 16-bit integers.
     """
     if plane.dtype == np.uint8:
-        return _sent(torch.from_numpy(np.array(plane, order="C")), device).to(torch.float32)
-    bits = np.array(plane, dtype=np.uint16, order="C").view(np.int16)
-    return _sent(torch.from_numpy(bits), device).to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
-
-
-def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Host memory that nobody else has, on the device; CUDA copies it while the host goes on."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
+        return send(plane, device).to(torch.float32)
+    bits = plane.astype(np.uint16, copy=False).view(np.int16)
+    return send(bits, device).to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
 
 
 def quantise(values: torch.Tensor, bit_depth: int) -> torch.Tensor:
@@ -106,13 +100,9 @@ def quantise(values: torch.Tensor, bit_depth: int) -> torch.Tensor:
     return values.to(torch.int32).to(torch.int16)
 
 
-def download(planes: list[torch.Tensor]) -> list[np.ndarray]:
-    """Quantised planes of one device as uint8 or uint16 on the host, which waits once for all of them."""
-    device = planes[0].device
-    copies = [plane.to("cpu", non_blocking=device.type == "cuda") for plane in planes]
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-    arrays = [copy.numpy() for copy in copies]
+def samples(planes: list[torch.Tensor]) -> list[np.ndarray]:
+    """Quantised planes on the host as uint8 or uint16, without a copy."""
+    arrays = [plane.numpy() for plane in planes]
     return [array.view(np.uint16) if array.dtype == np.int16 else array for array in arrays]
 
 

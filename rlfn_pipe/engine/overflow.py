@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
+
+from rlfn_pipe.engine.transfer import Arrival, fetch
 
 __all__ = ["Doubts", "finite_tiles", "without_bad_tiles"]
 
@@ -26,28 +29,31 @@ def without_bad_tiles(result: torch.Tensor, finite: torch.Tensor) -> torch.Tenso
 
 
 class Doubts(Generic[P]):
-    """What was computed and not yet checked: flags on the device, and what each of them is about."""
+    """What was computed and not yet checked: flags on their way from the device, and what each of them is about."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[torch.Tensor, Sequence[P]]] = []
+        self._waiting: deque[tuple[Arrival, Sequence[P]]] = deque()
         self._bad: list[P] = []
+        self._settled = 0
+
+    @property
+    def added(self) -> int:
+        """How many times something was added."""
+        return self._settled + len(self._waiting)
 
     def add(self, finite: torch.Tensor, items: Sequence[P]) -> None:
         """Flags (N,) of at most N `items`; spare ones at the end are about nothing."""
-        self._waiting.append((finite, items))
+        self._waiting.append((fetch([finite]), items))
 
-    def settle(self) -> list[P]:
-        """The items that are not finite, after one read for everything added since the last call.
+    def settle(self, until: int | None = None) -> list[P]:
+        """The items that are not finite, of what was added before there were `until` additions (None: of all).
 
         They stay on the list, which is the caller's to empty.
         """
-        if self._waiting:
-            flags = torch.cat([finite[: len(items)] for finite, items in self._waiting]).tolist()
-            known = [item for _, items in self._waiting for item in items]
-            self._waiting = []
-            self._bad += [item for item, finite in zip(known, flags, strict=True) if not finite]
+        while self._waiting and (until is None or self._settled < until):
+            arrival, items = self._waiting[0]
+            flags = arrival.tensors()[0].tolist()
+            self._waiting.popleft()
+            self._settled += 1
+            self._bad += [item for item, finite in zip(items, flags, strict=False) if not finite]
         return self._bad
-
-    def clear(self) -> None:
-        """Nothing is in doubt any more."""
-        self._waiting, self._bad = [], []

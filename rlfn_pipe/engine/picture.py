@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlfn_pipe.engine.tiling import Span, Tile, fade_weights, plan, reflected
+from rlfn_pipe.engine.transfer import send
 
 
 class Picture:
@@ -33,7 +34,7 @@ class Picture:
         for dim, side in ((-2, self._height), (-1, self._width)):
             index = reflected(side, minimum)
             if index is not None:
-                rgb = rgb.index_select(dim, torch.from_numpy(index).to(rgb.device))
+                rgb = rgb.index_select(dim, send(index, rgb.device))
         self.rgb = rgb
         self._canvas: torch.Tensor | None = None
         self._missing: set[Tile] = set()
@@ -121,4 +122,4 @@ def answer_of(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:
 
 
 def _weights(span: Span, scale: int, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(fade_weights(span, scale)).to(device)
+    return send(fade_weights(span, scale), device)

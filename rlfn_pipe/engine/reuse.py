@@ -274,6 +274,10 @@ class Mosaic:
         self._shown: list[Answer] = []
         self._canvas: torch.Tensor | None = None
 
+    def forget(self) -> None:
+        """An answer that was shown has another part now."""
+        self._tiles = ()
+
     def show(self, tiles: tuple[Tile, ...], answers: list[Answer], scale: int) -> torch.Tensor:
         """The canvas (3, s H, s W) float32 of all parts. It is overwritten by the next call."""
         if self._canvas is None or self._tiles != tiles:

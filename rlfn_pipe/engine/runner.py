@@ -24,12 +24,21 @@ from rlfn_pipe.engine.device import (
     suit_allocator,
 )
 from rlfn_pipe.engine.limits import Limits
-from rlfn_pipe.engine.network import Grid, Memorable, Network, NetworkFactory, Remembering, SideBySide
+from rlfn_pipe.engine.network import (
+    Forgetting,
+    Grid,
+    Memorable,
+    Network,
+    NetworkFactory,
+    Remembering,
+    SideBySide,
+)
 from rlfn_pipe.engine.overflow import finite_tiles, without_bad_tiles
 from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.engine.schedule import Run
 from rlfn_pipe.engine.settings import JSON, Settings
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
+from rlfn_pipe.engine.transfer import frames_ahead, send
 from rlfn_pipe.engine.work import depth_of
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.threads import only_compiled
@@ -134,6 +143,8 @@ class Engine:
         self._limits, self._share = Limits(), 1.0
         #: Whether overflow is looked for when a frame is closed, instead of after each batch.
         self.late_checks = self.device.type != "cpu"
+        #: Frames that are computed while older ones are on their way to the host.
+        self.ahead = frames_ahead(self.device)
         if self.device.type == "cpu":
             suit_allocator()
 
@@ -367,8 +378,9 @@ class Engine:
             return self._remembering[key]
 
     def forget(self) -> bool:
-        """Hand back what networks keep of the last frame. False when nothing was kept."""
-        kept = [network.forget() for network in self._remembering.values()]
+        """Hand back what networks keep between calls. False when nothing was kept."""
+        networks = [*self._remembering.values(), *self._networks.values()]
+        kept = [network.forget() for network in networks if isinstance(network, Forgetting)]
         return any(kept)
 
     @property
@@ -384,7 +396,7 @@ class Engine:
             np.stack([stretch_matrix(tile.x) for tile in tiles]),
             np.stack([np.outer(border_mask(tile.y), border_mask(tile.x))[None] for tile in tiles]),
         )
-        rows, columns, border = (torch.from_numpy(array).to(self.device) for array in arrays)
+        rows, columns, border = (send(array, self.device) for array in arrays)
         return rows, columns, border
 
 

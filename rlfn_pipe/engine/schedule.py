@@ -20,6 +20,7 @@ from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.engine.reuse import Answer, Gallery, Likeness, Memory, Mosaic, Statistics
 from rlfn_pipe.engine.tiling import Tile, plan
+from rlfn_pipe.engine.transfer import fetch
 from rlfn_pipe.engine.work import Job, Key, Piece, depth_of, key_of, like
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import Frame, Target
@@ -36,6 +37,8 @@ class Run:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._jobs: deque[Job] = deque()
+        #: Frames on their way to the host, oldest first; on the CPU none stays here.
+        self._leaving: deque[Job] = deque()
         self._buckets: Buckets[Key, Piece] = Buckets()
         self._hold = Hold(engine.reuse_tolerance) if engine.reuse == "near" else None
         self._memory = Memory(engine.scale)
@@ -45,6 +48,8 @@ class Run:
         self._lanes: Lanes[Job] = Lanes(engine.threads)
         self._side_by_side = True
         self._doubts: Doubts[Piece] = Doubts()
+        #: How many tiles were mended so far: planes that were made before may lack one.
+        self._mends = 0
         #: Whether a tile's bits are the same wherever it lies in a full batch, where that was tried.
         self._steady: dict[Key, bool] = {}
         self._worth_trying: set[Key] = set()
@@ -62,7 +67,7 @@ class Run:
                     job = self._attempt(lambda f=frame, t=target: self._open(f, t))  # type: ignore[misc]
                 if job is None:
                     while self._jobs:
-                        yield self._next()
+                        yield from self._next()
                     job = self._with_room(lambda f=frame, t=target: self._open(f, t), frame)  # type: ignore[misc]
                 self._jobs.append(job)
                 if job.repeats is None:
@@ -73,25 +78,55 @@ class Run:
                 self._count(frames=1, frames_repeated=int(job.repeats is not None))
                 self._compute(until=None)
                 while self._jobs and (self._jobs[0].done or self._crowded()):
-                    yield self._next()
+                    yield from self._next()
             while self._jobs:
-                yield self._next()
+                yield from self._next()
+            while self._leaving:
+                yield self._arrived()
         finally:
             self._lanes.close()
 
     def _count(self, **counts: Any) -> None:
         self._engine.statistics += Statistics(**counts)
 
-    def _next(self) -> Frame:
-        """Finish the oldest frame, computing what is missing of it."""
+    def _next(self) -> Iterator[Frame]:
+        """Send the oldest frame to the host, computing what is missing of it; those that need be there by now."""
         job = self._jobs[0]
         if job.lone is not None:
             self._take(job, job.lone)
         self._compute(until=job)
-        self._with_room(self._mend, job.frame)
-        result = job.output or self._with_room(lambda: self._close(job), job.frame)
-        self._jobs.popleft()
-        return result
+        if not job.settled:
+            self._with_room(lambda: self._close(job), job.frame)
+        self._leaving.append(self._jobs.popleft())
+        while len(self._leaving) > self._engine.ahead:
+            yield self._arrived()
+
+    def _arrived(self) -> Frame:
+        """Wait for the oldest frame that was sent."""
+        job = self._leaving[0]
+        self._with_room(lambda: self._land(job), job.frame)
+        self._leaving.popleft()
+        assert job.output is not None
+        return job.output
+
+    def _land(self, job: Job) -> bool:
+        """A frame's samples on the host, made again where a tile had overflowed. True: see `_mend`."""
+        if job.repeats is not None:
+            job.output = like(job.repeats, job.frame)
+        elif job.output is None:
+            self._mend(job.doubts)
+            if job.mends != self._mends:
+                self._close(job)
+            assert job.planes is not None
+            planes = colour.samples(job.planes.tensors())
+            if isinstance(job.alpha, float):
+                value = round(job.alpha * ((1 << job.target.colour.bit_depth) - 1))
+                planes.append(np.full_like(planes[0], value))
+            job.output = replace(job.frame, planes=tuple(planes), colour=job.target.colour)
+            # The result may be kept for a while; what led to it need not.
+            job.planes = job.picture = job.alpha = job.answers = None
+            job.waiting = []
+        return True
 
     def _crowded(self) -> bool:
         """More is waiting than two batches (and two frames), or two frames a thread, need."""
@@ -163,6 +198,7 @@ class Run:
             picture.place(tile, results[0])
             job.tiles += (tile,)
         self._close(job)
+        self._land(job)
         return job
 
     def _take(self, job: Job, lone: Lone[Job]) -> None:
@@ -210,9 +246,8 @@ class Run:
         return Job(frame, target, picture(rgb), alpha)
 
     @torch.inference_mode()
-    def _close(self, job: Job) -> Frame:
-        if job.repeats is not None:
-            return like(job.repeats, job.frame)
+    def _close(self, job: Job) -> bool:
+        """Make a frame's planes and send them to the host. True: see `_mend`."""
         target = job.target
         if job.answers is not None:
             for picture, answers, mosaic in zip(job.pictures, job.answers, self._mosaics, strict=False):
@@ -228,15 +263,8 @@ class Run:
         if isinstance(job.alpha, Picture):
             grey = resize(job.alpha.result()[0], target.height, target.width)
             planes.append(colour.alpha_from_grey(grey, target.colour.bit_depth))
-        arrays = colour.download(planes)
-        if isinstance(job.alpha, float):
-            value = round(job.alpha * ((1 << target.colour.bit_depth) - 1))
-            arrays.append(np.full((target.height, target.width), value, dtype=arrays[0].dtype))
-        job.output = replace(job.frame, planes=tuple(arrays), colour=target.colour)
-        # The result may be kept for a while; what led to it need not.
-        job.picture = job.alpha = job.answers = None
-        job.waiting = []
-        return job.output
+        job.planes, job.doubts, job.mends = fetch(planes), self._doubts.added, self._mends
+        return True
 
     # ------------------------------------------------------------ tiles
 
@@ -295,7 +323,7 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        release_cached(self._engine.device)
+        self._make_room()
         if self._engine.forget() or self._engine.shrink(len(batch), max(key.height, key.width)):
             self._buckets.put_back(key, [piece for piece in batch if piece.waits])
         else:
@@ -322,12 +350,18 @@ class Run:
         )
 
     @torch.inference_mode()
-    def _mend(self) -> bool:
-        """Compute again, in fp32, the tiles that turn out to have overflowed. True: `_attempt` has no None."""
-        bad = self._doubts.settle()
+    def _mend(self, until: int | None = None) -> bool:
+        """Compute again, in fp32, the tiles that turn out to have overflowed; see `Doubts.settle`.
+
+        True, since `_attempt` takes None for memory that ended.
+        """
+        bad = self._doubts.settle(until)
         while bad:
             bad[-1].mend(self._engine.redo(bad[-1].picture.pixels_of(bad[-1].tile), bad[-1].tile))
             bad.pop()
+            self._mends += 1
+            for mosaic in self._mosaics:
+                mosaic.forget()
         return True
 
     def _is_steady(self, key: Key, pixels: torch.Tensor, tile: Tile, results: torch.Tensor) -> bool:
@@ -357,5 +391,15 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        release_cached(self._engine.device)
+        self._make_room()
         return None
+
+    def _make_room(self) -> None:
+        """Memory has ended: hand back what was cached, and wait for frames that are on their way."""
+        release_cached(self._engine.device)
+        try:
+            for job in self._leaving:
+                self._land(job)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise

@@ -10,6 +10,7 @@ from rlfn_pipe.engine.lanes import Lone
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.reuse import Answer
 from rlfn_pipe.engine.tiling import Tile
+from rlfn_pipe.engine.transfer import Arrival
 from rlfn_pipe.types import Frame, Target
 
 __all__ = ["Job", "Key", "Piece", "depth_of", "key_of", "like"]
@@ -38,7 +39,8 @@ class Job:
 
     `alpha` is a picture, a constant in 0..1, or None where none is wanted. `answers` has a list of tiles'
     answers for each picture, where they are kept. A job that `repeats` another has no picture, nor has one
-    that is computed by a thread of its own (`lone`) as long as it is.
+    that is computed by a thread of its own (`lone`) as long as it is. `planes` are its samples on their way to the
+    host, made when the run had added `doubts` batches to those in doubt and mended tiles `mends` times.
     """
 
     frame: Frame
@@ -52,6 +54,14 @@ class Job:
     tiles: tuple[Tile, ...] = ()
     answers: list[list[Answer]] | None = None
     waiting: list[Answer] | None = None
+    planes: Arrival | None = None
+    doubts: int = 0
+    mends: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """True when no planes are to be made."""
+        return self.repeats is not None or self.output is not None
 
     @property
     def pictures(self) -> list[Picture]:

@@ -29,9 +29,11 @@ from torch import nn
 
 from rlfn_pipe.models.rlfn import RLFB, RLFN
 from rlfn_pipe.types import ModelSpec
+from rlfn_pipe.unmeasured import asked_for
 
 if TYPE_CHECKING:
     from rlfn_pipe.models.compiled import CompiledNetwork
+    from rlfn_pipe.models.graphs import GraphedNetwork
     from rlfn_pipe.models.native.network import NativeNetwork
     from rlfn_pipe.models.strips import StripNetwork
 
@@ -204,12 +206,15 @@ def build_inference(
 
 def for_device(
     spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool, device: torch.device | str
-) -> InferenceNet:
+) -> InferenceNet | GraphedNetwork:
     """The inference form for a device that is not the CPU."""
     from rlfn_pipe.models.fused import FusedBlock, kernels_wanted
+    from rlfn_pipe.models.graphs import GraphedNetwork, recorder
 
-    block = FusedBlock if kernels_wanted(torch.device(device)) else InferenceBlock
-    return build_inference(spec, module, dtype, edge_fp32=edge_fp32, block=block).to(device)
+    device = torch.device(device)
+    block = FusedBlock if kernels_wanted(device) else InferenceBlock
+    net = build_inference(spec, module, dtype, edge_fp32=edge_fp32, block=block).to(device)
+    return GraphedNetwork(net, recorder()) if asked_for("graphs", device) else net
 
 
 class InferenceFactory:

@@ -1,33 +1,26 @@
-"""The folded network with Triton's kernels between its convolutions, for CUDA. Unmeasured, hence off.
-
-`RLFN_PIPE_TRITON=on` asks for it and for results to planes in two kernels (`rlfn_pipe.pipeline.planes`). Nobody has
-run either on a GPU; their kernels are tested by Triton's interpreter.
-"""
+"""The folded network with Triton's kernels between its convolutions, for CUDA. Unmeasured; see `rlfn_pipe.unmeasured`."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 import torch.nn.functional as F
 
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.models.fuse import SLOPE, Grid, InferenceBlock, attention_of
+from rlfn_pipe.unmeasured import WISH, asked_for
 
 __all__ = ["FusedBlock", "kernels_wanted"]
-
-#: Environment variable that turns the kernels on.
-WISH = "RLFN_PIPE_TRITON"
 
 
 def kernels_wanted(device: torch.device) -> bool:
     """Whether Triton's kernels are to be used on `device`. Raises UsageError where Triton is missing."""
-    if device.type != "cuda" or os.environ.get(WISH) != "on":
+    if not asked_for("kernels", device):
         return False
     if importlib.util.find_spec("triton") is None:
         raise UsageError(
-            f"{WISH}=on needs Triton, which is not installed; pip install triton, or leave {WISH} out"
+            f"{WISH}=kernels needs Triton, which is not installed; pip install triton, or leave it out"
         )
     return True
 
