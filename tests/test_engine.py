@@ -24,7 +24,7 @@ from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.resize import lanczos_matrix, resize
-from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.engine.runner import CPU_STRIPS, TILE_SHARE, Engine
 from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.engine.transfer import Arrival
 from rlfn_pipe.errors import EngineError, UsageError
@@ -238,6 +238,17 @@ def test_limits_grow_again_after_many_good_batches() -> None:
     for _ in range(8 * PATIENCE):
         limits.went_well(1)
     assert limits.tile is None
+
+
+def test_frames_are_whole_while_they_fit_the_budget_and_tiles_leave_room_for_a_canvas() -> None:
+    engine = nearest(2, budget=300 << 20)
+    fits = int(((300 << 20) - CPU_STRIPS) / engine._bytes_per_pixel())
+    assert engine.tile_for(1, fits) == 0
+    side = engine.tile_for(1, fits + 1)
+    share = side**2 * engine._bytes_per_pixel() + CPU_STRIPS
+    assert 0.99 * TILE_SHARE < share / (300 << 20) <= TILE_SHARE
+    tiny = nearest(2, budget=1)
+    assert (tiny.tile_for(48, 48), tiny.tile_for(48, 49)) == (0, 48), "never smaller than that"
 
 
 def test_tiles_grow_again_when_memory_is_back() -> None:

@@ -59,8 +59,8 @@ SMALL_OVERLAP = 36
 SMALLEST_TILE = 48
 #: Bytes that the CPU's strips take besides what grows with the picture.
 CPU_STRIPS = 96 << 20
-#: Share of the memory budget that a tile may take on the CPU, whose cores gain nothing by larger ones: 1080p to 4K
-#: stays below 2.5 GB with it, of which an encoder takes more than half (docs/performance.md).
+#: Share of the memory budget that a tile may take on the CPU, beside the frame's canvas: 1080p to 4K stays below
+#: 2.5 GB with it, of which an encoder takes more than half (docs/performance.md).
 TILE_SHARE = 0.75
 #: Bytes that a network may keep of the last frame's layers, so that only what changed is computed.
 LAYERS = 1 << 30
@@ -203,15 +203,20 @@ class Engine:
 
     def _largest_tile(self) -> int:
         """Pixels of the largest tile that is chosen without being asked for."""
-        budget = self._budget * TILE_SHARE - CPU_STRIPS if self.device.type == "cpu" else self._budget
-        return max(SMALLEST_TILE**2, int(budget / self._bytes_per_pixel()))
+        return self._pixels_in(TILE_SHARE if self.device.type == "cpu" else 1.0)
+
+    def _pixels_in(self, share: float) -> int:
+        """Pixels that are computed in a share of the budget, at least those of the smallest tile."""
+        strips = CPU_STRIPS if self.device.type == "cpu" else 0
+        return max(SMALLEST_TILE**2, int((self._budget * share - strips) / self._bytes_per_pixel()))
 
     def tile_for(self, height: int, width: int) -> int:
         """The tile side for a frame (0: whole)."""
         tile = self._tile
         if tile is None:
-            pixels = self._largest_tile()
-            tile = 0 if height * width <= pixels else max(SMALLEST_TILE, math.isqrt(pixels))
+            # A whole frame's result is its canvas, which takes no more with it than tiles beside theirs.
+            whole = height * width <= self._pixels_in(1.0)
+            tile = 0 if whole else max(SMALLEST_TILE, math.isqrt(self._largest_tile()))
         return self._limits.tile_of(tile)
 
     def batch_for(self, height: int, width: int) -> int:
