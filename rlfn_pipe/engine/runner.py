@@ -36,7 +36,7 @@ from rlfn_pipe.engine.network import (
 from rlfn_pipe.engine.overflow import finite_tiles, without_bad_tiles
 from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.engine.schedule import Run
-from rlfn_pipe.engine.settings import JSON, Settings
+from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
 from rlfn_pipe.engine.transfer import frames_ahead, send
 from rlfn_pipe.engine.work import depth_of
@@ -84,10 +84,8 @@ class Engine:
     low-resolution pixels (None: by memory, 0: whole frames); `overlap` the pixels that neighbours
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
-    may take (None: by what is free); `compile` is auto, on or off; `reuse` is exact, near or off, with
-    `reuse_tolerance` in code values of 8 bit for near; `form` names the form of the
-    factory's networks in a precision, for `resolved`;
-    `to_planes` does what `rlfn_pipe.engine.colour.from_rgb` does (None) in another way.
+    may take (None: by what is free); `reuse` is exact, near or off, with `reuse_tolerance` in code values of
+    8 bit for near; `to_planes` does what `rlfn_pipe.engine.colour.from_rgb` does (None) in another way.
     `statistics` counts what the runs computed. `on_warning` gets one sentence for each step that memory
     forced and for each tile redone in fp32.
     Raises UsageError for impossible settings.
@@ -106,10 +104,8 @@ class Engine:
         threads: int | None = None,
         tta: bool = False,
         budget: int | None = None,
-        compile: str = "auto",
         reuse: str = "exact",
         reuse_tolerance: float = 2.0,
-        form: Callable[[str], str] | None = None,
         to_planes: Callable[..., list[torch.Tensor]] | None = None,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
@@ -117,7 +113,7 @@ class Engine:
         self._factory = network_factory
         self.device, self.device_reason = resolve_device(device)
         self.precision, self.precision_reason = resolve_precision(precision, self.device)
-        self._settings = Settings.resolve(
+        settings = Settings.resolve(
             device=str(self.device),
             precision=self.precision,
             tile=tile,
@@ -126,15 +122,13 @@ class Engine:
             threads=threads,
             tta=tta,
             budget=budget,
-            compile=compile,
-            form=form,
         )
         self._dtype = DTYPES[self.precision]
         self._tile, self._overlap, self._batch, self.tta = tile, overlap, batch, tta
         if reuse not in ("exact", "near", "off"):
             raise UsageError(f"--reuse {reuse} is not known; use exact, near or off")
         self.reuse, self.reuse_tolerance, self.statistics = reuse, reuse_tolerance, Statistics()
-        self.threads, self._budget = self._settings.threads, self._settings.budget
+        self.threads, self._budget = settings.threads, settings.budget
         self.to_planes = to_planes
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
@@ -161,13 +155,6 @@ class Engine:
     def shrunk(self) -> bool:
         """True once memory forced smaller tiles or batches: results then differ in their last bits."""
         return self._limits.shrunk
-
-    def resolved(self) -> dict[str, JSON]:
-        """The settings that results depend on, as plain JSON values; see `Settings`.
-
-        What memory forced later is not among them: `shrunk` tells that.
-        """
-        return self._settings.to_dict()
 
     def describe(self) -> dict[str, object]:
         """Device, precision and reasons, tile, overlap, batch as they stand now (JSON types)."""

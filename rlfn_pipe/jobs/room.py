@@ -111,12 +111,16 @@ class EngineRoom:
     def _build(self, factor: float) -> Engine:
         from rlfn_pipe.engine.runner import Engine
         from rlfn_pipe.models.fuse import InferenceFactory
-        from rlfn_pipe.models.native.library import cpu_form
         from rlfn_pipe.models.weights import load
         from rlfn_pipe.pipeline.planes import from_rgb
 
         spec, module = load(self._options.model, factor)
         settings, options = self._resolve(), self._options
+        if spec.scale < factor and registry.is_file(options.model):
+            self._on_warning(
+                f"{options.model} enlarges {spec.scale} times, the rest of x{factor:g} is a Lanczos resize; "
+                f"-s {spec.scale} gives its own size"
+            )
         pinned = self._pinned is not None
         return Engine(
             InferenceFactory(spec, module, compile=settings.compile == "on"),
@@ -130,10 +134,8 @@ class EngineRoom:
             threads=self._share(settings) if self._threads_are_free(settings) else settings.threads,
             tta=settings.tta,
             budget=settings.budget,
-            compile=settings.compile,
             reuse=options.reuse,
             reuse_tolerance=options.reuse_tolerance,
-            form=cpu_form,
             to_planes=from_rgb,
             on_warning=self._on_warning,
         )
