@@ -20,6 +20,7 @@ __all__ = ["PARTS", "WISH", "asked_for"]
 WISH = "RLFN_PIPE_CUDA"
 #: Parts and what they are.
 PARTS = {
+    "channels": "channels of zeros up to a multiple of 8 (RLFN has 52), which tensor cores take without copies",
     "kernels": "Triton's kernels between the convolutions, and results to planes in two of them",
     "graphs": "a CUDA graph for each shape of a batch, instead of a launch for each layer",
     "ahead": "copies on streams of their own, and frames computed while others are on their way to the host",
