@@ -36,7 +36,8 @@ class OptionInfo:
     option), `short` a one-letter option or "", `negative` the name of a flag's opposite or "".
     `default_text` is how the default reads in the help. `in_preset` says whether preset files may
     hold it. `repeat` options are given many times. `flag` options take no value. `shorthands` are
-    flags of the command line (with hyphens) that stand for one value each.
+    flags of the command line (with hyphens) that stand for one value each. `about` is what alone the option
+    has an effect on ("": on everything), `VIDEOS` or `QUALITY_IMAGES`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class OptionInfo:
     flag: bool = False
     repeat: bool = False
     in_preset: bool = True
+    about: str = ""
     shorthands: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -67,6 +69,7 @@ def _option(default: Any, help: str, panel: str, parse: Parser, **more: Any) -> 
     return field(default=default, metadata={"option": {"help": help, "panel": panel, "parse": parse, **more}})
 
 
+VIDEOS, QUALITY_IMAGES = "videos", "jpg, webp or avif"
 SIZE, MODEL, COMPUTE = "Size", "Model", "Compute"
 OUTPUT, SELECTION, STREAMS, JOBS, MESSAGES = "Output", "Selection", "Streams", "Jobs", "Messages"
 #: Sections of the help, in their order.
@@ -222,6 +225,7 @@ class UpscaleOptions:
         OUTPUT,
         values.matching(r"[a-z0-9_-]+", "auto or the name of an encoder, such as libx264"),
         metavar="NAME",
+        about=VIDEOS,
     )
     crf: float | None = _option(
         None,
@@ -230,6 +234,7 @@ class UpscaleOptions:
         values.number(0, 63, auto="auto"),
         metavar="N",
         default_text="auto",
+        about=VIDEOS,
     )
     encoder_preset: str | None = _option(
         None,
@@ -237,6 +242,7 @@ class UpscaleOptions:
         OUTPUT,
         values.matching(r"[a-z0-9_-]+", "the name or number of an encoder's preset"),
         metavar="NAME",
+        about=VIDEOS,
     )
     pix_fmt: str = _option(
         "auto",
@@ -244,6 +250,7 @@ class UpscaleOptions:
         OUTPUT,
         values.matching(r"[a-z0-9_]+", "auto or the name of a pixel format, such as yuv420p10le"),
         metavar="NAME",
+        about=VIDEOS,
     )
     encoder_option: tuple[tuple[str, str], ...] = _option(
         (),
@@ -252,6 +259,7 @@ class UpscaleOptions:
         values.encoder_pairs,
         metavar="K=V",
         repeat=True,
+        about=VIDEOS,
     )
     format: str = _option(
         "same",
@@ -267,10 +275,16 @@ class UpscaleOptions:
         values.integer(1, 100, auto="auto"),
         metavar="N",
         default_text="auto",
+        about=QUALITY_IMAGES,
     )
 
     start: Fraction | None = _option(
-        None, "Begin here: seconds or HH:MM:SS.mmm.", SELECTION, values.time(), metavar="TIME"
+        None,
+        "Begin here: seconds or HH:MM:SS.mmm.",
+        SELECTION,
+        values.time(),
+        metavar="TIME",
+        about=VIDEOS,
     )
     end: Fraction | None = _option(
         None,
@@ -278,9 +292,15 @@ class UpscaleOptions:
         SELECTION,
         values.time(positive=True),
         metavar="TIME",
+        about=VIDEOS,
     )
     frames: int | None = _option(
-        None, "Stop after this many frames.", SELECTION, values.integer(1, 10**9), metavar="N"
+        None,
+        "Stop after this many frames.",
+        SELECTION,
+        values.integer(1, 10**9),
+        metavar="N",
+        about=VIDEOS,
     )
     sample: Fraction | None = _option(
         None,
@@ -288,13 +308,24 @@ class UpscaleOptions:
         SELECTION,
         values.time(positive=True),
         metavar="SECONDS",
+        about=VIDEOS,
     )
 
     audio: str = _option(
-        "copy", "Audio tracks: copy or none.", STREAMS, values.choice("copy", "none"), metavar="copy|none"
+        "copy",
+        "Audio tracks: copy or none.",
+        STREAMS,
+        values.choice("copy", "none"),
+        metavar="copy|none",
+        about=VIDEOS,
     )
     subtitles: str = _option(
-        "copy", "Subtitle tracks: copy or none.", STREAMS, values.choice("copy", "none"), metavar="copy|none"
+        "copy",
+        "Subtitle tracks: copy or none.",
+        STREAMS,
+        values.choice("copy", "none"),
+        metavar="copy|none",
+        about=VIDEOS,
     )
     deinterlace: str = _option(
         "auto",
@@ -302,6 +333,7 @@ class UpscaleOptions:
         STREAMS,
         values.choice("auto", "on", "off"),
         metavar="auto|on|off",
+        about=VIDEOS,
     )
     rotate: str = _option(
         "keep",
@@ -358,6 +390,7 @@ class UpscaleOptions:
         values.time(positive=True, auto="auto"),
         metavar="SECONDS",
         default_text="auto",
+        about=VIDEOS,
     )
     work_dir: Path | None = _option(
         None,
@@ -373,6 +406,7 @@ class UpscaleOptions:
         JOBS,
         values.number(1, 86_400),
         metavar="SECONDS",
+        about=VIDEOS,
     )
     on_error: str = _option(
         "conceal",

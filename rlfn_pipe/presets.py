@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,20 @@ def resolve(explicit: Mapping[str, Any], preset: str | None = None) -> UpscaleOp
         pairs = dict(base["encoder_option"]) | dict(parse_option("encoder_option", given["encoder_option"]))
         given["encoder_option"] = tuple(pairs.items())
     return UpscaleOptions(**{**base, **given, "preset": preset})
+
+
+def without_effect(options: UpscaleOptions, present: Collection[str]) -> dict[str, list[str]]:
+    """Options that were given, not by a preset, and that are about nothing that is `present`.
+
+    Their long names by what they are about, see `OptionInfo.about`.
+    """
+    preset = load_preset(options.preset).values if options.preset else {}
+    found: dict[str, list[str]] = {}
+    for info in option_infos():
+        given = getattr(options, info.name) not in (info.default, preset.get(info.name))
+        if given and info.about and info.about not in present:
+            found.setdefault(info.about, []).append(info.long)
+    return found
 
 
 def _find(name: str) -> Path:

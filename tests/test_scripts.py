@@ -30,6 +30,7 @@ from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import entered, work_path
 from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.presets import resolve
 from rlfn_pipe.types import Event, Finished, Progress, Warned
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -298,3 +299,23 @@ def test_a_plan_of_many_needs_no_output(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
     assert describe(str(tmp_path / "*.png"), None, UpscaleOptions()).items == 2
+
+
+def test_options_without_effect_are_named(tmp_path: Path) -> None:
+    image = picture(tmp_path / "in" / "a.png")
+    film = tmp_path / "in" / "b.mp4"
+    film.symlink_to(BUNNY)
+
+    def told(input: Path, output: str, preset: str | None = None, **options: object) -> tuple[str, ...]:
+        plan = run_module.plan_items(str(input), str(tmp_path / output), resolve(options, preset))
+        return plan.warnings
+
+    assert told(image, "1.png", crf=20, frames=3) == ("--crf and --frames have no effect without videos",)
+    assert told(image, "1.png", quality=50) == ("--quality has no effect without jpg, webp or avif",)
+    assert told(image, "1.jpg", quality=50) == told(film, "1.mp4", crf=20) == ()
+    assert told(film.parent, "out", crf=20, format="jpg", quality=50) == ()
+    # A preset's are for whatever comes, and its format gives way to a name that says another.
+    assert told(image, "1.png", "web") == ()
+    assert told(image, "1.png", "web", codec="libx265") == ("--codec has no effect without videos",)
+    with pytest.raises(UsageError, match="--format webp contradicts"):
+        told(image, "1.png", format="webp")

@@ -22,12 +22,16 @@ from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video import upscale_video
 from rlfn_pipe.jobs.work import has_work
 from rlfn_pipe.jobs.workers import Workers, workers_for
-from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS, IMAGE_FORMATS
+from rlfn_pipe.options import QUALITY_IMAGES, VIDEOS, UpscaleOptions
 from rlfn_pipe.pipeline.stages import interrupted
+from rlfn_pipe.presets import load_preset, without_effect
 from rlfn_pipe.types import Event, Failed, Finished, Warned
 
 #: Threads that read and write images unless told otherwise; more only wait for the engine.
 DEFAULT_IMAGE_WORKERS = 4
+#: Image formats that `--quality` is about.
+_LOSSY = ("jpg", "webp", "avif")
 
 
 def plan_items(input: str, output: str, options: UpscaleOptions, ledger: Ledger | None = None) -> Plan:
@@ -36,18 +40,37 @@ def plan_items(input: str, output: str, options: UpscaleOptions, ledger: Ledger 
         input,
         output,
         recursive=options.recursive,
-        format=options.format,
+        format=_format(input, output, options),
         skip_existing=options.skip_existing,
         overwrite=options.overwrite,
         resumable=lambda path: (
             options.resume and (has_work(path, options.work_dir) or (ledger is not None and ledger.has(path)))
         ),
     )
+    plan = replace(plan, warnings=(*plan.warnings, *_idle(options, (*plan.items, *plan.skipped))))
     if ledger is None:
         return plan
     finished = tuple(item for item in plan.items if ledger.finished(item))
     rest = tuple(item for item in plan.items if item not in finished)
     return replace(plan, items=rest, skipped=(*plan.skipped, *finished))
+
+
+def _format(input: str, output: str, options: UpscaleOptions) -> str:
+    """`--format`; that of a preset gives way to the name of one image."""
+    named = os.path.isfile(input) and Path(output).suffix.lower() in IMAGE_EXTENSIONS
+    if named and options.preset and load_preset(options.preset).values.get("format") == options.format:
+        return "same"
+    return options.format
+
+
+def _idle(options: UpscaleOptions, items: tuple[Item, ...]) -> list[str]:
+    """What to say of options that have no effect on any item."""
+    present = {VIDEOS for item in items if item.kind == "video"}
+    present |= {QUALITY_IMAGES for item in items if IMAGE_FORMATS.get(item.output.suffix.lower()) in _LOSSY}
+    return [
+        f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no effect without {about}"
+        for about, names in without_effect(options, present).items()
+    ]
 
 
 def run(
