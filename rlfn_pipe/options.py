@@ -406,7 +406,6 @@ class UpscaleOptions:
         JOBS,
         values.number(1, 86_400),
         metavar="SECONDS",
-        about=VIDEOS,
     )
     on_error: str = _option(
         "conceal",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,11 +22,12 @@ from rlfn_pipe.engine.device import is_out_of_memory, resolve_device, resolve_pr
 from rlfn_pipe.engine.limits import PATIENCE, Limits
 from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.overflow import Doubts
+from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.resize import lanczos_matrix, resize
 from rlfn_pipe.engine.runner import CPU_STRIPS, TILE_SHARE, Engine
 from rlfn_pipe.engine.settings import Settings
-from rlfn_pipe.engine.transfer import Arrival
+from rlfn_pipe.engine.transfer import Arrival, fetch
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.models.fuse import InferenceFactory
@@ -533,6 +534,50 @@ def test_memory_that_ends_with_tiles_in_doubt_loses_nothing() -> None:
     frames = pictures([(150, 97), (60, 60), (150, 97), (200, 220), (60, 60)] * 2)
     check_identity(frames, list(engine.run(work(frames, 2))), 2)
     assert engine.shrunk
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("failing", [(0,), (2, 9), (3, 4), (11, 23)])
+def test_memory_that_ends_while_results_are_placed_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, batch: int, ahead: int, failing: tuple[int, ...]
+) -> None:
+    """Also where some of a batch's tiles are placed already, or their flags are on their way."""
+    calls = iter(range(10**6))
+
+    def fails_at_times(function: Callable[..., Any]) -> Callable[..., Any]:
+        def tried(*arguments: Any) -> Any:
+            if next(calls) in failing:
+                raise MemoryError
+            return function(*arguments)
+
+        return tried
+
+    monkeypatch.setattr(Picture, "_add", fails_at_times(Picture._add))
+    monkeypatch.setattr("rlfn_pipe.engine.overflow.fetch", fails_at_times(fetch))
+    settings = {"precision": "bf16", "batch": batch, "tile": 128, "overlap": 12, "threads": 1}
+    engine = Engine(
+        lambda dtype, edge: Overflowing(dtype, float("nan")),
+        nearest_spec(2),
+        device="cpu",
+        **settings,  # type: ignore[arg-type]
+    )
+    engine.late_checks, engine.ahead = True, ahead
+    frames = pictures([(300, 300)] * 4)
+    check_identity(frames, list(engine.run(work(frames, 2))), 2)
+    assert engine.shrunk
+
+
+def test_what_was_finished_before_a_failure_is_given_out(slow_way: type[Slow]) -> None:
+    engine = nearest(2, batch=1)
+    engine.ahead = 2
+    frames = pictures([(20, 20)] * 6)
+    jobs = work(frames, 2)
+    jobs[4] = (frames[4], Target(40, 40, replace(RGB, matrix=99, subsampling="420")))
+    got: list[Frame] = []
+    with pytest.raises(EngineError, match="99"):
+        got.extend(engine.run(jobs))
+    check_identity(frames[:4], got, 2)
 
 
 def test_weights_that_give_nan_in_fp32_too_are_an_error() -> None:

@@ -51,7 +51,7 @@ def pictures(count: int, height: int, width: int, seed: int) -> torch.Tensor:
 
 def test_a_recording_gives_what_the_network_gives(net: InferenceNet) -> None:
     recorder = Recorder()
-    graphed = GraphedNetwork(net, recorder)
+    graphed = GraphedNetwork(net, lambda: recorder)
     calls = [pictures(2, 20, 24, seed) for seed in range(4)]
     calls[2:2] = [pictures(1, 20, 24, 9), pictures(1, 20, 24, 10)]
     results = [graphed(x) for x in calls]
@@ -62,7 +62,7 @@ def test_a_recording_gives_what_the_network_gives(net: InferenceNet) -> None:
 
 def test_few_shapes_are_kept_and_all_of_it_can_be_handed_back(net: InferenceNet) -> None:
     recorder = Recorder()
-    graphed = GraphedNetwork(net, recorder)
+    graphed = GraphedNetwork(net, lambda: recorder)
     assert not graphed.forget()
     sizes = range(16, 16 + SHAPES + 1)
     for width in [w for w in sizes for _ in range(2)]:
@@ -86,7 +86,7 @@ def test_tiles_keep_their_places_in_recordings(net: InferenceNet, tta: bool) -> 
     ]
     recorder = Recorder()
     outputs = []
-    for network in (net, GraphedNetwork(net, recorder)):
+    for network in (net, GraphedNetwork(net, lambda: recorder)):
         settings = {"tile": 60, "overlap": 12, "batch": 2, "threads": 2, "tta": tta, "reuse": "off"}
         engine = Engine(lambda dtype, edge, n=network: n, spec, device="cpu", precision="fp32", **settings)  # type: ignore[misc,arg-type]
         outputs.append(list(engine.run((frame, Target(200, 180, layout)) for frame in frames)))

@@ -19,6 +19,8 @@ _ALLOCATOR_MESSAGES = (
     "DefaultCPUAllocator: not enough memory",
     "not enough memory: you tried to allocate",
     "MPS backend out of memory",
+    # Of pinned memory, and of graphs when they are put together.
+    "CUDA error: out of memory",
 )
 
 
@@ -153,7 +155,7 @@ def _huge_pages() -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """True for the exceptions by which PyTorch and Python report exhausted memory.
 
-    Accelerators raise `torch.OutOfMemoryError`; the CPU allocator raises a bare RuntimeError, known
+    Accelerators raise `torch.OutOfMemoryError`; the CPU allocator, and CUDA itself, raise a RuntimeError, known
     by its own wording, which is matched exactly rather than by any mention of a device.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

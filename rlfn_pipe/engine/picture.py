@@ -68,15 +68,16 @@ class Picture:
 
     def place(self, tile: Tile, result: torch.Tensor) -> None:
         """Blend a tile's (3, s h, s w) float32 result into the canvas; each tile exactly once."""
-        self._missing.remove(tile)
+        assert tile in self._missing
         if len(self.tiles) == 1:
             self._canvas = result
-            return
-        s = self.scale
-        if self._canvas is None:
-            size = (3, self.rgb.shape[-2] * s, self.rgb.shape[-1] * s)
-            self._canvas = torch.zeros(size, dtype=torch.float32, device=result.device)
-        self._add(tile, result)
+        else:
+            if self._canvas is None:
+                size = (3, self.rgb.shape[-2] * self.scale, self.rgb.shape[-1] * self.scale)
+                self._canvas = torch.zeros(size, dtype=torch.float32, device=result.device)
+            self._add(tile, result)
+        # Last: where memory ends before, the tile is computed and placed again.
+        self._missing.remove(tile)
 
     def mend(self, tile: Tile, result: torch.Tensor) -> None:
         """Put a result where zeros were placed for the tile."""

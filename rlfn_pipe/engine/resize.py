@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from rlfn_pipe.engine.transfer import send
+
 _LOBES = 3.0
 
 
@@ -36,9 +38,9 @@ def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     Overshoot is kept: rounding to code values clamps it.
     """
     if image.shape[-1] != width:
-        across = torch.from_numpy(lanczos_matrix(width, image.shape[-1])).to(image.device)
+        across = send(lanczos_matrix(width, image.shape[-1]), image.device)
         image = image @ across.T
     if image.shape[-2] != height:
-        down = torch.from_numpy(lanczos_matrix(height, image.shape[-2])).to(image.device)
+        down = send(lanczos_matrix(height, image.shape[-2]), image.device)
         image = down @ image
     return image

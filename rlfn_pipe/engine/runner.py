@@ -269,7 +269,10 @@ class Engine:
                 yield from Run(self).frames(chain([first], work))
 
     def _threads(self, edge_fp32: bool) -> AbstractContextManager[None]:
-        """The threads that the network, and operators around it, may take in the calling thread."""
+        """The threads, or the device, that the network and operators around it take in the calling thread."""
+        if self.device.type == "cuda":
+            # Graphs and Triton's kernels go to the current one, whatever their tensors are on.
+            return torch.cuda.device(self.device)
         if isinstance(self._network(self._dtype, edge_fp32), SideBySide):
             return only_compiled(self.threads)
         torch.set_num_threads(self.threads)

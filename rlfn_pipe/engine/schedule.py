@@ -83,6 +83,11 @@ class Run:
                 yield from self._next()
             while self._leaving:
                 yield self._arrived()
+        except EngineError:
+            # Those that were finished before are not lost with it.
+            while self._leaving:
+                yield self._arrived()
+            raise
         finally:
             self._lanes.close()
 
@@ -323,8 +328,7 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        self._make_room()
-        if self._engine.forget() or self._engine.shrink(len(batch), max(key.height, key.width)):
+        if self._make_room() or self._engine.shrink(len(batch), max(key.height, key.width)):
             self._buckets.put_back(key, [piece for piece in batch if piece.waits])
         else:
             self._cut_again()
@@ -340,10 +344,13 @@ class Run:
         results, finite = self._engine.infer(pixels, tiles, key.edge_fp32, key.remember)
         if key in self._worth_trying and key.video and len(views) > 1 and key not in self._steady:
             self._steady[key] = self._is_steady(key, pixels[:1], tiles[0], results)
+        doubted: list[Piece] = []
+        if finite is not None:
+            self._doubts.add(finite, doubted)
         for piece, result in zip(batch, results, strict=False):
             piece.place(result)
-        if finite is not None:
-            self._doubts.add(finite, batch)
+            # In their order, also where memory ends before the last one is placed.
+            doubted.append(piece)
         share = self._engine.share if key.remember else 1.0
         self._count(
             tiles_computed=len(batch), tiles_in_part=len(batch) if share < 1.0 else 0, work=share * len(batch)
@@ -394,8 +401,12 @@ class Run:
         self._make_room()
         return None
 
-    def _make_room(self) -> None:
-        """Memory has ended: hand back what was cached, and wait for frames that are on their way."""
+    def _make_room(self) -> bool:
+        """Memory has ended: hand back what is kept, and wait for frames that are on their way.
+
+        Whether networks had kept anything.
+        """
+        forgot = self._engine.forget()
         release_cached(self._engine.device)
         try:
             for job in self._leaving:
@@ -403,3 +414,4 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        return forgot

@@ -45,7 +45,7 @@ def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 class Arrival:
-    """Tensors on their way to the host."""
+    """Tensors on their way to the host; `landed` where somebody carries them there."""
 
     def __init__(self, copies: list[torch.Tensor], landed: torch.cuda.Event | None) -> None:
         self._copies, self._landed = copies, landed
@@ -55,6 +55,7 @@ class Arrival:
         if self._landed is not None:
             self._landed.synchronize()
             self._landed = None
+        self._copies = [copy.cpu() for copy in self._copies]
         return self._copies
 
 
@@ -62,7 +63,7 @@ def fetch(tensors: Sequence[torch.Tensor]) -> Arrival:
     """Bring tensors of one device to the host. Those of the CPU are passed on as they are."""
     device = tensors[0].device
     if device.type != "cuda":
-        return Arrival([tensor.cpu() for tensor in tensors], None)
+        return Arrival(list(tensors), None)
     _, down = _streams(device)
     if down is not None:
         down.wait_stream(torch.cuda.current_stream(device))

@@ -12,7 +12,7 @@ from rlfn_pipe.jobs import summary
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.room import EngineRoom
-from rlfn_pipe.jobs.run import plan_items
+from rlfn_pipe.jobs.run import named_format, plan_items
 from rlfn_pipe.jobs.video_plan import open_source, plan_video
 from rlfn_pipe.media.images import (
     check_output_size,
@@ -40,6 +40,7 @@ def describe(input: str, output: str | None, options: UpscaleOptions) -> summary
         RlfnPipeError: as the run would.
     """
     target = output if output is not None else str(_same_kind_beside(Path(input)))
+    options = named_format(input, target, options)
     checked = replace(options, overwrite=True, skip_existing=False) if output is None else options
     plan = plan_items(input, target, checked)
     warnings: list[str] = list(plan.warnings)

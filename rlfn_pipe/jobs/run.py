@@ -40,7 +40,7 @@ def plan_items(input: str, output: str, options: UpscaleOptions, ledger: Ledger 
         input,
         output,
         recursive=options.recursive,
-        format=_format(input, output, options),
+        format=options.format,
         skip_existing=options.skip_existing,
         overwrite=options.overwrite,
         resumable=lambda path: (
@@ -55,12 +55,12 @@ def plan_items(input: str, output: str, options: UpscaleOptions, ledger: Ledger 
     return replace(plan, items=rest, skipped=(*plan.skipped, *finished))
 
 
-def _format(input: str, output: str, options: UpscaleOptions) -> str:
-    """`--format`; that of a preset gives way to the name of one image."""
+def named_format(input: str, output: str, options: UpscaleOptions) -> UpscaleOptions:
+    """`options`, without the format of a preset where OUTPUT names one image: the name says which."""
     named = os.path.isfile(input) and Path(output).suffix.lower() in IMAGE_EXTENSIONS
     if named and options.preset and load_preset(options.preset).values.get("format") == options.format:
-        return "same"
-    return options.format
+        return replace(options, format="same")
+    return options
 
 
 def _idle(options: UpscaleOptions, items: tuple[Item, ...]) -> list[str]:
@@ -104,6 +104,7 @@ def run(
     begin = time.monotonic()
     if not isolate:
         lower_priority(options.nice)
+    options = named_format(input, output, options)
     state = _Run(options, on_event or (lambda event: None), stop or threading.Event())
     if PIPE in (input, output):
         state.pipe(input, output)

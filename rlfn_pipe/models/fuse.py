@@ -230,7 +230,7 @@ def for_device(
 ) -> InferenceNet | GraphedNetwork:
     """The inference form for a device that is not the CPU."""
     from rlfn_pipe.models.fused import FusedBlock, kernels_wanted
-    from rlfn_pipe.models.graphs import GraphedNetwork, recorder
+    from rlfn_pipe.models.graphs import GraphedNetwork
 
     device = torch.device(device)
     block = FusedBlock if kernels_wanted(device) else InferenceBlock
@@ -238,7 +238,7 @@ def for_device(
     net = build_inference(
         spec, module, dtype, edge_fp32=edge_fp32, block=block, channel_multiple=multiple
     ).to(device)
-    return GraphedNetwork(net, recorder()) if asked_for("graphs", device) else net
+    return GraphedNetwork(net) if asked_for("graphs", device) else net
 
 
 class InferenceFactory:

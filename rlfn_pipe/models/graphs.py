@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from rlfn_pipe.models.fuse import Grid, InferenceNet
 
-__all__ = ["GraphedNetwork", "Recorder", "Recording", "recorder"]
+__all__ = ["CudaRecorder", "GraphedNetwork", "Recorder", "Recording"]
 
 #: Shapes whose graphs are kept. A video has one, or two where its last batch is not filled up.
 SHAPES = 4
@@ -34,26 +33,30 @@ class Recording(NamedTuple):
 Recorder = Callable[[Callable[[], torch.Tensor]], Recording]
 
 
-def recorder() -> Recorder:
+class CudaRecorder:
     """Records what some work has the current CUDA device do, for it to be done again at once.
 
     Recordings share their memory: each result has to be taken away before anything else is replayed.
     """
-    return partial(_record, torch.cuda.graph_pool_handle())
 
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        # Libraries keep memory for each stream that they have seen; other streams may be in use, by copies.
+        self._aside, self._recorded = (torch.cuda.Stream() for _ in range(2))  # type: ignore[no-untyped-call]
 
-def _record(pool: Any, work: Callable[[], torch.Tensor]) -> Recording:
-    # Another stream than the one that is to be recorded may be in use meanwhile, by copies.
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UP):
-            work()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = work()
-    return Recording(result, graph.replay)
+    def __call__(self, work: Callable[[], torch.Tensor]) -> Recording:
+        current = torch.cuda.current_stream()
+        self._aside.wait_stream(current)
+        with torch.cuda.stream(self._aside):
+            for _ in range(WARM_UP):
+                work()
+        current.wait_stream(self._aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._recorded, capture_error_mode="thread_local"
+        ):
+            result = work()
+        return Recording(result, graph.replay)
 
 
 class _Kept(NamedTuple):
@@ -64,8 +67,9 @@ class _Kept(NamedTuple):
 class GraphedNetwork:
     """An `InferenceNet` that replays a recording from the second batch of a shape on."""
 
-    def __init__(self, net: InferenceNet, recorder: Recorder) -> None:
-        self._net, self._recorder = net, recorder
+    def __init__(self, net: InferenceNet, make_recorder: Callable[[], Recorder] = CudaRecorder) -> None:
+        self._net, self._make_recorder = net, make_recorder
+        self._recorder: Recorder | None = None
         #: Oldest first; None for shapes that were seen once, as pictures of a folder are.
         self._kept: OrderedDict[_Shapes, _Kept | None] = OrderedDict()
 
@@ -92,11 +96,13 @@ class GraphedNetwork:
         """Hand back the graphs' memory. False when there was none."""
         had = any(self._kept.values())
         self._kept.clear()
+        self._recorder = None
         return had
 
     def _record(self, given: list[torch.Tensor]) -> _Kept:
         inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in given]
         x, *grid = inputs
+        self._recorder = self._recorder or self._make_recorder()
         return _Kept(inputs, self._recorder(lambda: self._net(x, tuple(grid) or None)))
 
     def _keep(self, shapes: _Shapes, kept: _Kept | None) -> None:

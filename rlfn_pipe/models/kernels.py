@@ -7,6 +7,7 @@ interpreter on the CPU (`TRITON_INTERPRET=1`), and are off unless asked for; see
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -135,7 +136,7 @@ def planes(
     made = [rgb.new_empty(size, dtype=dtype) for size in ((height, width), (rows, columns), (rows, columns))]
     wide = rgb.new_empty((2, height, columns))
     top = float((1 << bit_depth) - 1)
-    weights = [rgb.new_tensor([weight for _, weight in taps]) for taps in (along, down)]
+    weights = [_weights(tuple(taps), rgb.device) for taps in (along, down)]
     block = min(_BLOCK, triton.next_power_of_2(width))
     _along[(height, triton.cdiv(width, block))](
         rgb, made[0], wide, height * width, height, width, columns, *luma, gains[0], offsets[0], top, weights[0],
@@ -147,6 +148,11 @@ def planes(
             FIRST=down[0][0], COUNT=len(down), STEP=step_y, BLOCK=block,
         )  # fmt: skip
     return made
+
+
+@lru_cache(maxsize=16)
+def _weights(taps: tuple[tuple[int, float], ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor([weight for _, weight in taps], dtype=torch.float32, device=device)
 
 
 def _check(y: torch.Tensor, other: torch.Tensor | None) -> None:
