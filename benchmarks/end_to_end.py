@@ -34,7 +34,8 @@ import naive
 import numpy as np
 import slides
 
-from rlfn_pipe.bench.clip import moving_frames, write_clip
+from rlfn_pipe.bench.clip import moving_frames
+from rlfn_pipe.bench.clip_file import write_clip
 from rlfn_pipe.bench.machine import Watch
 from rlfn_pipe.media.source import VideoSource
 

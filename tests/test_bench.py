@@ -17,7 +17,8 @@ from rlfn_pipe.bench import machine as machine_module
 from rlfn_pipe.bench import pipeline as pipeline_module
 from rlfn_pipe.bench.baselines import BASELINES, Subject
 from rlfn_pipe.bench.ceilings import Shape, ceiling_roads, shapes
-from rlfn_pipe.bench.clip import moving_frames, write_clip
+from rlfn_pipe.bench.clip import moving_frames
+from rlfn_pipe.bench.clip_file import write_clip
 from rlfn_pipe.bench.engine import engine_speed
 from rlfn_pipe.bench.machine import Disturbance, Watch
 from rlfn_pipe.bench.report import as_data, as_text

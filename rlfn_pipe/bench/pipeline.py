@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlfn_pipe.api import upscale
-from rlfn_pipe.bench.clip import encode, moving_frames, write_clip
+from rlfn_pipe.bench.clip import moving_frames
+from rlfn_pipe.bench.clip_file import encode, write_clip
 from rlfn_pipe.bench.engine import build_engine
 from rlfn_pipe.bench.machine import cores
 from rlfn_pipe.bench.timing import Timing, in_turns, repeats
