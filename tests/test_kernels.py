@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -30,46 +31,83 @@ def interpreted() -> Iterator[None]:
         patch.setenv("TRITON_INTERPRET", "1")
         from rlfn_pipe.models import kernels
 
-        assert "Interpreted" in type(kernels._leaky).__name__
+        assert "Interpreted" in type(kernels._conv).__name__
         yield
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_what_lies_between_the_convolutions(dtype: torch.dtype) -> None:
+def values(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    made = torch.randn(*shape, generator=generator).to(dtype)
+    return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(48, 48), (52, 52), (46, 48), (48, 12), (8, 27)])
+def test_convolutions(inputs: int, outputs: int) -> None:
     from rlfn_pipe.models import kernels
 
+    dtype = torch.float16
     generator = torch.Generator().manual_seed(1)
-
-    def values(*shape: int) -> torch.Tensor:
-        made = torch.randn(*shape, generator=generator).to(dtype)
-        return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
-
-    y, skip, bias, other = values(2, 52, 9, 13), values(2, 52, 9, 13), values(52), values(52)
-    wide = [each.float() for each in (y, skip, bias[:, None, None], other[:, None, None])]
-    near = {"atol": 1e-6, "rtol": 2 * torch.finfo(dtype).eps}
-    wanted = torch.nn.functional.leaky_relu(wide[0] + wide[2], 0.05)
-    torch.testing.assert_close(kernels.leaky(y.clone(), bias, 0.05).float(), wanted, **near)
-    torch.testing.assert_close(kernels.leaky(y.clone(), bias, 0.05, skip).float(), wanted + wide[1], **near)
-    wanted = (wide[0] + wide[2]) * torch.sigmoid(wide[1] + wide[3])
-    torch.testing.assert_close(kernels.attend(y.clone(), bias, skip, other).float(), wanted, **near)
+    x, skip = values(generator, dtype, 2, inputs, 9, 13), values(generator, dtype, 2, outputs, 9, 13)
+    weight = (values(generator, dtype, outputs, inputs, 3, 3) / inputs**0.5).to(dtype)
+    bias = values(generator, dtype, outputs)
+    made = kernels.Convolution(weight, bias)
+    wanted = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    near = {"atol": 4 * torch.finfo(dtype).eps, "rtol": 2 * torch.finfo(dtype).eps}
+    assert made(x).dtype == dtype and made(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(made(x).double(), wanted, **near)
+    active = F.leaky_relu(wanted, 0.05)
+    torch.testing.assert_close(made(x, 0.05).double(), active, **near)
+    torch.testing.assert_close(made(x, 0.05, skip).double(), active + skip.double(), **near)
+    if outputs in (12, 27, 48):
+        scale = round((outputs / 3) ** 0.5)
+        other = torch.randn(outputs, generator=generator)
+        got = made(x, scale=scale, bias=other)
+        assert got.dtype == torch.float32
+        wanted = wanted - bias.double()[:, None, None] + other.double()[:, None, None]
+        torch.testing.assert_close(got.double(), F.pixel_shuffle(wanted, scale), atol=2e-4, rtol=1e-4)
     with pytest.raises(AssertionError):
-        kernels.leaky(y.contiguous(), bias, 0.05)
+        made(x.contiguous())
 
 
-@pytest.mark.parametrize(("name", "scale"), [("rlfn-s", 4), ("rlfn", 3)])
-def test_the_fused_network_is_the_folded_one(name: str, scale: int) -> None:
+@pytest.mark.parametrize("channels", [48, 52])
+def test_the_end_of_a_block(channels: int) -> None:
+    from rlfn_pipe.models import kernels
+
+    dtype = torch.float16
+    generator = torch.Generator().manual_seed(2)
+    x, mask = values(generator, dtype, 2, channels, 7, 21), values(generator, dtype, 2, 16, 7, 21)
+    weight, wide = (
+        values(generator, dtype, channels, channels, 1, 1),
+        values(generator, dtype, channels, 16, 1, 1),
+    )
+    bias, other = values(generator, dtype, channels), values(generator, dtype, channels)
+    got = kernels.Attention(weight, bias, wide, other)(x, mask)
+    wanted = F.conv2d(x.double(), weight.double(), bias.double())
+    wanted = wanted * torch.sigmoid(F.conv2d(mask.double(), wide.double(), other.double()))
+    near = {"atol": 4 * torch.finfo(dtype).eps, "rtol": 2 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(got.double(), wanted, **near)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("rlfn-s", 4), ("rlfn", 3), ("rlfn-ntire", 2)])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_the_fused_network_is_the_folded_one(name: str, scale: int, multiple: int) -> None:
     spec = architecture(name, scale)
     torch.manual_seed(2)
     module = RLFN(spec).eval().requires_grad_(False)
-    x = noise(17, 16)[None].clamp(0, 255)
-    folded = build_inference(spec, module)
-    made = build_inference(spec, module, block=fused.FusedBlock)
-    assert all(type(block) is fused.FusedBlock for block in made.blocks)
-    torch.testing.assert_close(made(x), folded(x), atol=2e-3, rtol=0)
-    short = build_inference(spec, module, torch.bfloat16, block=fused.FusedBlock)
-    plain = build_inference(spec, module, torch.bfloat16)
-    loss = (plain(x) - folded(x)).square().mean()
-    assert (short(x) - folded(x)).square().mean() < 1.1 * loss, "no worse than PyTorch's bf16"
+    x = noise(17, 16)[None].clamp(0, 255).repeat(2, 1, 1, 1)
+    x[1] = 255 - x[1]
+    exact = build_inference(spec, module.double(), torch.float64)(x.double())
+    for edge in (False, True):
+        plain = build_inference(spec, module, torch.float16, edge_fp32=edge)
+        made = build_inference(
+            spec, module, torch.float16, edge_fp32=edge, channel_multiple=multiple,
+            form=fused.FusedNet, block=fused.FusedBlock,
+        )  # fmt: skip
+        assert all(type(block) is fused.FusedBlock for block in made.blocks)
+        got = made(x)
+        assert got.shape == exact.shape and got.dtype == torch.float32
+        assert torch.equal(made(x), got)
+        loss = (plain(x) - exact).square().mean()
+        assert (got - exact).square().mean() < 1.1 * loss, "no worse than PyTorch's fp16"
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,10 @@ class InferenceNet(nn.Module):
         y = shallow
         for block in self.blocks:
             y = block(y, grid)
+        return self._picture(y, shallow)
+
+    def _picture(self, y: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
+        """What follows the blocks: their sum with what the first layer gave, and the enlarged image."""
         y = self.body(y).add_(shallow)
         image = self.tail(y.to(self.tail.weight.dtype))
         if self.centre is not None:
@@ -199,15 +203,17 @@ def build_inference(
     edge_fp32: bool = False,
     block: type[InferenceBlock] = InferenceBlock,
     channel_multiple: int = 1,
+    form: type[InferenceNet] = InferenceNet,
 ) -> InferenceNet:
     """A copy of `module` (an RLFN of `spec`) in inference form; `module` is left as it is.
 
     Folding is done in float64, then rounded to `dtype` once. `edge_fp32` keeps the first and the last
     convolution in float32, for sources and targets above 8 bit: bf16 holds 8 significant bits.
     Channels of zeros are added up to a multiple of `channel_multiple`, which some matrix units ask for.
+    `form` and `block` may be subclasses that compute the same in another way.
     """
     with torch.no_grad():
-        net = InferenceNet(spec, module, block).eval()
+        net = form(spec, module, block).eval()
         _pad_channels(net, channel_multiple)
         head, tail = net.head, net.tail
         net.head, net.tail = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
@@ -229,14 +235,15 @@ def for_device(
     spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool, device: torch.device | str
 ) -> InferenceNet | GraphedNetwork:
     """The inference form for a device that is not the CPU."""
-    from rlfn_pipe.models.fused import FusedBlock, kernels_wanted
+    from rlfn_pipe.models.fused import FusedBlock, FusedNet, kernels_wanted
     from rlfn_pipe.models.graphs import GraphedNetwork
 
     device = torch.device(device)
-    block = FusedBlock if kernels_wanted(device) else InferenceBlock
+    fused = kernels_wanted(device) and dtype == torch.float16
+    form, block = (FusedNet, FusedBlock) if fused else (InferenceNet, InferenceBlock)
     multiple = TENSOR_CORE_CHANNELS if asked_for("channels", device) else 1
     net = build_inference(
-        spec, module, dtype, edge_fp32=edge_fp32, block=block, channel_multiple=multiple
+        spec, module, dtype, edge_fp32=edge_fp32, block=block, channel_multiple=multiple, form=form
     ).to(device)
     return GraphedNetwork(net) if asked_for("graphs", device) else net
 

@@ -1,17 +1,24 @@
-"""The folded network with Triton's kernels between its convolutions, for CUDA. Unmeasured; see `rlfn_pipe.unmeasured`."""
+"""The folded network in Triton's kernels, in fp16 on CUDA. Unmeasured; see `rlfn_pipe.unmeasured`.
+
+Convolutions take bias, activation and residual sum along, the last one the pixel shuffle; a block's end is one kernel.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from rlfn_pipe.errors import UsageError
-from rlfn_pipe.models.fuse import SLOPE, Grid, InferenceBlock, attention_of
+from rlfn_pipe.models.fuse import SLOPE, Grid, InferenceBlock, InferenceNet, attention_of
 from rlfn_pipe.unmeasured import WISH, asked_for
 
-__all__ = ["FusedBlock", "kernels_wanted"]
+if TYPE_CHECKING:
+    from rlfn_pipe.models.kernels import Attention, Convolution
+
+__all__ = ["FusedBlock", "FusedNet", "kernels_wanted"]
 
 
 def kernels_wanted(device: torch.device) -> bool:
@@ -25,18 +32,41 @@ def kernels_wanted(device: torch.device) -> bool:
     return True
 
 
+def _convolution(conv: nn.Conv2d) -> Convolution:
+    from rlfn_pipe.models.kernels import Convolution
+
+    assert conv.bias is not None
+    return Convolution(conv.weight, conv.bias)
+
+
 class FusedBlock(InferenceBlock):
-    """`InferenceBlock` in fewer passes: biases, activations, the residual sum and attention's product are kernels."""
+    """`InferenceBlock` in fewer passes. Its weights are taken as they are when it first runs."""
+
+    _made: tuple[Convolution, Convolution, Convolution, Attention] | None = None
 
     def forward(self, x: torch.Tensor, grid: Grid | None) -> torch.Tensor:
-        from rlfn_pipe.models import kernels
+        if self._made is None:
+            from rlfn_pipe.models.kernels import Attention
 
-        y, last = x, self.c3
-        for conv in (self.c1, self.c2, last):
-            assert conv.bias is not None
-            y = F.conv2d(y, conv.weight, padding=1)
-            y = kernels.leaky(y, conv.bias, SLOPE, x if conv is last else None)
-        mask = attention_of(self, y, grid)
-        assert self.c5.bias is not None and self.widen.bias is not None
-        result = F.conv2d(y, self.c5.weight)
-        return kernels.attend(result, self.c5.bias, F.conv2d(mask, self.widen.weight), self.widen.bias)
+            assert self.c5.bias is not None and self.widen.bias is not None
+            attend = Attention(self.c5.weight, self.c5.bias, self.widen.weight, self.widen.bias)
+            self._made = (_convolution(self.c1), _convolution(self.c2), _convolution(self.c3), attend)
+        first, second, third, attend = self._made
+        y = third(second(first(x, SLOPE), SLOPE), SLOPE, skip=x)
+        return attend(y, attention_of(self, y, grid))
+
+
+class FusedNet(InferenceNet):
+    """`InferenceNet` of `FusedBlock`s, whose end is two kernels."""
+
+    _ends: tuple[Convolution, Convolution, torch.Tensor] | None = None
+
+    def _picture(self, y: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
+        if self.tail.weight.dtype == torch.float32:
+            return super()._picture(y, shallow)
+        if self._ends is None:
+            assert self.tail.bias is not None and self.centre is not None
+            bias = self.tail.bias.float() + self.centre[:, 0, 0]
+            self._ends = (_convolution(self.body), _convolution(self.tail), bias)
+        body, tail, bias = self._ends
+        return tail(body(y, skip=shallow), scale=self.scale, bias=bias)

@@ -13,32 +13,71 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["attend", "leaky", "planes"]
+__all__ = ["Attention", "Convolution", "planes"]
 
 _BLOCK = 1024
+#: Pixels that a program of the convolution, and of the attention, takes; how the former is compiled.
+CONV_BLOCK, ATTEND_BLOCK = 128, 128
+CONV_OPTIONS: dict[str, int] = {"num_warps": 4, "num_stages": 3}
 #: Added to a float32 and taken away again it leaves the nearest whole number, ties to even, as torch.round does.
 _ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
-def _leaky(y, bias, skip, count, channels, slope, SKIP: tl.constexpr, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < count
-    value = tl.load(y + i, inside).to(tl.float32) + tl.load(bias + i % channels, inside).to(tl.float32)
-    value = tl.where(value > 0, value, value * slope)
+def _conv(
+    x, weight, bias, skip, out, height, width, count, slope, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, ACTIVE: tl.constexpr, SKIP: tl.constexpr, SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column, row = pixel % width, (pixel // width) % height
+    k, n = tl.arange(0, K), tl.arange(0, N)
+    total = tl.full((BLOCK, N), 0.0, tl.float32)
+    for tap in range(9):
+        down, right = tap // 3 - 1, tap % 3 - 1
+        inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+        near = (pixel + down * width + right).to(tl.int64)
+        a = tl.load(
+            x + near[:, None] * INPUTS + k[None, :],
+            (inside & (pixel < count))[:, None] & (k < INPUTS)[None, :],
+            0.0,
+        )
+        total = tl.dot(a, tl.load(weight + (tap * K + k[:, None]) * N + n[None, :]), total)
+    real = (pixel < count)[:, None] & (n < OUTPUTS)[None, :]
+    at = pixel.to(tl.int64)[:, None] * OUTPUTS + n[None, :]
+    value = total + tl.load(bias + n, n < OUTPUTS, 0.0).to(tl.float32)[None, :]
+    if ACTIVE:
+        value = tl.where(value > 0, value, value * slope)
     if SKIP:
-        value += tl.load(skip + i, inside).to(tl.float32)
-    tl.store(y + i, value.to(y.dtype.element_ty), inside)
+        value += tl.load(skip + at, real, 0.0).to(tl.float32)
+    if SCALE:
+        # The pixel shuffle: channel n is colour n // scale^2, its sample (n // scale % scale, n % scale).
+        image = (pixel // (width * height)).to(tl.int64)[:, None] * 3 + (n // (SCALE * SCALE))[None, :]
+        y = row[:, None] * SCALE + (n // SCALE % SCALE)[None, :]
+        at = (
+            (image * (height * SCALE) + y) * (width * SCALE)
+            + (column * SCALE)[:, None]
+            + (n % SCALE)[None, :]
+        )
+    tl.store(out + at, value.to(out.dtype.element_ty), real)
 
 
 @triton.jit
-def _attend(y, bias, mask, mask_bias, count, channels, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < count
-    channel = i % channels
-    value = tl.load(y + i, inside).to(tl.float32) + tl.load(bias + channel, inside).to(tl.float32)
-    share = tl.load(mask + i, inside).to(tl.float32) + tl.load(mask_bias + channel, inside).to(tl.float32)
-    tl.store(y + i, (value / (1.0 + tl.exp(-share))).to(y.dtype.element_ty), inside)
+def _attend(
+    x, weight, bias, mask, mask_weight, mask_bias, out, count, CHANNELS: tl.constexpr, FEW: tl.constexpr,
+    K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    pixel = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    k, few = tl.arange(0, K), tl.arange(0, FEW)
+    inside, within = (pixel < count)[:, None], (k < CHANNELS)[None, :]
+    at = pixel[:, None] * CHANNELS + k[None, :]
+    pair = k[:, None] * K + k[None, :]
+    value = tl.dot(tl.load(x + at, inside & within, 0.0), tl.load(weight + pair))
+    value += tl.load(bias + k, k < CHANNELS, 0.0).to(tl.float32)[None, :]
+    small = tl.load(mask + pixel[:, None] * FEW + few[None, :], inside, 0.0)
+    share = tl.dot(small, tl.load(mask_weight + few[:, None] * K + k[None, :]))
+    share += tl.load(mask_bias + k, k < CHANNELS, 0.0).to(tl.float32)[None, :]
+    tl.store(out + at, (value / (1.0 + tl.exp(-share))).to(out.dtype.element_ty), inside & within)
 
 
 @triton.jit
@@ -92,24 +131,72 @@ def _down(
     tl.store(chroma + row * columns + x, code.to(chroma.dtype.element_ty), inside)
 
 
-def leaky(
-    y: torch.Tensor, bias: torch.Tensor, slope: float, skip: torch.Tensor | None = None
-) -> torch.Tensor:
-    """LeakyReLU of `y` (N, C, h, w) and a bias (C,), plus `skip`; all channels last. Overwrites `y`."""
-    count = y.numel()
-    _check(y, skip)
-    _leaky[(triton.cdiv(count, _BLOCK),)](
-        y, bias, y if skip is None else skip, count, y.shape[1], slope, SKIP=skip is not None, BLOCK=_BLOCK
-    )
-    return y
+class Convolution:
+    """A 3x3 convolution of stride 1 with zeros around, its weights as the kernel reads them; fp16.
+
+    `weight` (O, I, 3, 3), `bias` (O,), both at most 64 channels.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        self.outputs, self.inputs = weight.shape[:2]
+        self._k, self._n = (max(16, triton.next_power_of_2(count)) for count in (self.inputs, self.outputs))
+        taps = weight.permute(2, 3, 1, 0).reshape(9, self.inputs, self.outputs)
+        self._weight = _filled(taps, (9, self._k, self._n))
+        self._bias = bias.contiguous()
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        slope: float = 1.0,
+        skip: torch.Tensor | None = None,
+        scale: int = 0,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """LeakyReLU of the convolution of `x` (N, I, h, w), plus `skip`; channels last.
+
+        With `scale` the result's pixels are shuffled, as by torch.pixel_shuffle: float32, planes. `bias` (O,) float32
+        in the place of the convolution's own.
+        """
+        _check(x, self.inputs)
+        if skip is not None:
+            _check(skip, self.outputs)
+        count, _, height, width = x.shape
+        if scale:
+            out = x.new_empty((count, 3, scale * height, scale * width), dtype=torch.float32)
+        else:
+            out = x.new_empty((count, height, width, self.outputs)).permute(0, 3, 1, 2)
+        pixels = count * height * width
+        _conv[(triton.cdiv(pixels, CONV_BLOCK),)](
+            x, self._weight, self._bias if bias is None else bias, x if skip is None else skip, out,
+            height, width, pixels, slope, INPUTS=self.inputs, OUTPUTS=self.outputs, K=self._k, N=self._n,
+            ACTIVE=slope != 1.0, SKIP=skip is not None, SCALE=scale, BLOCK=CONV_BLOCK, **CONV_OPTIONS,
+        )  # fmt: skip
+        return out
 
 
-def attend(y: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor, mask_bias: torch.Tensor) -> torch.Tensor:
-    """(y + bias) * sigmoid(mask + mask_bias) of (N, C, h, w), channels last, and (C,). Overwrites `y`."""
-    count = y.numel()
-    _check(y, mask)
-    _attend[(triton.cdiv(count, _BLOCK),)](y, bias, mask, mask_bias, count, y.shape[1], BLOCK=_BLOCK)
-    return y
+class Attention:
+    """A 1x1 convolution times the sigmoid of another one's result (C of C, and C of F channels, F a power of 2)."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor, mask_weight: torch.Tensor, mask_bias: torch.Tensor
+    ) -> None:
+        self.channels, self.few = mask_weight.shape[:2]
+        self._k = max(16, triton.next_power_of_2(self.channels))
+        self._weight = _filled(weight[:, :, 0, 0].T, (self._k, self._k))
+        self._mask_weight = _filled(mask_weight[:, :, 0, 0].T, (self.few, self._k))
+        self._bias, self._mask_bias = bias.contiguous(), mask_bias.contiguous()
+
+    def __call__(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The product for `x` (N, C, h, w) and `mask` (N, F, h, w); channels last."""
+        _check(x, self.channels)
+        mask = mask.contiguous(memory_format=torch.channels_last)
+        out = torch.empty_like(x)
+        count = x.shape[0] * x.shape[2] * x.shape[3]
+        _attend[(triton.cdiv(count, ATTEND_BLOCK),)](
+            x, self._weight, self._bias, mask, self._mask_weight, self._mask_bias, out, count,
+            CHANNELS=self.channels, FEW=self.few, K=self._k, BLOCK=ATTEND_BLOCK,
+        )  # fmt: skip
+        return out
 
 
 def planes(
@@ -155,6 +242,12 @@ def _weights(taps: tuple[tuple[int, float], ...], device: torch.device) -> torch
     return torch.tensor([weight for _, weight in taps], dtype=torch.float32, device=device)
 
 
-def _check(y: torch.Tensor, other: torch.Tensor | None) -> None:
-    for each in (y, y if other is None else other):
-        assert each.shape == y.shape and each.is_contiguous(memory_format=torch.channels_last)
+def _filled(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """`values` with zeros behind them in every direction."""
+    made = values.new_zeros(shape)
+    made[tuple(slice(size) for size in values.shape)] = values
+    return made
+
+
+def _check(x: torch.Tensor, channels: int) -> None:
+    assert x.shape[1] == channels and x.is_contiguous(memory_format=torch.channels_last)

@@ -86,6 +86,7 @@ def choose_compute(device: str, precision: str) -> Compute:
     except RuntimeError as error:
         raise TrainingError(f"device {device!r} is unknown; use auto, cpu or cuda") from error
     if chosen.type == "cuda":
+        chosen = torch.device("cuda", chosen.index or 0)
         torch.cuda.set_device(chosen)
     if world > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
