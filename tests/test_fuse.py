@@ -14,7 +14,6 @@ from rlfn_pipe.engine.tiling import border_mask, plan, stretch_matrix
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.evaluate.metrics import psnr_y
 from rlfn_pipe.models import convolution
-from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.convolution import FusedConvolution, PlainConvolution, fused_available
 from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet, build_inference
 from rlfn_pipe.models.rlfn import RLFN
@@ -36,22 +35,6 @@ def test_folding_is_exact_in_float64(scale: int, white: float) -> None:
     x = torch.rand(2, 3, 23, 31, dtype=torch.float64) * 255.0
     expected = module(x * (white / 255.0)) * (255.0 / white)
     torch.testing.assert_close(build_inference(spec, module, torch.float64)(x), expected, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "wide", "inner"), [("rlfn", 56, 56), ("rlfn-ntire", 48, 48), ("rlfn-s", 48, 48)]
-)
-def test_channels_of_zeros_change_nothing(name: str, wide: int, inner: int) -> None:
-    spec = architecture(name, 4)
-    torch.manual_seed(3)
-    module = RLFN(spec).eval().requires_grad_(False).double()
-    x = torch.rand(1, 3, 19, 22, dtype=torch.float64) * 255.0
-    padded = build_inference(spec, module, torch.float64, channel_multiple=8)
-    block = padded.blocks[0]
-    assert padded.head.weight.shape == (wide, 3, 3, 3) and padded.tail.weight.shape == (48, wide, 3, 3)
-    assert block.c2.weight.shape == (inner, inner, 3, 3) and block.c5.weight.shape == (wide, wide, 1, 1)
-    expected = build_inference(spec, module, torch.float64)(x)
-    torch.testing.assert_close(padded(x), expected, atol=1e-9, rtol=0)
 
 
 def test_the_module_is_left_as_it_was() -> None:

@@ -14,14 +14,13 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from test_planes import picture as noise
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.errors import UsageError
 from rlfn_pipe.models import fused
 from rlfn_pipe.models.architectures import architecture
-from rlfn_pipe.models.fuse import InferenceBlock, build_inference, for_device
+from rlfn_pipe.models.fuse import InferenceNet, build_inference, for_device
 from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.models.weights import load
 from rlfn_pipe.pipeline import planes
 from rlfn_pipe.types import ColourInfo
-from rlfn_pipe.unmeasured import WISH
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -87,25 +86,21 @@ def test_the_end_of_a_block(channels: int) -> None:
     torch.testing.assert_close(got.double(), wanted, **near)
 
 
-@pytest.mark.parametrize(("name", "scale"), [("rlfn-s", 4), ("rlfn", 3), ("rlfn-ntire", 2)])
-@pytest.mark.parametrize("multiple", [1, 8])
-def test_the_fused_network_is_the_folded_one(name: str, scale: int, multiple: int) -> None:
+@pytest.mark.parametrize(("name", "scale"), [("rlfn", 4), ("rlfn-ntire", 2)])
+def test_the_fused_network_is_the_folded_one(name: str, scale: int) -> None:
     spec = architecture(name, scale)
     torch.manual_seed(2)
     module = RLFN(spec).eval().requires_grad_(False)
-    x = noise(17, 16)[None].clamp(0, 255).repeat(2, 1, 1, 1)
-    x[1] = 255 - x[1]
+    x = noise(17, 15)[None].clamp(0, 255)
     exact = build_inference(spec, module.double(), torch.float64)(x.double())
     for edge in (False, True):
         plain = build_inference(spec, module, torch.float16, edge_fp32=edge)
         made = build_inference(
-            spec, module, torch.float16, edge_fp32=edge, channel_multiple=multiple,
-            form=fused.FusedNet, block=fused.FusedBlock,
-        )  # fmt: skip
+            spec, module, torch.float16, edge_fp32=edge, form=fused.FusedNet, block=fused.FusedBlock
+        )
         assert all(type(block) is fused.FusedBlock for block in made.blocks)
         got = made(x)
         assert got.shape == exact.shape and got.dtype == torch.float32
-        assert torch.equal(made(x), got)
         loss = (plain(x) - exact).square().mean()
         assert (got - exact).square().mean() < 1.1 * loss, "no worse than PyTorch's fp16"
 
@@ -136,15 +131,54 @@ def test_planes_are_those_of_the_engine(subsampling: str, location: str) -> None
                 assert (a != b).sum() <= 4 + 0.001 * a.size
 
 
-def test_they_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.delenv(WISH, raising=False)
-    assert not fused.kernels_wanted(cuda)
-    monkeypatch.setenv(WISH, "graphs, kernels")
+    monkeypatch.delenv(fused.WISH, raising=False)
     assert fused.kernels_wanted(cuda) and not fused.kernels_wanted(cpu)
+    assert not fused.kernels_wanted(torch.device("mps"))
     spec = architecture("rlfn-s", 2)
-    made = for_device(spec, RLFN(spec), torch.float32, False, "cpu")
-    assert type(made.blocks[0]) is InferenceBlock
+    assert type(for_device(spec, RLFN(spec), torch.float16, False, "cpu")) is InferenceNet
+    monkeypatch.setenv(fused.WISH, "off")
+    assert not fused.kernels_wanted(cuda)
+    monkeypatch.delenv(fused.WISH)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install triton"):
-        fused.kernels_wanted(cuda)
+    assert not fused.kernels_wanted(cuda)
+
+
+def test_they_are_used_where_they_give_what_pytorch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but on the CPU: right kernels, wrong ones, and such that do not compile."""
+    from rlfn_pipe.models import kernels
+
+    monkeypatch.setattr(fused, "kernels_wanted", lambda device: True)
+    monkeypatch.setattr(fused, "_TRIED", (15, 16))
+    monkeypatch.setattr(planes, "kernels_wanted", lambda device: True)
+    spec, module = load("rlfn-ntire", 4)
+
+    def network() -> InferenceNet:
+        return for_device(spec, module, torch.float16, False, "cpu")
+
+    assert type(network()) is fused.FusedNet
+    assert type(for_device(spec, module, torch.float32, False, "cpu")) is InferenceNet
+    right = kernels.Attention.__call__
+    monkeypatch.setattr(kernels.Attention, "__call__", lambda self, x, mask: right(self, x, mask) * 0.8)
+    with pytest.warns(RuntimeWarning, match="not used, they are .* code values off"):
+        assert type(network()) is InferenceNet
+
+    def fails(*_: object, **__: object) -> torch.Tensor:
+        raise ValueError("no such instruction\nmore of it")
+
+    monkeypatch.setattr(kernels.Convolution, "__call__", fails)
+    with pytest.warns(RuntimeWarning, match="not used, ValueError: no such instruction$"):
+        assert type(network()) is InferenceNet
+
+    layout, rgb = ColourInfo(1, range=1), noise(20, 30)
+    planes._kernels_work.cache_clear()
+    wanted = planes.by_kernels(rgb, layout)
+    assert planes._kernels_work(torch.device("cpu"))
+    assert all(torch.equal(p, q) for p, q in zip(planes.from_rgb(rgb, layout), wanted, strict=True))
+    planes._kernels_work.cache_clear()
+    monkeypatch.setattr(kernels, "planes", fails)
+    with pytest.warns(RuntimeWarning, match="not used"):
+        planes.from_rgb(rgb, layout)
+    assert not planes._kernels_work(torch.device("cpu")), "tried once"
+    planes._kernels_work.cache_clear()

@@ -19,7 +19,7 @@ _ALLOCATOR_MESSAGES = (
     "DefaultCPUAllocator: not enough memory",
     "not enough memory: you tried to allocate",
     "MPS backend out of memory",
-    # Of pinned memory, and of graphs when they are put together.
+    # Of pinned memory.
     "CUDA error: out of memory",
 )
 

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-__all__ = ["Forgetting", "Grid", "Memorable", "Network", "NetworkFactory", "Remembering", "SideBySide"]
+__all__ = ["Grid", "Memorable", "Network", "NetworkFactory", "Remembering", "SideBySide"]
 
 #: ESA's place in the frame for a batch of tiles, float32: row matrices (N, h, h3) and column matrices
 #: (N, w, w3) that stretch its small map, and the mask (N, 1, h3 + 2, w3 + 2) of the cells around it.
@@ -33,23 +33,18 @@ class Memorable(Protocol):
 
 
 @runtime_checkable
-class Forgetting(Protocol):
-    """What keeps memory between calls; `forget` hands it back and is False when there was none."""
-
-    def forget(self) -> bool: ...
-
-
-@runtime_checkable
-class Remembering(Network, Forgetting, Protocol):
+class Remembering(Network, Protocol):
     """A network that keeps what it can use for the next frame.
 
     `computed` is the share (0..1) of the last call's work that had to be done; `keeps` says whether there is
-    room for frames of a size.
+    room for frames of a size; `forget` hands the memory back and is False when there was none.
     """
 
     computed: float
 
     def keeps(self, h: int, w: int) -> bool: ...
+
+    def forget(self) -> bool: ...
 
 
 @runtime_checkable

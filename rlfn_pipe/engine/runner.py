@@ -25,7 +25,6 @@ from rlfn_pipe.engine.device import (
 )
 from rlfn_pipe.engine.limits import Limits
 from rlfn_pipe.engine.network import (
-    Forgetting,
     Grid,
     Memorable,
     Network,
@@ -271,7 +270,7 @@ class Engine:
     def _threads(self, edge_fp32: bool) -> AbstractContextManager[None]:
         """The threads, or the device, that the network and operators around it take in the calling thread."""
         if self.device.type == "cuda":
-            # Graphs and Triton's kernels go to the current one, whatever their tensors are on.
+            # Triton's kernels go to the current one, whatever their tensors are on.
             return torch.cuda.device(self.device)
         if isinstance(self._network(self._dtype, edge_fp32), SideBySide):
             return only_compiled(self.threads)
@@ -373,9 +372,8 @@ class Engine:
             return self._remembering[key]
 
     def forget(self) -> bool:
-        """Hand back what networks keep between calls. False when nothing was kept."""
-        networks = [*self._remembering.values(), *self._networks.values()]
-        kept = [network.forget() for network in networks if isinstance(network, Forgetting)]
+        """Hand back what networks keep of the last frame. False when nothing was kept."""
+        kept = [network.forget() for network in self._remembering.values()]
         return any(kept)
 
     @property

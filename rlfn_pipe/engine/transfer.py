@@ -1,19 +1,16 @@
 """The way between the host and a device: nobody waits for a copy before it is needed.
 
-CUDA copies from and to pinned memory while host and device go on. With `rlfn_pipe.unmeasured`'s *ahead* each direction
-has a stream of its own, since a GPU has an engine for each, beside that for kernels.
+CUDA copies from and to pinned memory while host and device go on. Each direction has a stream of its own, since a GPU
+has an engine for each, beside that for kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
 import torch
-
-from rlfn_pipe.unmeasured import asked_for
 
 __all__ = ["AHEAD", "Arrival", "fetch", "frames_ahead", "send"]
 
@@ -23,7 +20,7 @@ AHEAD = 2
 
 def frames_ahead(device: torch.device) -> int:
     """How many frames the engine computes before it waits for the oldest one to arrive."""
-    return AHEAD if asked_for("ahead", device) else 0
+    return AHEAD if device.type == "cuda" else 0
 
 
 def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -33,8 +30,6 @@ def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     pinned = torch.empty(array.shape, dtype=_dtype(array), pin_memory=True)
     np.copyto(pinned.numpy(), array)
     up, _ = _streams(device)
-    if up is None:
-        return pinned.to(device, non_blocking=True)
     with torch.cuda.stream(up):
         values = pinned.to(device, non_blocking=True)
     current = torch.cuda.current_stream(device)
@@ -65,21 +60,18 @@ def fetch(tensors: Sequence[torch.Tensor]) -> Arrival:
     if device.type != "cuda":
         return Arrival(list(tensors), None)
     _, down = _streams(device)
-    if down is not None:
-        down.wait_stream(torch.cuda.current_stream(device))
-        for tensor in tensors:
-            tensor.record_stream(down)
-    with nullcontext() if down is None else torch.cuda.stream(down):
+    down.wait_stream(torch.cuda.current_stream(device))
+    for tensor in tensors:
+        tensor.record_stream(down)
+    with torch.cuda.stream(down):
         copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
         landed = torch.cuda.current_stream(device).record_event()
     return Arrival(copies, landed)
 
 
 @lru_cache(maxsize=8)
-def _streams(device: torch.device) -> tuple[torch.cuda.Stream | None, torch.cuda.Stream | None]:
-    """Streams for copies to the device and back, None for the one on which it computes."""
-    if not asked_for("ahead", device):
-        return None, None
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Streams for copies to the device and back."""
     up, down = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
     return up, down
 

@@ -29,11 +29,9 @@ from torch import nn
 
 from rlfn_pipe.models.rlfn import RLFB, RLFN
 from rlfn_pipe.types import ModelSpec
-from rlfn_pipe.unmeasured import asked_for
 
 if TYPE_CHECKING:
     from rlfn_pipe.models.compiled import CompiledNetwork
-    from rlfn_pipe.models.graphs import GraphedNetwork
     from rlfn_pipe.models.native.network import NativeNetwork
     from rlfn_pipe.models.strips import StripNetwork
 
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 #: Of LeakyReLU.
 SLOPE = 0.05
-#: Tensor cores take 16-bit channels by so many.
-TENSOR_CORE_CHANNELS = 8
 _WHITE = 255.0
 _SHORT = (torch.bfloat16, torch.float16)
 
@@ -179,22 +175,6 @@ class InferenceNet(nn.Module):
         return F.pixel_shuffle(image, self.scale)
 
 
-def _pad_channels(net: InferenceNet, multiple: int) -> None:
-    """Add channels of zeros until there are a multiple of `multiple` wherever they are not an image's.
-
-    Exact: such a channel is zero throughout, and nothing takes from it.
-    """
-    for conv in net.modules():
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        more_out, more_in = -conv.out_channels % multiple, -conv.in_channels % multiple
-        more_out, more_in = 0 if conv is net.tail else more_out, 0 if conv is net.head else more_in
-        conv.weight = nn.Parameter(F.pad(conv.weight, (0, 0, 0, 0, 0, more_in, 0, more_out)))
-        assert conv.bias is not None
-        conv.bias = nn.Parameter(F.pad(conv.bias, (0, more_out)))
-        conv.out_channels, conv.in_channels = conv.out_channels + more_out, conv.in_channels + more_in
-
-
 def build_inference(
     spec: ModelSpec,
     module: RLFN,
@@ -202,19 +182,16 @@ def build_inference(
     memory_format: torch.memory_format = torch.channels_last,
     edge_fp32: bool = False,
     block: type[InferenceBlock] = InferenceBlock,
-    channel_multiple: int = 1,
     form: type[InferenceNet] = InferenceNet,
 ) -> InferenceNet:
     """A copy of `module` (an RLFN of `spec`) in inference form; `module` is left as it is.
 
     Folding is done in float64, then rounded to `dtype` once. `edge_fp32` keeps the first and the last
     convolution in float32, for sources and targets above 8 bit: bf16 holds 8 significant bits.
-    Channels of zeros are added up to a multiple of `channel_multiple`, which some matrix units ask for.
     `form` and `block` may be subclasses that compute the same in another way.
     """
     with torch.no_grad():
         net = form(spec, module, block).eval()
-        _pad_channels(net, channel_multiple)
         head, tail = net.head, net.tail
         net.head, net.tail = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
         net.to(dtype=dtype)
@@ -233,19 +210,15 @@ def build_inference(
 
 def for_device(
     spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool, device: torch.device | str
-) -> InferenceNet | GraphedNetwork:
-    """The inference form for a device that is not the CPU."""
-    from rlfn_pipe.models.fused import FusedBlock, FusedNet, kernels_wanted
-    from rlfn_pipe.models.graphs import GraphedNetwork
+) -> InferenceNet:
+    """The inference form for a device that is not the CPU: in Triton's kernels where they work."""
+    from rlfn_pipe.models.fused import fused_or
 
-    device = torch.device(device)
-    fused = kernels_wanted(device) and dtype == torch.float16
-    form, block = (FusedNet, FusedBlock) if fused else (InferenceNet, InferenceBlock)
-    multiple = TENSOR_CORE_CHANNELS if asked_for("channels", device) else 1
-    net = build_inference(
-        spec, module, dtype, edge_fp32=edge_fp32, block=block, channel_multiple=multiple, form=form
-    ).to(device)
-    return GraphedNetwork(net) if asked_for("graphs", device) else net
+    plain = build_inference(spec, module, dtype, edge_fp32=edge_fp32).to(device)
+    return fused_or(
+        plain,
+        lambda form, block: build_inference(spec, module, dtype, edge_fp32=edge_fp32, form=form, block=block),
+    )
 
 
 class InferenceFactory:

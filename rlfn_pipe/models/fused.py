@@ -1,35 +1,68 @@
-"""The folded network in Triton's kernels, in fp16 on CUDA. Unmeasured; see `rlfn_pipe.unmeasured`.
+"""The folded network in Triton's kernels, in fp16 on CUDA (docs/performance.md has what that gains).
 
 Convolutions take bias, activation and residual sum along, the last one the pixel shuffle; a block's end is one kernel.
+Kernels are used where they give on the device at hand what PyTorch's operators give there: compilers differ, and one of a
+block of 256 pixels was seen to give nonsense on an H200. `RLFN_PIPE_TRITON=off` keeps them off.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from rlfn_pipe.errors import UsageError
 from rlfn_pipe.models.fuse import SLOPE, Grid, InferenceBlock, InferenceNet, attention_of
-from rlfn_pipe.unmeasured import WISH, asked_for
 
 if TYPE_CHECKING:
     from rlfn_pipe.models.kernels import Attention, Convolution
 
-__all__ = ["FusedBlock", "FusedNet", "kernels_wanted"]
+__all__ = ["WISH", "FusedBlock", "FusedNet", "fused_or", "kernels_wanted", "near_or_warn"]
+
+#: Environment variable; "off" keeps the kernels off.
+WISH = "RLFN_PIPE_TRITON"
+#: Root mean square of what two roads in fp16 may differ by, in code values of 8 bit; it is 0.1 where all is well.
+_NEAR = 1.0
+#: Rows and columns of the picture that kernels are tried on.
+_TRIED = (24, 36)
 
 
 def kernels_wanted(device: torch.device) -> bool:
-    """Whether Triton's kernels are to be used on `device`. Raises UsageError where Triton is missing."""
-    if not asked_for("kernels", device):
+    """Whether Triton's kernels can be tried on `device`: it is there, and nobody said no."""
+    if device.type != "cuda" or os.environ.get(WISH) == "off":
         return False
-    if importlib.util.find_spec("triton") is None:
-        raise UsageError(
-            f"{WISH}=kernels needs Triton, which is not installed; pip install triton, or leave it out"
-        )
-    return True
+    return importlib.util.find_spec("triton") is not None
+
+
+def fused_or(
+    plain: InferenceNet, build: Callable[[type[FusedNet], type[FusedBlock]], InferenceNet]
+) -> InferenceNet:
+    """`plain`, or what `build` makes of the same network in kernels where these work on its device."""
+    weight = plain.body.weight
+    if weight.dtype != torch.float16 or not kernels_wanted(weight.device):
+        return plain
+    fused = build(FusedNet, FusedBlock).to(weight.device)
+    picture = 64.0 + 128.0 * torch.rand(1, 3, *_TRIED, generator=torch.Generator().manual_seed(0))
+    picture = picture.to(weight.device)
+    return fused if near_or_warn(lambda: fused(picture), lambda: plain(picture)) else plain
+
+
+@torch.inference_mode()
+def near_or_warn(one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]) -> bool:
+    """Whether kernels (`one`) give what PyTorch's operators give, within rounding. A warning says why not."""
+    wanted = other().float()
+    try:
+        off = float((one().float() - wanted).square().mean().sqrt())
+        reason, good = f"they are {off:.3g} code values off", off < _NEAR
+    except Exception as error:  # whatever a compiler may raise: there is another road
+        reason, good = f"{type(error).__name__}: {error}".splitlines()[0], False
+    if not good:
+        warnings.warn(f"Triton's kernels are not used, {reason}", RuntimeWarning, stacklevel=2)
+    return good
 
 
 def _convolution(conv: nn.Conv2d) -> Convolution:

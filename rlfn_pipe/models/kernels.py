@@ -1,7 +1,6 @@
-"""Triton kernels for CUDA: what lies between the convolutions, and results to planes. Imports Triton.
+"""Triton kernels for CUDA: the network's convolutions with what lies between them, and results to planes.
 
-Each does in one pass over memory what PyTorch does in several. They were never run on a GPU, only by Triton's
-interpreter on the CPU (`TRITON_INTERPRET=1`), and are off unless asked for; see `rlfn_pipe.models.fused`.
+Imports Triton. Tests run them by its interpreter on the CPU (`TRITON_INTERPRET=1`).
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ __all__ = ["Attention", "Convolution", "planes"]
 
 _BLOCK = 1024
 #: Pixels that a program of the convolution, and of the attention, takes; how the former is compiled.
-CONV_BLOCK, ATTEND_BLOCK = 128, 128
-CONV_OPTIONS: dict[str, int] = {"num_warps": 4, "num_stages": 3}
+CONV_BLOCK, ATTEND_BLOCK = 128, 64
+CONV_OPTIONS: dict[str, int] = {"num_warps": 8, "num_stages": 3}
 #: Added to a float32 and taken away again it leaves the nearest whole number, ties to even, as torch.round does.
 _ROUNDER = tl.constexpr(12582912.0)
 

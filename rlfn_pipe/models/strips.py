@@ -34,7 +34,6 @@ from rlfn_pipe.models.fuse import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from rlfn_pipe.models.graphs import GraphedNetwork
     from rlfn_pipe.models.rlfn import RLFB, RLFN
     from rlfn_pipe.types import ModelSpec
 
@@ -129,7 +128,7 @@ class StripNetwork:
             self._picture(x[i : i + 1], _Stretch(h, w, self._dtype, place), result[i])
         return result
 
-    def to(self, device: torch.device | str) -> StripNetwork | InferenceNet | GraphedNetwork:
+    def to(self, device: torch.device | str) -> StripNetwork | InferenceNet:
         """Itself for the CPU, whose caches strips are for; a new `InferenceNet` on any other device."""
         if torch.device(device).type == "cpu":
             return self

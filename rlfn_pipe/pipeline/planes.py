@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.models.fused import kernels_wanted
+from rlfn_pipe.models.fused import kernels_wanted, near_or_warn
 from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
-from rlfn_pipe.types import ColourInfo
+from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo
 
 __all__ = ["from_rgb"]
 
@@ -24,7 +24,7 @@ def from_rgb(
     Code values may differ by one where a value lies between two, since sums are rounded in another order.
     """
     chroma = colour.subsampling in ("420", "422", "440", "444") and not neutral
-    if chroma and kernels_wanted(rgb.device):
+    if chroma and kernels_wanted(rgb.device) and _kernels_work(rgb.device):
         return by_kernels(conversions.add_excess(rgb, excess), colour)
     found = any_library()
     if found is None or rgb.device.type != "cpu" or not chroma:
@@ -69,6 +69,16 @@ def by_kernels(rgb: torch.Tensor, colour: ColourInfo) -> list[torch.Tensor]:
     return kernels.planes(
         rgb, numbers.luma, numbers.gains, numbers.offsets, colour.bit_depth, numbers.along, numbers.down
     )
+
+
+@lru_cache(maxsize=8)
+def _kernels_work(device: torch.device) -> bool:
+    """Whether Triton's kernels make planes as the engine does, tried once."""
+    layout = ColourInfo(MATRIX_BT709, range=RANGE_LIMITED)
+    rgb = (255.0 * torch.rand(3, 24, 36, generator=torch.Generator().manual_seed(0))).to(device)
+    roads = [by_kernels, conversions.from_rgb]
+    one, other = (lambda road=road: torch.cat([p.flatten() for p in road(rgb, layout)]) for road in roads)
+    return near_or_warn(one, other)
 
 
 class _Numbers(NamedTuple):

@@ -37,7 +37,6 @@ from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 if TYPE_CHECKING:
     from torch import nn
 
-    from rlfn_pipe.models.graphs import GraphedNetwork
     from rlfn_pipe.models.native.memory import RememberingNetwork
     from rlfn_pipe.models.rlfn import RLFB, RLFN
     from rlfn_pipe.types import ModelSpec
@@ -176,7 +175,7 @@ class NativeNetwork:
         size: int = self.library.memory(self.net, job)
         return size
 
-    def to(self, device: torch.device | str) -> NativeNetwork | InferenceNet | GraphedNetwork:
+    def to(self, device: torch.device | str) -> NativeNetwork | InferenceNet:
         """Itself for the CPU; a new `InferenceNet` on any other device."""
         if torch.device(device).type == "cpu":
             return self
