@@ -1,6 +1,6 @@
-"""What `RLFN_PIPE_CUDA`'s parts gain on a GPU, in turns in one process, and how far each is from fp32.
+"""What Triton's kernels and frames ahead of the host gain on a GPU, in turns in one process, and how far each is from fp32.
 
-python benchmarks/gpu.py [--model rlfn-s] [--size 960x540] [--rounds 7] [--tile 0] [--batch N]
+python benchmarks/gpu.py [--model rlfn-s] [--size 960x540] [--rounds 7] [--tile 0] [--batch N] [--baseline official]
 """
 
 from __future__ import annotations
@@ -18,47 +18,35 @@ import torch
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
 from rlfn_pipe.bench.engine import engine_speed
 from rlfn_pipe.bench.timing import in_turns, repeats
-from rlfn_pipe.engine import transfer
 from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.engine.transfer import AHEAD
 from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.fused import WISH
 from rlfn_pipe.models.weights import load
 from rlfn_pipe.pipeline.planes import from_rgb
 from rlfn_pipe.types import Frame, Target
-from rlfn_pipe.unmeasured import PARTS, WISH
 
 
 class Variant:
-    """An engine with some of the parts."""
+    """An engine with or without the kernels, and with some frames ahead."""
 
-    def __init__(self, parts: tuple[str, ...], options: argparse.Namespace, precision: str = "auto") -> None:
-        self.name = "+".join(parts) or "none"
-        self._wish = ",".join(parts)
+    def __init__(
+        self, options: argparse.Namespace, kernels: bool, ahead: int, precision: str = "auto"
+    ) -> None:
+        self.name = f"{'kernels' if kernels else 'operators'}, {ahead} ahead"
+        self._wish = "on" if kernels else "off"
         spec, module = load(options.model, options.scale)
-        with self._wished():
-            self.engine = Engine(
-                InferenceFactory(spec, module), spec, device=options.device, precision=precision, reuse="off",
-                tile=options.tile, batch=options.batch, to_planes=from_rgb,
-            )  # fmt: skip
+        self.engine = Engine(
+            InferenceFactory(spec, module), spec, device=options.device, precision=precision, reuse="off",
+            tile=options.tile, batch=options.batch, to_planes=from_rgb,
+        )  # fmt: skip
+        self.engine.ahead = ahead
 
     def run(self, frames: list[Frame]) -> Iterator[Frame]:
-        scale = self.engine.scale
-        with self._wished():
-            yield from self.engine.run((f, Target(f.width * scale, f.height * scale, COLOUR)) for f in frames)
-
-    def _wished(self) -> _Wish:
-        return _Wish(self._wish)
-
-
-class _Wish:
-    def __init__(self, wish: str) -> None:
-        self._wish = wish
-
-    def __enter__(self) -> None:
+        # Read when the network is made, and whenever planes are.
         os.environ[WISH] = self._wish
-        transfer._streams.cache_clear()
-
-    def __exit__(self, *_: object) -> None:
-        os.environ.pop(WISH, None)
+        scale = self.engine.scale
+        yield from self.engine.run((f, Target(f.width * scale, f.height * scale, COLOUR)) for f in frames)
 
 
 def psnr(one: list[Frame], other: list[Frame]) -> float:
@@ -77,7 +65,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tile", type=int)
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--parts", action="append", help="a combination, with commas; else each, and all")
     parser.add_argument(
         "--baseline", action="append", default=[], help="of `rlfn-pipe bench`, measured first"
     )
@@ -89,34 +76,19 @@ def main() -> None:
             baselines=options.baseline, rounds=options.rounds,
         )  # fmt: skip
         print(json.dumps({**asdict(speed), "tflops": speed.tflops}), flush=True)
-    wanted = [tuple(filter(None, text.split(","))) for text in options.parts or ()]
-    combinations = wanted or [(), *((part,) for part in PARTS), tuple(PARTS)]
     stock = list(islice(moving_frames(width, height, 64), 64))
-    reference = list(Variant((), options, "fp32").run(stock[:4]))
-    variants, roads, good, first = [], {}, {}, None
-    for parts in combinations:
-        name = "+".join(parts) or "none"
-        try:
-            variant = Variant(parts, options)
-            few = list(variant.run(stock[:4]))
-        except Exception as error:  # one part that fails must not hide the others
-            print(json.dumps({"parts": name, "failed": f"{type(error).__name__}: {error}"[:600]}), flush=True)
-            continue
-        first = first or few
-        good[name] = {"psnr_fp32": round(psnr(few, reference), 2), "psnr_first": round(psnr(few, first), 2)}
-        variants.append(variant)
-    if not variants:
-        return
+    reference = list(Variant(options, False, 0, "fp32").run(stock[:4]))
+    variants = [Variant(options, kernels, ahead) for kernels in (False, True) for ahead in (0, AHEAD)]
+    firsts = {variant.name: list(variant.run(stock[:4])) for variant in variants}
     device = variants[0].engine.device
     count = repeats(lambda: list(variants[0].run(stock[:4])), device, seconds=0.4, most=16) * 4
-    for variant in variants:
-        roads[variant.name] = lambda v=variant: sum(1 for _ in v.run(stock[:count]))
+    roads = {v.name: lambda v=v: sum(1 for _ in v.run(stock[:count])) for v in variants}
     times = in_turns(roads, options.rounds, device)
     peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
     for variant in variants:
         timing = times[variant.name]
         found = {
-            "parts": variant.name,
+            "road": variant.name,
             "model": options.model,
             "size": options.size,
             "tile": options.tile,
@@ -127,7 +99,8 @@ def main() -> None:
             "cpu_ms": round(timing.cpu_ms / count, 3),
             "spread": round(timing.spread, 3),
             "frames": count,
-            **good[variant.name],
+            "psnr_fp32": round(psnr(firsts[variant.name], reference), 2),
+            "psnr_first": round(psnr(firsts[variant.name], firsts[variants[0].name]), 2),
             "peak_mib_of_all": peak,
         }
         print(json.dumps(found), flush=True)

@@ -307,8 +307,8 @@ def test_options_without_effect_are_named(tmp_path: Path) -> None:
     film.symlink_to(BUNNY)
 
     def told(input: Path, output: str, preset: str | None = None, **options: object) -> tuple[str, ...]:
-        plan = run_module.plan_items(str(input), str(tmp_path / output), resolve(options, preset))
-        return plan.warnings
+        given = run_module.named_format(str(input), str(tmp_path / output), resolve(options, preset))
+        return run_module.plan_items(str(input), str(tmp_path / output), given).warnings
 
     assert told(image, "1.png", crf=20, frames=3) == ("--crf and --frames have no effect without videos",)
     assert told(image, "1.png", quality=50) == ("--quality has no effect without jpg, webp or avif",)
@@ -319,3 +319,15 @@ def test_options_without_effect_are_named(tmp_path: Path) -> None:
     assert told(image, "1.png", "web", codec="libx265") == ("--codec has no effect without videos",)
     with pytest.raises(UsageError, match="--format webp contradicts"):
         told(image, "1.png", format="webp")
+
+
+def test_a_name_wins_over_a_presets_format(tmp_path: Path, nearest_engine: None) -> None:
+    image = picture(tmp_path / "a.png")
+    options = resolve({"scale": 2}, "web")
+    assert describe(str(image), str(tmp_path / "1.png"), options).codec == "png"
+    for name in ("1.png", "1.webp", "1.jpg"):
+        run(str(image), str(tmp_path / name), options)
+        with Image.open(tmp_path / name) as opened:
+            assert opened.format == {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}[name[2:]]
+    run(str(tmp_path), str(tmp_path / "out"), options)
+    assert (tmp_path / "out" / "a.webp").read_bytes()[8:12] == b"WEBP"
