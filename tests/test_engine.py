@@ -30,7 +30,8 @@ from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.engine.transfer import Arrival, fetch
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.jobs.room import EngineRoom
-from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.fuse import InferenceFactory, form_on
+from rlfn_pipe.models.native.library import cpu_form
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
@@ -221,6 +222,17 @@ def test_settings_are_found_once_and_given_back() -> None:
     assert Settings.pinned(found.to_dict()) == found
     with pytest.raises(UsageError, match="compile"):
         Settings.resolve(device="cpu", compile="perhaps")
+    formed = Settings.resolve(device="cpu", form=lambda device, precision: f"{precision} on {device.type}")
+    assert formed.instructions == f"{found.instructions}, {found.precision} on cpu"
+
+
+def test_jobs_know_by_which_road_their_pixels_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.delenv("RLFN_PIPE_TRITON", raising=False)
+    assert (form_on(cuda, "fp16"), form_on(cuda, "fp32")) == ("kernels", "operators")
+    monkeypatch.setenv("RLFN_PIPE_TRITON", "off")
+    assert form_on(cuda, "fp16") == "operators"
+    assert form_on(torch.device("cpu"), "fp32") == cpu_form("fp32")
 
 
 # ---------------------------------------------------------------- memory

@@ -20,6 +20,8 @@ __all__ = ["JSON", "Settings"]
 JSON = str | int | float | bool | None
 
 _COMPILE = ("auto", "on", "off")
+#: By another name: a field of the settings is called torch.
+_Device = torch.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class Settings:
 
     `tile` (None: chosen by `budget`, 0: whole frames), `overlap` (None: by the tile) and `batch` (None: by
     `budget`) are rules that depend on nothing else. `budget` is the bytes that activations may take.
-    `compile` is "on" or "off". `device_name`, `torch` and `instructions` (of the CPU, and the form of the network
-    that takes them) say what machine it was; they are found afresh each time, never pinned.
+    `compile` is "on" or "off". `device_name`, `torch` and `instructions` (of the CPU, and the form of the
+    network) say what machine it was; they are found afresh each time, never pinned.
     """
 
     device: str
@@ -58,11 +60,11 @@ class Settings:
         threads: int | None = None,
         tta: bool = False,
         compile: str = "auto",
-        form: Callable[[str], str] | None = None,
+        form: Callable[[_Device, str], str] | None = None,
     ) -> Settings:
         """Look at the machine where something is left open (None or "auto").
 
-        `form` names the form that networks in a precision have on this machine's CPU.
+        `form` names the form that networks have on a device in a precision.
         Raises UsageError for a setting that is impossible here.
         """
         found, _ = resolve_device(device)
@@ -89,11 +91,13 @@ class Settings:
             device_name=device_name(found),
             # A plain str: the version is of a class of its own, which takes torch to unpickle.
             torch=str(torch.__version__),
-            instructions=_instructions(form and form(chosen)) if found.type == "cpu" else "",
+            instructions=_instructions(found, form(found, chosen) if form else ""),
         )
 
     @classmethod
-    def pinned(cls, values: Mapping[str, JSON], form: Callable[[str], str] | None = None) -> Settings:
+    def pinned(
+        cls, values: Mapping[str, JSON], form: Callable[[_Device, str], str] | None = None
+    ) -> Settings:
         """The settings that `to_dict` wrote, on the machine of now; `form` as in `resolve`.
 
         Raises UsageError when `values` holds something else or the device is not there.
@@ -114,9 +118,9 @@ class Settings:
 _MACHINE = ("device_name", "torch", "instructions")
 
 
-def _instructions(form: str | None) -> str:
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{capability}, {form}" if form else capability
+def _instructions(device: _Device, form: str) -> str:
+    capability = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return ", ".join(filter(None, (capability, form)))
 
 
 def memory_budget(device: torch.device) -> int:

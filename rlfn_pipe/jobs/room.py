@@ -69,11 +69,11 @@ class EngineRoom:
     def _resolve(self) -> Settings:
         if self._settings is None:
             from rlfn_pipe.engine.settings import Settings
-            from rlfn_pipe.models.native.library import cpu_form
+            from rlfn_pipe.models.fuse import form_on
 
             options = self._options
             if self._pinned is not None:
-                self._settings = Settings.pinned(self._pinned, form=cpu_form)
+                self._settings = Settings.pinned(self._pinned, form=form_on)
             else:
                 self._settings = Settings.resolve(
                     device=options.device,
@@ -84,7 +84,7 @@ class EngineRoom:
                     threads=options.threads,
                     tta=options.tta,
                     compile=options.compile,
-                    form=cpu_form,
+                    form=form_on,
                 )
                 if not self._threads_are_free(self._settings):
                     self._settings = replace(self._settings, threads=self._share(self._settings))

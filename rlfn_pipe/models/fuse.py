@@ -221,6 +221,16 @@ def for_device(
     )
 
 
+def form_on(device: torch.device, precision: str) -> str:
+    """The form that networks in `precision` have on a device, for what depends on their last bits."""
+    from rlfn_pipe.models.fused import kernels_wanted
+    from rlfn_pipe.models.native.library import cpu_form
+
+    if device.type == "cpu":
+        return cpu_form(precision)
+    return "kernels" if precision == "fp16" and kernels_wanted(device) else "operators"
+
+
 class InferenceFactory:
     """Builds the fastest form of one network on demand, as `rlfn_pipe.engine.runner.Engine` asks for it.
 

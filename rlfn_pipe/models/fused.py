@@ -11,6 +11,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,9 +47,12 @@ def fused_or(
     if weight.dtype != torch.float16 or not kernels_wanted(weight.device):
         return plain
     fused = build(FusedNet, FusedBlock).to(weight.device)
+    # Triton's kernels go to the current device, whatever their tensors are on.
+    here = torch.cuda.device(weight.device) if weight.is_cuda else nullcontext()
     picture = 64.0 + 128.0 * torch.rand(1, 3, *_TRIED, generator=torch.Generator().manual_seed(0))
     picture = picture.to(weight.device)
-    return fused if near_or_warn(lambda: fused(picture), lambda: plain(picture)) else plain
+    with here:
+        return fused if near_or_warn(lambda: fused(picture), lambda: plain(picture)) else plain
 
 
 @torch.inference_mode()
