@@ -37,7 +37,6 @@ from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
 
 RGB = ColourInfo(0, range=2, subsampling="rgb")
-WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def pictures(sizes: list[tuple[int, int]], seed: int = 0) -> list[Frame]:
@@ -203,16 +202,6 @@ def test_resolved_settings_pin_what_free_memory_would_decide(monkeypatch: pytest
     assert 0 < small == engine.tile_for(2000, 2000)
     with pytest.raises(UsageError, match="lack"):
         EngineRoom(options, lambda text: None, resolved={"device": "cpu"}).resolved(2)
-
-
-@pytest.mark.parametrize(("scale", "told"), [(None, True), (3, True), (2, False), (1.5, False)])
-def test_a_file_that_enlarges_less_than_is_asked_for_is_told(scale: float | None, told: bool) -> None:
-    said: list[str] = []
-    options = UpscaleOptions(model=str(WEIGHTS / "rlfn-s-x2.safetensors"), scale=scale, device="cpu")
-    room = EngineRoom(options, said.append)
-    assert options.factor is not None
-    assert room.engine_for(options.factor) is room.engine_for(options.factor)
-    assert len(said) == told and all("Lanczos" in text and "-s 2 gives" in text for text in said)
 
 
 def test_settings_are_found_once_and_given_back() -> None:

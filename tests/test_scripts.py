@@ -331,3 +331,18 @@ def test_a_name_wins_over_a_presets_format(tmp_path: Path, nearest_engine: None)
             assert opened.format == {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}[name[2:]]
     run(str(tmp_path), str(tmp_path / "out"), options)
     assert (tmp_path / "out" / "a.webp").read_bytes()[8:12] == b"WEBP"
+
+
+@pytest.mark.parametrize(("scale", "told"), [(None, 1), (3, 1), (2, 0), (1.5, 0)])
+def test_a_file_that_enlarges_less_than_is_asked_for_is_told_once(
+    tmp_path: Path, scale: float | None, told: int
+) -> None:
+    for name in "ab":
+        picture(tmp_path / "in" / f"{name}.png")
+    options = UpscaleOptions(model=str(ROOT / "weights" / "rlfn-s-x2.safetensors"), scale=scale)
+    events: list[Event] = []
+    run(str(tmp_path / "in"), str(tmp_path / "out"), options, on_event=events.append)
+    said = [text for text in warned(events) if "Lanczos" in text]
+    assert len(said) == told and all("enlarges 2 times" in text and "-s 2 gives" in text for text in said)
+    plan = describe(str(tmp_path / "in"), str(tmp_path / "other"), options)
+    assert [text for text in plan.warnings if "Lanczos" in text] == said

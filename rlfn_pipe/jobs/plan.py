@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rlfn_pipe.jobs import summary
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.inputs import Item
-from rlfn_pipe.jobs.room import EngineRoom
+from rlfn_pipe.jobs.room import EngineRoom, shortfall
 from rlfn_pipe.jobs.run import named_format, plan_items
 from rlfn_pipe.jobs.video_plan import open_source, plan_video
 from rlfn_pipe.media.images import (
@@ -48,6 +48,7 @@ def describe(input: str, output: str | None, options: UpscaleOptions) -> summary
         warnings.append(f"{len(plan.skipped)} inputs would be passed over: their outputs exist")
     item = (plan.items or plan.skipped)[0]
     room = EngineRoom(options, warnings.append)
+    warnings += shortfall(options, room.spec_for(options.factor or 1.0))
     one = (
         _describe_video(item, options, room) if item.kind == "video" else _describe_image(item, options, room)
     )

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from rlfn_pipe.types import ModelSpec
 
 
+def shortfall(options: UpscaleOptions, spec: ModelSpec) -> list[str]:
+    """What to say where `--model` names a file whose network, `spec`, enlarges less than is asked for."""
+    factor = options.factor
+    if factor is None or spec.scale >= factor or not registry.is_file(options.model):
+        return []
+    return [
+        f"{options.model} enlarges {spec.scale} times, the rest of x{factor:g} is a Lanczos resize; "
+        f"-s {spec.scale} gives its own size"
+    ]
+
+
 class EngineRoom:
     """Chooses the weights for a factor and keeps their engine for all items that need it.
 
@@ -116,11 +127,6 @@ class EngineRoom:
 
         spec, module = load(self._options.model, factor)
         settings, options = self._resolve(), self._options
-        if spec.scale < factor and registry.is_file(options.model):
-            self._on_warning(
-                f"{options.model} enlarges {spec.scale} times, the rest of x{factor:g} is a Lanczos resize; "
-                f"-s {spec.scale} gives its own size"
-            )
         pinned = self._pinned is not None
         return Engine(
             InferenceFactory(spec, module, compile=settings.compile == "on"),

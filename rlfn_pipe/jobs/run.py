@@ -15,7 +15,7 @@ from rlfn_pipe.jobs.inputs import Item, Plan, expand
 from rlfn_pipe.jobs.ledger import Ledger
 from rlfn_pipe.jobs.pipe import PIPE, upscale_pipe
 from rlfn_pipe.jobs.process import WorkerProcess, lower_priority
-from rlfn_pipe.jobs.room import EngineRoom
+from rlfn_pipe.jobs.room import EngineRoom, shortfall
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.jobs.temporary import check_folder
 from rlfn_pipe.jobs.together import for_each
@@ -112,10 +112,10 @@ def run(
     ledger = Ledger(input, output, options) if options.resume and not os.path.isfile(input) else None
     plan = plan_items(input, output, options, ledger)
     _check_folders(plan.items)
-    for warning in plan.warnings:
-        state.emit(Warned(input, warning))
     # Wrong options must not be told once an item.
-    EngineRoom(options, lambda text: None).spec_for(options.factor or 1.0)
+    spec = EngineRoom(options, lambda text: None).spec_for(options.factor or 1.0)
+    for warning in (*plan.warnings, *shortfall(options, spec)):
+        state.emit(Warned(input, warning))
     if plan.items:
         state.work(plan.items, ledger, isolate, worker)
     if ledger is not None and not state.failed:
