@@ -644,6 +644,22 @@ def test_doctor_finds_everything_here(capsys: pytest.CaptureFixture[str]) -> Non
     assert answer["ok"] and {check["status"] for check in answer["checks"]} <= {"ok", "warning"}
 
 
+def test_doctor_tells_whether_a_gpu_has_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from rlfn_pipe.cli.doctor import _kernels
+
+    cuda = torch.device("cuda")
+    monkeypatch.delenv("RLFN_PIPE_TRITON", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert _kernels(cuda).status == "ok" and "used for fp16" in _kernels(cuda).detail
+    monkeypatch.setenv("RLFN_PIPE_TRITON", "off")
+    assert _kernels(cuda).detail == "not used: RLFN_PIPE_TRITON=off"
+    monkeypatch.delenv("RLFN_PIPE_TRITON")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert (_kernels(cuda).status, _kernels(cuda).advice) == ("warning", "pip install triton")
+
+
 def test_doctor_names_what_is_missing_and_how_to_get_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

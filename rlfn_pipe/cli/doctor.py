@@ -9,13 +9,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rlfn_pipe import __version__
 from rlfn_pipe.cli.text import human_bytes, json_line, printable
 from rlfn_pipe.errors import RlfnPipeError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
 
 REINSTALL = "pip install --force-reinstall"
 PACKAGES = [
@@ -133,6 +136,21 @@ def _compute() -> Iterator[Check]:
     yield Check("threads", "ok", f"{torch.get_num_threads()} for PyTorch, {_usable_cores()} cores usable")
     yield Check("cpu", "ok", f"{torch.backends.cpu.get_cpu_capability()}; {_cpu_flags()}")
     yield _native(resolve_precision("auto", torch.device("cpu"))[0])
+    if device.type == "cuda":
+        yield _kernels(device)
+
+
+def _kernels(device: torch.device) -> Check:
+    """Whether networks on a GPU run in Triton's kernels, which take half the time of PyTorch's operators."""
+    from rlfn_pipe.models.fused import WISH, kernels_wanted
+
+    if kernels_wanted(device):
+        return Check("triton", "ok", "used for fp16 on CUDA wherever it gives what PyTorch gives")
+    if os.environ.get(WISH) == "off":
+        return Check("triton", "ok", f"not used: {WISH}=off")
+    return Check(
+        "triton", "warning", "not installed, so that CUDA takes twice the time", "pip install triton"
+    )
 
 
 def _native(precision: str) -> Check:
