@@ -392,23 +392,18 @@ class Overflowing(NearestNetwork):
         return y
 
 
+def overflowing(value: float, **settings: object) -> Engine:
+    settings = {"device": "cpu", "precision": "bf16", "threads": 1, **settings}
+    return Engine(lambda dtype, edge: Overflowing(dtype, value), nearest_spec(2), **settings)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("tile", [0, 60])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("reuse", ["exact", "off"])
 def test_tiles_that_overflow_are_redone_in_fp32(value: float, tile: int, late: bool, reuse: str) -> None:
     said: list[str] = []
-    engine = Engine(
-        lambda dtype, edge: Overflowing(dtype, value),
-        nearest_spec(2),
-        device="cpu",
-        precision="bf16",
-        batch=3,
-        tile=tile,
-        threads=1,
-        reuse=reuse,
-        on_warning=said.append,
-    )
+    engine = overflowing(value, batch=3, tile=tile, reuse=reuse, on_warning=said.append)
     assert not engine.late_checks, "the CPU's results are there at once"
     engine.late_checks = late
     frames = pictures([(70, 80)] * 4)
@@ -470,17 +465,7 @@ def test_frames_on_their_way_while_others_are_computed(
 ) -> None:
     """Also where it turns out on arrival only that a tile had overflowed, of this frame or one that it shares."""
     said: list[str] = []
-    engine = Engine(
-        lambda dtype, edge: Overflowing(dtype, float("nan")),
-        nearest_spec(2),
-        device="cpu",
-        precision="bf16",
-        batch=2,
-        tile=tile,
-        threads=1,
-        reuse=reuse,
-        on_warning=said.append,
-    )
+    engine = overflowing(float("nan"), batch=2, tile=tile, reuse=reuse, on_warning=said.append)
     assert engine.ahead == 0
     engine.late_checks, engine.ahead = True, 2
     frames = pictures([(70, 80)] * 9)
@@ -556,13 +541,7 @@ def test_memory_that_ends_while_results_are_placed_loses_nothing(
 
     monkeypatch.setattr(Picture, "_add", fails_at_times(Picture._add))
     monkeypatch.setattr("rlfn_pipe.engine.overflow.fetch", fails_at_times(fetch))
-    settings = {"precision": "bf16", "batch": batch, "tile": 128, "overlap": 12, "threads": 1}
-    engine = Engine(
-        lambda dtype, edge: Overflowing(dtype, float("nan")),
-        nearest_spec(2),
-        device="cpu",
-        **settings,  # type: ignore[arg-type]
-    )
+    engine = overflowing(float("nan"), batch=batch, tile=128, overlap=12)
     engine.late_checks, engine.ahead = True, ahead
     frames = pictures([(300, 300)] * 4)
     check_identity(frames, list(engine.run(work(frames, 2))), 2)

@@ -22,6 +22,7 @@ from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video import upscale_video
 from rlfn_pipe.jobs.work import has_work
 from rlfn_pipe.jobs.workers import Workers, workers_for
+from rlfn_pipe.media.images import DEFAULT_QUALITY
 from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS, IMAGE_FORMATS
 from rlfn_pipe.options import QUALITY_IMAGES, VIDEOS, UpscaleOptions
 from rlfn_pipe.pipeline.stages import interrupted
@@ -30,8 +31,6 @@ from rlfn_pipe.types import Event, Failed, Finished, Warned
 
 #: Threads that read and write images unless told otherwise; more only wait for the engine.
 DEFAULT_IMAGE_WORKERS = 4
-#: Image formats that `--quality` is about.
-_LOSSY = ("jpg", "webp", "avif")
 
 
 def plan_items(input: str, output: str, options: UpscaleOptions, ledger: Ledger | None = None) -> Plan:
@@ -66,7 +65,8 @@ def named_format(input: str, output: str, options: UpscaleOptions) -> UpscaleOpt
 def _idle(options: UpscaleOptions, items: tuple[Item, ...]) -> list[str]:
     """What to say of options that have no effect on any item."""
     present = {VIDEOS for item in items if item.kind == "video"}
-    present |= {QUALITY_IMAGES for item in items if IMAGE_FORMATS.get(item.output.suffix.lower()) in _LOSSY}
+    formats = {IMAGE_FORMATS.get(item.output.suffix.lower()) for item in items}
+    present |= {QUALITY_IMAGES} if formats & DEFAULT_QUALITY.keys() else set()
     return [
         f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no effect without {about}"
         for about, names in without_effect(options, present).items()
