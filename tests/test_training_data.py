@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from training_helpers import picture, write_images
 
@@ -16,6 +18,8 @@ from rlfn_pipe.training import hashes
 from rlfn_pipe.training.cache import ImageCache, build_cache, fingerprint, list_images
 from rlfn_pipe.training.data import Pairs, Sampler, prefetch, split
 from rlfn_pipe.training.degrade import Degradation, degrade, degraded_versions, draw, through_codec
+from rlfn_pipe.training.device import Compute
+from rlfn_pipe.training.resident import Resident, patches, where_it_fits
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +208,33 @@ def test_prefetched_batches_come_in_order_from_the_first_asked_for(cache: ImageC
         for step in range(7, 12):
             assert np.array_equal(next(batches)[1], sampler.batch(step)[1])
         batches.close()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_patches_gathered_on_the_device_are_those_cut_on_the_host(cache: ImageCache, scale: int) -> None:
+    pairs = pairs_of(cache, scale)
+    versions = tuple((*lr, np.ascontiguousarray(lr[0][::-1])) for lr in pairs.lr)
+    pairs = Pairs(pairs.names, pairs.hr, versions, scale)
+    device = torch.device("cpu")
+    resident = Resident(pairs, device)
+    sampler = Sampler(pairs, 48, 9, (3,), 1, 2)
+    orientations = set()
+    for step in range(12):
+        orientations |= {place.orientation for place in sampler.places(step)}
+        for cut, gathered in zip(sampler.batch(step), resident.batch(sampler, step), strict=True):
+            assert np.array_equal(cut, gathered.numpy())
+    assert len(orientations) == 8
+    compute = Compute(device, torch.float32)
+    with (
+        closing(patches(sampler, resident, 5, compute)) as one,
+        closing(patches(sampler, None, 5, compute)) as other,
+    ):
+        for _ in range(2):
+            assert all(
+                torch.equal(a, b) and a.stride() == b.stride()
+                for a, b in zip(next(one), next(other), strict=True)
+            )
+    assert where_it_fits(pairs, device) is None
 
 
 def test_a_failing_reader_is_an_error_not_a_hang(cache: ImageCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ import torch.nn.functional as functional
 
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.rlfn import RLFN
-from rlfn_pipe.training.data import Pairs, Sampler, prefetch
+from rlfn_pipe.training.data import Pairs, Sampler
 from rlfn_pipe.training.device import choose_compute, to_channels_last, to_tensor
 from rlfn_pipe.training.optimisers import Optimisers
 from rlfn_pipe.training.recipe import Stage
+from rlfn_pipe.training.resident import patches, where_it_fits
 
 #: Seconds of one slice of a measurement.
 _SLICE = 0.5
@@ -41,7 +42,7 @@ def training_speed(
     pairs = _images(scale, patch)
     sampler = Sampler(pairs, patch, batch, (0,))
     naive = _naive(network, scale, sampler, compute.device)
-    batches = prefetch(sampler, 0, compute.reading_threads)
+    batches = patches(sampler, where_it_fits(pairs, compute.device), 0, compute)
     stage = Stage(name="bench", steps=1, batch=batch, patch=patch, optimiser=optimiser)
     use_compile = compute.device.type == "cuda" if compile is None else compile
 
@@ -51,7 +52,7 @@ def training_speed(
     optimisers = Optimisers(stage, model)
 
     def ours() -> None:
-        lr, hr = (to_tensor(part, compute.device) for part in next(batches))
+        lr, hr = next(batches)
         with compute.autocast():
             sr = called(lr)
         loss = functional.l1_loss(sr.float(), hr)

@@ -56,6 +56,18 @@ def split(pairs: Pairs, held_back: float) -> tuple[Pairs, Pairs]:
     return pairs.subset(sorted(order[count:])), pairs.subset(order[:count])
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a pair of patches lies: image, LR version, upper left corner in LR pixels, and one of
+    eight orientations (4 and more: mirrored left to right; then quarter turns anticlockwise)."""
+
+    image: int
+    version: int
+    top: int
+    left: int
+    orientation: int
+
+
 class Sampler:
     """Draws batches of random patches from `pairs`; big images are drawn more often.
 
@@ -69,33 +81,47 @@ class Sampler:
         usable = [i for i, image in enumerate(pairs.hr) if min(image.shape[:2]) >= patch]
         if not usable:
             raise TrainingError(f"no training image is as large as a patch of {patch} pixels; lower patch")
-        self._pairs = pairs.subset(usable)
-        area = np.array([image.shape[0] * image.shape[1] for image in self._pairs.hr], np.float64)
+        self._pairs, self._usable = pairs, usable
+        area = np.array([pairs.hr[i].shape[0] * pairs.hr[i].shape[1] for i in usable], np.float64)
         self._cumulative = np.cumsum(area) / area.sum()
-        self._patch, self._batch, self._seed = patch, batch, seed
+        self.patch, self._batch, self._seed = patch, batch, seed
         self._rank, self._world = rank, world
+
+    def places(self, step: int) -> list[Place]:
+        """Where the patches of update number `step` lie."""
+        draws = np.random.default_rng([*self._seed, step]).random((self._batch, 5))
+        return [self._place(row) for row in draws[self._rank :: self._world]]
 
     def batch(self, step: int) -> Batch:
         """The patches of update number `step`."""
-        draws = np.random.default_rng([*self._seed, step]).random((self._batch, 5))
-        cut = [self._cut(row) for row in draws[self._rank :: self._world]]
+        cut = [self._cut(place) for place in self.places(step)]
         return np.stack([lr for lr, _ in cut]), np.stack([hr for _, hr in cut])
 
-    def _cut(self, draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One pair of patches from five uniform numbers: image, row, column, variant, orientation."""
+    def _place(self, draw: np.ndarray) -> Place:
+        """A place from five uniform numbers: image, row, column, version, orientation."""
+        chosen = int(np.searchsorted(self._cumulative, draw[0], side="right"))
+        image = self._usable[min(chosen, len(self._usable) - 1)]
+        versions = self._pairs.lr[image]
+        height, width = versions[0].shape[:2]
+        side = self.patch // self._pairs.scale
+        return Place(
+            image,
+            int(draw[3] * len(versions)),
+            int(draw[1] * (height - side + 1)),
+            int(draw[2] * (width - side + 1)),
+            int(draw[4] * 8),
+        )
+
+    def _cut(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
         pairs, scale = self._pairs, self._pairs.scale
-        index = min(int(np.searchsorted(self._cumulative, draw[0], side="right")), len(pairs.hr) - 1)
-        versions = pairs.lr[index]
-        lr, hr = versions[int(draw[3] * len(versions))], pairs.hr[index]
-        side = self._patch // scale
-        top = int(draw[1] * (lr.shape[0] - side + 1))
-        left = int(draw[2] * (lr.shape[1] - side + 1))
-        small = lr[top : top + side, left : left + side]
-        large = hr[top * scale : (top + side) * scale, left * scale : (left + side) * scale]
-        orientation = int(draw[4] * 8)
-        if orientation >= 4:
+        side, top, left = self.patch // scale, place.top, place.left
+        small = pairs.lr[place.image][place.version][top : top + side, left : left + side]
+        large = pairs.hr[place.image][
+            top * scale : (top + side) * scale, left * scale : (left + side) * scale
+        ]
+        if place.orientation >= 4:
             small, large = small[:, ::-1], large[:, ::-1]
-        return np.rot90(small, orientation % 4), np.rot90(large, orientation % 4)
+        return np.rot90(small, place.orientation % 4), np.rot90(large, place.orientation % 4)
 
 
 def prefetch(sampler: Sampler, first: int, workers: int = 1, ahead: int = 4) -> Generator[Batch, None, None]:

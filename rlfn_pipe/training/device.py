@@ -57,10 +57,15 @@ class Compute:
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (N, h, w, 3) -> float32 (N, 3, h, w) in 0..1 on the device, channels last in memory."""
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(images)
     if device.type == "cuda":
         tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.float().div_(255)
+    return to_unit(tensor)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 (N, h, w, 3) -> float32 (N, 3, h, w) in 0..1, channels last in memory."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
 
 
 def to_channels_last(module: Module) -> Module:

@@ -18,14 +18,15 @@ from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.training import checkpoint
 from rlfn_pipe.training.checkpoint import State
-from rlfn_pipe.training.data import Batch, Sampler, prefetch, split
-from rlfn_pipe.training.device import choose_compute, to_channels_last, to_tensor
+from rlfn_pipe.training.data import Sampler, split
+from rlfn_pipe.training.device import choose_compute, to_channels_last
 from rlfn_pipe.training.events import Note, Outcome, TrainEvent, TrainProgress, Validated
 from rlfn_pipe.training.initial import read_weights, take
 from rlfn_pipe.training.log import Log
 from rlfn_pipe.training.losses import StageLoss
 from rlfn_pipe.training.optimisers import Optimisers
 from rlfn_pipe.training.recipe import Recipe, Stage
+from rlfn_pipe.training.resident import patches, where_it_fits
 from rlfn_pipe.training.schedules import learning_rate
 from rlfn_pipe.training.start import CHECKPOINT, LOG, WEIGHTS, RunOptions, first_state, load_pairs
 from rlfn_pipe.training.validate import Validation
@@ -72,8 +73,10 @@ class _Run:
         self.state = first_state(recipe, self.spec, options, self.leader, self._note)
         pairs = load_pairs(recipe, options, self.compute, self._note)
         self.training_pairs, held_back = split(pairs, recipe.data.held_back)
+        device = self.compute.device
+        self.resident = where_it_fits(self.training_pairs, device)
         self.validation = Validation(
-            held_back, recipe.run.validation_images, recipe.run.validation_crop, self.compute.device
+            held_back, recipe.run.validation_images, recipe.run.validation_crop, device
         )
         self.model = self._new_model()
         self.average: RLFN | None = None
@@ -182,7 +185,7 @@ class _Run:
             compute.world,
         )
         network = self._wrapped()
-        batches = prefetch(sampler, state.step, compute.reading_threads)
+        batches = patches(sampler, self.resident, state.step, compute)
         total = torch.full((), state.loss_sum, device=compute.device)
         counted, mark, images = state.loss_count, time.monotonic(), 0
         try:
@@ -200,7 +203,7 @@ class _Run:
                 started = time.monotonic()
                 rate = learning_rate(stage, state.step, progress) * state.rate_factor
                 optimisers.set_rate(rate)
-                loss = self._update(network, loss_of, optimisers, next(batches))
+                loss = self._update(network, loss_of, optimisers, *next(batches))
                 self._follow(stage)
                 total += loss
                 counted, images = counted + 1, images + stage.batch
@@ -212,7 +215,7 @@ class _Run:
                     if not math.isfinite(mean):
                         self._roll_back(optimisers)
                         batches.close()
-                        batches = prefetch(sampler, state.step, compute.reading_threads)
+                        batches = patches(sampler, self.resident, state.step, compute)
                     else:
                         speed = images / max(time.monotonic() - mark, 1e-9)
                         self._tell(self._progress_event(stage, mean, rate, speed))
@@ -236,9 +239,10 @@ class _Run:
             network = torch.compile(network)  # type: ignore[assignment]
         return network
 
-    def _update(self, network: nn.Module, loss_of: StageLoss, optimisers: Optimisers, batch: Batch) -> Tensor:
+    def _update(
+        self, network: nn.Module, loss_of: StageLoss, optimisers: Optimisers, lr: Tensor, hr: Tensor
+    ) -> Tensor:
         """One step; returns the (detached) loss, still on the device."""
-        lr, hr = (to_tensor(part, self.compute.device) for part in batch)
         with self.compute.autocast():
             sr = network(lr)
         loss = loss_of(sr.float(), hr, lr)
