@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import pytest
 from media_maker import Sound, bars, make, noise
 from resume_child import AFTERWARDS, POINTS
 
-from rlfn_pipe.errors import Interrupted, OutputError
+from rlfn_pipe.errors import Interrupted, OutputError, Taken
+from rlfn_pipe.jobs.plan import describe
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import work_path
 from rlfn_pipe.options import UpscaleOptions
@@ -263,6 +264,35 @@ def test_finished_segments_are_not_made_again(
     assert report.finished[0].frames == FRAMES
 
 
+def test_a_plan_tells_what_a_run_would_make_of_earlier_work(tmp_path: Path, nearest_engine: None) -> None:
+    source, output, options = interrupted_job(tmp_path)
+    kept = len(list(work_path(output).glob("segment-*")))
+    journal = work_path(output) / "journal"
+    with journal.open("ab") as file:
+        file.write(b"torn")
+    before = {path.name: path.read_bytes() for path in work_path(output).iterdir()}
+
+    def notes(**other: Any) -> tuple[str, ...]:
+        return describe(str(source), str(output), replace(options, **other)).notes
+
+    assert f"{kept} of 3 segments are done, by an earlier run" in notes()
+    with pytest.raises(OutputError, match=r"--crf was 30.0 and is 20.0.*-y to start anew"):
+        notes(crf=20.0)
+    assert any("thrown away (--crf was 30.0" in note for note in notes(crf=20.0, overwrite=True))
+    assert any(f"thrown away (segments: {kept}; --no-resume)" in note for note in notes(resume=False))
+    elsewhere = tmp_path / "elsewhere"
+    assert not any("segments" in note for note in notes(work_dir=elsewhere))
+    assert not any("segments" in note for note in describe(str(source), None, options).notes)
+    output.write_bytes(b"another's")
+    with pytest.raises(Taken, match="exists"):
+        notes()
+    output.unlink()
+    assert {path.name: path.read_bytes() for path in work_path(output).iterdir()} == before
+    run(str(source), str(output), options)
+    with pytest.raises(OutputError, match="exists"):
+        notes()
+
+
 def test_other_options_are_named_and_need_leave(tmp_path: Path, nearest_engine: None) -> None:
     source, output, _ = interrupted_job(tmp_path)
     other = UpscaleOptions(scale=2, threads=1, **{**CHILD, "crf": 20})
@@ -356,6 +386,7 @@ def test_a_folder_goes_on_behind_what_is_done(tmp_path: Path, nearest_engine: No
             on_event=lambda e: stop.set() if isinstance(e, Finished) else None,
             stop=stop,
         )
+    assert describe(str(inputs), str(outputs), options).items == 2
     first = outputs / "0.mp4"
     before = first.stat().st_mtime_ns
     report = run(str(inputs), str(outputs), options)

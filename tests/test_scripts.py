@@ -235,7 +235,7 @@ def test_no_resume_says_what_it_throws_away(tmp_path: Path, nearest_engine: None
     assert work_path(output).is_dir()
     events: list[Event] = []
     run(str(source), str(output), UpscaleOptions(**options, resume=False), on_event=events.append)
-    assert any("earlier work was thrown away" in text for text in warned(events))
+    assert any("earlier work is thrown away" in text for text in warned(events))
 
 
 def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:

@@ -87,14 +87,14 @@ class Journal:
         return cls(path)
 
     @classmethod
-    def load(cls, path: Path) -> tuple[Journal, Header, dict[int, Done]]:
-        """Read a journal and mend its end.
+    def load(cls, path: Path, *, mend: bool = True) -> tuple[Journal, Header, dict[int, Done]]:
+        """Read a journal and, with `mend`, mend its end.
 
         Raises:
             JournalDamaged: its header is of another format or damaged.
             OutputError: it cannot be read or mended.
         """
-        lines = read_lines(path)
+        lines = read_lines(path, mend=mend)
         if not lines:
             raise JournalDamaged("it holds no header")
         header = _header(lines[0])

@@ -24,13 +24,13 @@ class Ledger:
     time of change). Another command (other input, output or options) has a ledger of its own.
     """
 
-    def __init__(self, input: str, output: str, options: UpscaleOptions) -> None:
+    def __init__(self, input: str, output: str, options: UpscaleOptions, *, mend: bool = True) -> None:
         from rlfn_pipe import __version__
 
         what = [os.path.abspath(input), os.path.abspath(output), lasting_options(options), __version__]
         mark = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
         self._path = (options.work_dir or Path(output)) / f".files-{mark}{TEMPORARY_SUFFIX}"
-        records = read_lines(self._path) if self._path.is_file() else []
+        records = read_lines(self._path, mend=mend) if self._path.is_file() else []
         self._done = {record["output"]: record for record in records if record and "output" in record}
 
     def has(self, output: Path) -> bool:

@@ -52,8 +52,8 @@ def append_line(path: Path, record: dict[str, Any], *, new: bool = False) -> Non
         ) from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any] | None]:
-    """The records of all whole lines, None for damaged ones; a torn last line is cut off the file.
+def read_lines(path: Path, *, mend: bool = True) -> list[dict[str, Any] | None]:
+    """The records of all whole lines, None for damaged ones; `mend` cuts a torn last line off the file.
 
     Raises:
         OutputError: the file cannot be read or mended.
@@ -63,7 +63,7 @@ def read_lines(path: Path) -> list[dict[str, Any] | None]:
             _check_plain(file.fileno())
             data = file.read()
         *whole, torn = data.split(b"\n")
-        if torn:
+        if torn and mend:
             os.truncate(path, len(data) - len(torn))
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({reason_of(error)}); remove it and run again") from None

@@ -12,8 +12,10 @@ from rlfn_pipe.jobs import summary
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.room import EngineRoom, shortfall
-from rlfn_pipe.jobs.run import named_format, plan_items
+from rlfn_pipe.jobs.run import ledger_of, named_format, plan_items
+from rlfn_pipe.jobs.video import header_of
 from rlfn_pipe.jobs.video_plan import open_source, plan_video
+from rlfn_pipe.jobs.work import foreseen
 from rlfn_pipe.media.images import (
     check_output_size,
     conversion_notes,
@@ -42,15 +44,19 @@ def describe(input: str, output: str | None, options: UpscaleOptions) -> summary
     target = output if output is not None else str(_same_kind_beside(Path(input)))
     options = named_format(input, target, options)
     checked = replace(options, overwrite=True, skip_existing=False) if output is None else options
-    plan = plan_items(input, target, checked)
+    ledger = None if output is None else ledger_of(input, target, options, mend=False)
+    plan = plan_items(input, target, checked, ledger)
     warnings: list[str] = list(plan.warnings)
     if plan.skipped:
         warnings.append(f"{len(plan.skipped)} inputs would be passed over: their outputs exist")
     item = (plan.items or plan.skipped)[0]
     room = EngineRoom(options, warnings.append)
     warnings += shortfall(options, room.spec_for(options.factor or 1.0))
+    begins = output is not None and bool(plan.items)
     one = (
-        _describe_video(item, options, room) if item.kind == "video" else _describe_image(item, options, room)
+        _describe_video(item, options, room, begins)
+        if item.kind == "video"
+        else _describe_image(item, options, room)
     )
     return replace(
         one,
@@ -93,13 +99,23 @@ def _engine_facts(options: UpscaleOptions) -> tuple[str, str]:
     return f"{device} ({device_name(device)})", f"{precision} ({reason})"
 
 
-def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> summary.PlanSummary:
+def _describe_video(
+    item: Item, options: UpscaleOptions, room: EngineRoom, begins: bool
+) -> summary.PlanSummary:
+    """`begins`: the run would work on it, or go on with earlier work."""
     with open_source(item, options) as source:
         plan = plan_video(item, options, source)
         form, encoding, geometry = source.format, plan.encoding, plan.geometry
         frames = plan.frames
         warnings = source_warnings(source)
         swapped = form.matrix is not None and form.matrix.swaps_axes
+    segments = plan.segments(options.segment)
+    earlier: tuple[str, ...] = ()
+    if begins:
+        header = header_of(item, options, segments, {}, {})
+        earlier = foreseen(
+            item.output, options.work_dir, header, lasting=options.resume, anew=options.overwrite
+        )
     media = probe(item.source)
     spec = room.spec_for(geometry.factor)
     device, precision = _engine_facts(options)
@@ -135,7 +151,7 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
         pix_fmt=encoding.pix_fmt,
         frames=frames,
         streams=streams,
-        segments=len(plan.segments(options.segment)),
+        segments=len(segments),
         estimated_bytes=estimate,
         # Segments and the file that is put together from them lie side by side in the end.
         work_bytes=2 * estimate if estimate is not None else None,
@@ -144,7 +160,7 @@ def _describe_video(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
         precision=precision,
         tile="auto" if options.tile is None else str(options.tile or "whole frames"),
         warnings=warnings,
-        notes=plan.notes,
+        notes=(*plan.notes, *earlier),
         media=media,
     )
 

@@ -54,6 +54,12 @@ def plan_items(input: str, output: str, options: UpscaleOptions, ledger: Ledger 
     return replace(plan, items=rest, skipped=(*plan.skipped, *finished))
 
 
+def ledger_of(input: str, output: str, options: UpscaleOptions, *, mend: bool = True) -> Ledger | None:
+    """What earlier runs of a command for many files finished; None where none is kept. See `Ledger`."""
+    one = os.path.isfile(input) or not options.resume
+    return None if one else Ledger(input, output, options, mend=mend)
+
+
 def named_format(input: str, output: str, options: UpscaleOptions) -> UpscaleOptions:
     """`options`, without the format of a preset where OUTPUT names one image: the name says which."""
     named = os.path.isfile(input) and Path(output).suffix.lower() in IMAGE_EXTENSIONS
@@ -109,7 +115,7 @@ def run(
     if PIPE in (input, output):
         state.pipe(input, output)
         return state.report((), begin)
-    ledger = Ledger(input, output, options) if options.resume and not os.path.isfile(input) else None
+    ledger = ledger_of(input, output, options)
     plan = plan_items(input, output, options, ledger)
     _check_folders(plan.items)
     # Wrong options must not be told once an item.

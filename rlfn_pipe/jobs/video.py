@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rlfn_pipe.errors import MORE_ROOM, EngineError, Interrupted, OutputError, RlfnPipeError, Taken
+from rlfn_pipe.errors import MORE_ROOM, EngineError, Interrupted, OutputError, RlfnPipeError
 from rlfn_pipe.jobs.fingerprint import fingerprint
 from rlfn_pipe.jobs.join import Joined, join, work_threads
 from rlfn_pipe.jobs.journal import Done, Header
@@ -22,7 +21,7 @@ from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, added, file_digest
 from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video_plan import VideoPlan
-from rlfn_pipe.jobs.work import Work, entered
+from rlfn_pipe.jobs.work import Work, entered, refuse_existing
 from rlfn_pipe.media.segment import count_segment
 from rlfn_pipe.pipeline.stages import interrupted
 from rlfn_pipe.types import Event, Finished, StageTimes, Started, Target, Warned
@@ -63,10 +62,10 @@ def upscale_video(
         )
         plan, facts = workers.plan(item, options)
         segments = plan.segments(options.segment)
-        header = _header(item, options, facts, segments)
+        header = header_of(item, options, segments, facts.machine, facts.settings)
         work = folder.begin(header, segments, _is_whole)
         if not work.published:
-            _refuse_existing(item.output, options, work)
+            refuse_existing(item.output, work.header, options.overwrite)
         description = _describe(plan, facts)
         if work.done:
             description += f", going on with {len(work.done)} of {len(segments)} segments done"
@@ -235,9 +234,16 @@ class _Job:
             )
 
 
-def _header(item: Item, options: UpscaleOptions, facts: EngineFacts, segments: tuple[Segment, ...]) -> Header:
+def header_of(
+    item: Item,
+    options: UpscaleOptions,
+    segments: tuple[Segment, ...],
+    machine: dict[str, Any],
+    settings: dict[str, Any],
+) -> Header:
+    """What the job on an item is; `machine` and `settings` as in `EngineFacts`."""
     cuts = [segment.first for segment in segments] + [segments[-1].last]
-    return Header(fingerprint(item.source, options, facts.machine), facts.settings, cuts, options.overwrite)
+    return Header(fingerprint(item.source, options, machine), settings, cuts, options.overwrite)
 
 
 def _is_whole(path: Path, done: Done) -> bool:
@@ -246,11 +252,6 @@ def _is_whole(path: Path, done: Done) -> bool:
         return path.stat().st_size == done.bytes and file_digest(path) == done.digest
     except OSError:
         return False
-
-
-def _refuse_existing(output: Path, options: UpscaleOptions, work: Work) -> None:
-    if os.path.lexists(output) and not (options.overwrite or work.header.overwrite):
-        raise Taken(f"{output} exists; -y overwrites, --skip-existing leaves what is there")
 
 
 def _with_hint(

@@ -35,6 +35,42 @@ def work_path(output: Path, work_dir: Path | None = None) -> Path:
     return (work_dir or output.parent) / f".{name}{TEMPORARY_SUFFIX}"
 
 
+def foreseen(
+    output: Path, work_dir: Path | None, header: Header, *, lasting: bool, anew: bool
+) -> tuple[str, ...]:
+    """What a run of the job `header` would say of earlier work on `output`, which is left as it is.
+
+    The machine is not compared: nobody knows it before the network is loaded. `lasting` and `anew` as in `entered`.
+
+    Raises:
+        OutputError: the run would not begin.
+    """
+    path = work_path(output, work_dir) / _JOURNAL
+    try:
+        journal, before, done = Journal.load(path, mend=False)
+    except (JournalDamaged, OutputError):
+        before, done = header, {}
+    else:
+        if lasting and file_identity(output) in journal.published:
+            return ()
+    machine = before.fingerprint.get("machine")
+    changes = _changes(before, replace(header, fingerprint={**header.fingerprint, "machine": machine}))
+    if done and not lasting:
+        return (_thrown_away(len(done)),)
+    if done and changes:
+        if not anew:
+            raise _of_another_job(output, changes)
+        return (_given_up(changes),)
+    refuse_existing(output, header if changes else before, anew)
+    return (f"{len(done)} of {len(before.cuts) - 1} segments are done, by an earlier run",) if done else ()
+
+
+def refuse_existing(output: Path, header: Header, overwrite: bool) -> None:
+    """Raise Taken where there is an output that the job may not replace."""
+    if os.path.lexists(output) and not (overwrite or header.overwrite):
+        raise Taken(f"{output} exists; -y overwrites, --skip-existing leaves what is there")
+
+
 def has_work(output: Path, work_dir: Path | None = None) -> bool:
     """Whether a folder of earlier work on `output` is there."""
     return work_path(output, work_dir).is_dir()
@@ -173,9 +209,7 @@ class WorkFolder:
         found = self._load()
         if found is not None:
             journal, before, done = found
-            changes = differences(before.fingerprint, header.fingerprint)
-            if not changes and before.cuts != header.cuts:
-                changes = ["the film is cut otherwise"]
+            changes = _changes(before, header)
             if not changes and self._is_published(journal, segments, done):
                 self._work = Work(self.path, journal, before, done, published=True)
                 return self._work
@@ -193,13 +227,9 @@ class WorkFolder:
                 self._work = Work(self.path, journal, merged, kept)
                 return self._work
             if done and not self._anew:
-                more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
-                raise OutputError(
-                    f"{self._output}: unfinished work of another job is kept for it ({'; '.join(changes[:2])}{more}); "
-                    "continue with the earlier options and input, or use -y to start anew"
-                )
+                raise _of_another_job(self._output, changes)
             if done:
-                self.notes.append(f"earlier work was thrown away ({'; '.join(changes[:2])})")
+                self.notes.append(_given_up(changes))
         self._sweep(set(), journal=False)
         try:
             journal = Journal.create(self.path / _JOURNAL, header)
@@ -226,9 +256,7 @@ class WorkFolder:
                     temporary.unlink(missing_ok=True)
             if not self._lasting:
                 if found[2]:
-                    self.notes.append(
-                        f"earlier work was thrown away (segments: {len(found[2])}; --no-resume)"
-                    )
+                    self.notes.append(_thrown_away(len(found[2])))
                 return None
             return found
         except OSError as error:
@@ -244,6 +272,28 @@ class WorkFolder:
     def _sweep(self, kept: set[str], *, journal: bool = True) -> None:
         """Remove what is of no use: segments in the making when the earlier run ended, and others."""
         _clear(self.path, kept | {_LOCK} | ({_JOURNAL} if journal else set()))
+
+
+def _changes(before: Header, now: Header) -> list[str]:
+    """What makes `now` another job than `before`, in words."""
+    changes = differences(before.fingerprint, now.fingerprint)
+    return changes or ([] if before.cuts == now.cuts else ["the film is cut otherwise"])
+
+
+def _of_another_job(output: Path, changes: list[str]) -> OutputError:
+    more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
+    return OutputError(
+        f"{output}: unfinished work of another job is kept for it ({'; '.join(changes[:2])}{more}); "
+        "continue with the earlier options and input, or use -y to start anew"
+    )
+
+
+def _given_up(changes: list[str]) -> str:
+    return f"earlier work is thrown away ({'; '.join(changes[:2])})"
+
+
+def _thrown_away(segments: int) -> str:
+    return f"earlier work is thrown away (segments: {segments}; --no-resume)"
 
 
 def _clear(path: Path, kept: set[str]) -> None:
