@@ -365,11 +365,14 @@ class Done:
     events: tuple[Event, ...]
 
     @property
+    def warned(self) -> list[str]:
+        """The warnings, each as often as it came."""
+        return [e.message for e in self.events if isinstance(e, Warned)]
+
+    @property
     def said(self) -> str:
         """All warnings and notes as one text."""
-        return "\n".join(
-            [e.message for e in self.events if isinstance(e, Warned)] + list(self.finished.notes)
-        )
+        return "\n".join([*self.warned, *self.finished.notes])
 
 
 def upscale(source: Path, output: Path, **options: Any) -> Done:

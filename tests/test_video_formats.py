@@ -13,7 +13,9 @@ import pytest
 from media_maker import Clip, bars, decoded, flat, make, noise, upscale
 
 from rlfn_pipe.errors import UsageError
+from rlfn_pipe.jobs.plan import describe
 from rlfn_pipe.media.encoders import ENCODERS, MUXERS
+from rlfn_pipe.options import UpscaleOptions
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
 
@@ -242,6 +244,55 @@ def test_chroma_that_is_reduced_is_told(tmp_path: Path) -> None:
     reduced = upscale(clip, tmp_path / "out.mp4", codec="libsvtav1", encoder_preset="12")
     assert "chroma was reduced from 444 to 420; libsvtav1 holds no more" in reduced.said
     assert "chroma" not in upscale(clip, tmp_path / "kept.mp4", codec="libx264").said
+
+
+def test_a_plan_asks_the_encoder_for_its_options(tmp_path: Path, small_clip: Path) -> None:
+    options = UpscaleOptions(scale=2, encoder_option=("bogus=1",))
+    with pytest.raises(UsageError, match="--encoder-option bogus: libx264 has no such option"):
+        describe(str(small_clip), str(tmp_path / "out.mp4"), options)
+
+
+def test_what_a_wanted_pixel_format_loses_is_told(tmp_path: Path) -> None:
+    clip = make(
+        tmp_path / "in.mkv",
+        frames=2,
+        codec="ffv1",
+        pix_fmt="yuva444p10le",
+        picture=lambda i: flat((480, 512, 512, 300), "yuva444p10le"),
+    )
+    assert upscale(clip, tmp_path / "out.mp4", pix_fmt="yuv420p").warned == [
+        "yuv420p holds 8 bits a sample; the source's 10 were rounded",
+        "chroma was reduced from 444 to 420; yuv420p holds no more",
+        "transparency was dropped; yuv420p does not hold it",
+    ]
+
+
+def test_alpha_that_hides_nothing_is_not_missed(tmp_path: Path) -> None:
+    """Every GIF is decoded with alpha; what counts is whether a pixel is transparent, in any frame."""
+
+    def clip(name: str, transparent: int | None) -> Path:
+        alphas = [100 if i == transparent else 255 for i in range(4)]
+        return make(
+            tmp_path / name,
+            frames=4,
+            codec="ffv1",
+            pix_fmt="yuva420p",
+            picture=lambda i: flat((120, 128, 128, alphas[i]), "yuva420p"),
+        )
+
+    assert "transparency" not in upscale(clip("opaque.mkv", None), tmp_path / "opaque.mp4").said
+    for name, frame in (("first", 0), ("last", 3)):
+        done = upscale(clip(f"{name}.mkv", frame), tmp_path / f"{name}.mp4")
+        assert done.warned == ["transparency was dropped; libx264 does not hold it"]
+
+
+def test_blu_ray_packets_by_the_name(tmp_path: Path, small_clip: Path) -> None:
+    for name, sync in (("out.m2ts", 4), ("out.ts", 0)):
+        done = upscale(small_clip, tmp_path / name)
+        data = done.path.read_bytes()
+        size = 188 + sync
+        assert len(data) % size == 0 and set(data[sync::size]) == {0x47}
+        assert len(decoded(done.path)) == len(decoded(small_clip))
 
 
 def test_wanted_pixel_format(tmp_path: Path, small_clip: Path) -> None:

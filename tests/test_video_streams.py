@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from media_maker import (
     upscale,
 )
 
+from rlfn_pipe.media.source import stereo_mode
 from rlfn_pipe.media.tags import later_timecode
 from rlfn_pipe.types import Warned
 
@@ -206,6 +208,66 @@ def test_second_video_and_cover_come_along(tmp_path: Path, shared_data: Path) ->
 def test_captions_inside_the_pictures_are_named(tmp_path: Path, shared_data: Path) -> None:
     source = shared_data / "clips" / "androidx-media" / "mp4__fragmented_captions.mp4"
     assert "closed captions (CEA-608, CEA-708)" in upscale(source, tmp_path / "out.mkv", frames=3).said
+
+
+def test_two_eyes_are_kept_in_matroska_and_named_elsewhere(tmp_path: Path) -> None:
+    source = make(tmp_path / "in.mkv", frames=3)
+    with av.open(str(source)) as before, av.open(str(tmp_path / "two.mkv"), "w") as output:
+        video = before.streams.video[0]
+        stream = output.add_stream_from_template(video)
+        stream.metadata["stereo_mode"] = "left_right"
+        for packet in before.demux(video):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+
+    def mode(path: Path) -> str | None:
+        with av.open(str(path)) as container:
+            return container.streams.video[0].metadata.get("stereo_mode")
+
+    kept = upscale(tmp_path / "two.mkv", tmp_path / "kept.mkv")
+    assert mode(kept.path) == "left_right" and "stereo" not in kept.said
+    lost = upscale(tmp_path / "two.mkv", tmp_path / "lost.mp4")
+    assert "its stereo 3D layout is left out; .mp4 does not get it" in lost.said
+    assert [stereo_mode(struct.pack("<6i", *v, 0, 0, 0, 0)) for v in ((0, 0), (2, 1), (5, 0))] == [
+        "",
+        "bottom_top",
+        None,
+    ]
+    assert stereo_mode(None) == ""
+
+
+def test_a_spherical_projection_is_named(tmp_path: Path) -> None:
+    source = make(tmp_path / "in.mp4", frames=3)
+    film = bytearray(source.read_bytes())
+
+    def box(start: int, end: int, kind: bytes) -> tuple[int, int]:
+        while start < end:
+            size = int.from_bytes(film[start : start + 4])
+            if film[start + 4 : start + 8] == kind:
+                return start, size
+            start += size
+        raise AssertionError(kind)
+
+    text = (
+        b'<rdf:SphericalVideo xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
+        b' xmlns:GSpherical="http://ns.google.com/videos/1.0/spherical/"><GSpherical:Spherical>true</GSpherical:Spherical>'
+        b"<GSpherical:Stitched>true</GSpherical:Stitched>"
+        b"<GSpherical:StitchingSoftware>a test</GSpherical:StitchingSoftware>"
+        b"<GSpherical:ProjectionType>equirectangular</GSpherical:ProjectionType></rdf:SphericalVideo>"
+    )
+    marker = bytes.fromhex("ffcc8263f8554a938814587a02521fdd") + text
+    marker = (len(marker) + 8).to_bytes(4) + b"uuid" + marker
+    movie, size = box(0, len(film), b"moov")
+    assert movie + size == len(film), "nothing behind it moves"
+    track, length = box(movie + 8, movie + size, b"trak")
+    film[movie : movie + 4] = (size + len(marker)).to_bytes(4)
+    film[track : track + 4] = (length + len(marker)).to_bytes(4)
+    film[track + length : track + length] = marker
+    source.write_bytes(film)
+    assert (
+        "its spherical projection (360 degree video) is left out" in upscale(source, tmp_path / "o.mp4").said
+    )
 
 
 # -------------------------------------------------------------------------- timecode
@@ -396,7 +458,9 @@ def test_interlaced_video_is_woven_a_frame_for_a_frame(tmp_path: Path) -> None:
         return float(np.abs(luma[1:-1] * 2 - luma[:-2] - luma[2:]).mean())
 
     assert comb(found[4].planes) < 0.6 * comb(plain[4].planes)
-    assert "deinterlaced" in done.said and "deinterlaced" not in kept.said
+    assert len(done.warned) == 1 and "was deinterlaced" in done.warned[0], "once, not again for each segment"
+    assert "deinterlaced" not in kept.said
+    assert "two fields as one picture, marked progressive" in kept.said
 
 
 def test_helpers_agree_with_libav(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def _in_folder(folder: Path, output: Path, recursive: bool, warnings: list[str])
     if walk.unentered:
         warnings.append(f"{walk.unentered} folders in {folder} are not entered; --recursive enters them")
     if others:
-        warnings.append(f"{_count(others)} in {folder} left out: neither images nor videos")
+        warnings.append(f"{_count(others)} in {folder} left out: of no kind that is read")
     return found
 
 
@@ -204,7 +204,7 @@ def _in_glob(pattern: str, output: Path, warnings: list[str]) -> list[_Found]:
     if not found:
         raise InputError(f"{pattern} matches no images or videos{_count(others, ' (', ')')}; check it")
     if others:
-        warnings.append(f"{_count(others)} matched by {pattern} left out: neither images nor videos")
+        warnings.append(f"{_count(others)} matched by {pattern} left out: of no kind that is read")
     return found
 
 

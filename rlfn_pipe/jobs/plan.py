@@ -16,6 +16,7 @@ from rlfn_pipe.jobs.run import ledger_of, named_format, plan_items
 from rlfn_pipe.jobs.video import header_of
 from rlfn_pipe.jobs.video_plan import open_source, plan_video
 from rlfn_pipe.jobs.work import foreseen
+from rlfn_pipe.media.encoding import open_encoder
 from rlfn_pipe.media.images import (
     check_output_size,
     conversion_notes,
@@ -106,6 +107,11 @@ def _describe_video(
     with open_source(item, options) as source:
         plan = plan_video(item, options, source)
         form, encoding, geometry = source.format, plan.encoding, plan.geometry
+        if options.encoder_options or "nvenc" in encoding.codec:
+            # What only the encoder itself can tell.
+            open_encoder(
+                encoding, plan.times.rate, name=str(item.output), sample_aspect_ratio=None, threads=1
+            )
         frames = plan.frames
         warnings = source_warnings(source)
         swapped = form.matrix is not None and form.matrix.swaps_axes

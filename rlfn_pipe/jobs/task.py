@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rlfn_pipe.errors import OutputError
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.segment import SegmentSink
-from rlfn_pipe.media.source import Part, VideoSource
+from rlfn_pipe.media.source import Part, VideoSource, is_transparent
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.pipeline.stages import Pipeline, StageClock
 from rlfn_pipe.types import Frame, StageTimes, Target
@@ -138,8 +138,9 @@ def run_segment(
         )
         clock = StageClock()
         meter = _Meter(sink, on_progress, clock)
+        opacity = _Opacity(task.encoding.opaque)
         pipeline: Pipeline[Frame, Frame] = Pipeline(
-            meter.watch(source),
+            meter.watch(opacity.watch(source)),
             lambda frames: engine.run((frame, task.target) for frame in frames),
             meter.write,
             stop=stop,
@@ -160,7 +161,7 @@ def run_segment(
         pts=sink.pts,
         concealed=source.concealed,
         damaged=source.damaged,
-        notes=list(source.notes),
+        notes=[*source.notes, *opacity.notes],
         stages=clock.times(),
         exception="memory ran out: smaller tiles or batches" if engine.shrunk else "",
         reuse=counted_since(before, engine),
@@ -184,6 +185,20 @@ def file_digest(path: Path) -> str:
     """BLAKE2b of a file, as the journal has it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class _Opacity:
+    """Looks for transparent pixels in frames with alpha, and then says `note` (empty: does not look)."""
+
+    def __init__(self, note: str) -> None:
+        self._note = note
+        self.notes: list[str] = []
+
+    def watch(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            if self._note and not self.notes and is_transparent(frame.planes[-1], frame.colour):
+                self.notes.append(self._note)
+            yield frame
 
 
 class _Meter:

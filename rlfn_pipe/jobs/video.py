@@ -104,7 +104,9 @@ def _finished(
     done = [work.done[segment.number] for segment in segments]
     stages = sum((StageTimes(**one.stages) for one in done), StageTimes())
     concealed, damaged = sum(one.concealed for one in done), sum(one.damaged for one in done)
-    late = list(dict.fromkeys((*(note for one in done for note in one.notes), *joined.notes)))
+    told = (*plan.notes, *earlier)
+    found = dict.fromkeys((*(note for one in done for note in one.notes), *joined.notes))
+    late = [note for note in found if note not in told]
     frames = sum(len(one.pts) for one in done)
     late += loss_notes(frames, concealed, damaged)
     for note in late:
@@ -118,7 +120,7 @@ def _finished(
         bytes_written=joined.bytes,
         width=plan.encoding.width,
         height=plan.encoding.height,
-        notes=tuple(dict.fromkeys((*plan.notes, *earlier, *late))),
+        notes=tuple(dict.fromkeys((*told, *late))),
         stages=stages,
         reuse=added(one.reuse for one in done),
     )

@@ -17,7 +17,7 @@ from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.sink import SinkTimes
 from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource
 from rlfn_pipe.media.streams import StreamPlan, earliest, plan_streams
-from rlfn_pipe.media.tags import later_timecode, stream_tags
+from rlfn_pipe.media.tags import MATROSKA_FAMILY, later_timecode, stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for
 
 if TYPE_CHECKING:
@@ -91,6 +91,12 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     )
     encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
     notes = [*source.notes, *encoding.notes, *shape_notes(options, geometry, form.width, form.height)]
+    tags = _video_tags(source, encoding.muxer)
+    two_eyes = form.stereo != "" or source.stream.metadata.get("stereo_mode", "mono") != "mono"
+    if two_eyes and "stereo_mode" not in tags:
+        notes.append(f"its stereo 3D layout is left out; {item.output.suffix} does not get it")
+    if source.interlaced and options.deinterlace == "off":
+        notes.append("interlaced video is enlarged as it is: two fields as one picture, marked progressive")
     missing = missing_bytes(item.source)
     if missing:
         notes.append(f"it is cut short, {missing} bytes are missing at its end")
@@ -144,7 +150,7 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         matrix=matrix,
         window=window,
         sample_aspect_ratio=sample_aspect(source),
-        tags=_video_tags(source, encoding.muxer),
+        tags=tags,
         disposition=source.stream.disposition,
         part=source.part(source.first, source.last),
         frames=source.frames,
@@ -157,6 +163,10 @@ def _video_tags(source: VideoSource, muxer: str) -> dict[str, str]:
     for key in tags:
         if key.lower() == "timecode":
             tags[key] = later_timecode(tags[key], source.first, source.timeline.rate)
+    if muxer not in MATROSKA_FAMILY:
+        tags.pop("stereo_mode", None)
+    elif source.format.stereo:
+        tags["stereo_mode"] = source.format.stereo
     return tags
 
 
@@ -176,6 +186,7 @@ def encoding_for(
         encoder_options=options.encoder_options,
         mastering=form.mastering,
         light_level=form.light_level,
+        transparent=form.transparent,
     )
 
 

@@ -42,7 +42,7 @@ class Deinterlacer:
             return
         if not self._force:
             self._notes.append(
-                "interlaced video was deinterlaced (bwdif); --deinterlace off keeps the fields"
+                "interlaced video was deinterlaced (bwdif); --deinterlace off enlarges frames as they are"
             )
         # A filter takes pictures of one size and format.
         for _, pictures in groupby(frames, lambda frame: (frame.width, frame.height, frame.format.name)):

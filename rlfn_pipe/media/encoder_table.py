@@ -31,8 +31,8 @@ class Encoder:
     none) and `crf`: our default for it; `best`, `worst`: range of that option; `even`: sides
     must be even where chroma is subsampled; `minimum`: least side; `preset`: name of its preset
     option and `presets` its values; `options`: what is set unless asked otherwise; `refuses`: pixel formats that it claims
-    and does not take; `parameters`: its option that holds parameters of its own, which the
-    person's are added to; `tags_colour`, `tags_range`: whether its bitstream
+    and does not take; `packed`: formats that it takes in the place of planar ones; `parameters`: its option
+    that holds parameters of its own, which the person's are added to; `tags_colour`, `tags_range`: whether its bitstream
     can say matrix and range; `limited`: its decoders take every picture for limited range.
     """
 
@@ -48,6 +48,7 @@ class Encoder:
     presets: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     refuses: frozenset[str] = frozenset()
+    packed: frozenset[str] = frozenset()
     parameters: str = ""
     tags_colour: bool = True
     tags_range: bool = True
@@ -99,6 +100,7 @@ ENCODERS: dict[str, Encoder] = {
         Encoder(
             "ffv1", _in("matroska", "nut", "avi", "mp4"), even=False, minimum=1,
             options={"level": "3", "g": "1", "slicecrc": "1"}, tags_colour=False, tags_range=False,
+            packed=frozenset({"bgr0", "bgra"}),
         ),
         Encoder(
             "prores_ks", _in("mov", "matroska"), even=False, minimum=1, tags_range=False, limited=True,

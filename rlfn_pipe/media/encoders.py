@@ -17,7 +17,7 @@ import av.codec.codec
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, planar_format, tags_for_output
 from rlfn_pipe.media.encoder_table import ENCODERS, MUXERS, ROTATING_MUXERS, Encoder
-from rlfn_pipe.media.hdr10 import svt_parameters, x265_parameters
+from rlfn_pipe.media.hdr10 import svt_parameters, x264_parameters, x265_parameters
 from rlfn_pipe.types import (
     MATRIX_BT709,
     MATRIX_RGB,
@@ -57,7 +57,8 @@ class EncodePlan:
     `width`, `height`: coded size (the picture may be a pixel less, the edge is repeated then);
     `picture`: size of the upscaled picture; `colour`: layout of the frames handed to the
     encoder; `tags`: what is written into the stream; `options`: for the encoder;
-    `notes`: what the person should know.
+    `notes`: what the person should know; `opaque`: what to say when a frame has transparent pixels
+    ("": alpha is kept, or there is none).
     """
 
     muxer: str
@@ -70,6 +71,7 @@ class EncodePlan:
     tags: ColourInfo
     options: dict[str, str]
     notes: tuple[str, ...]
+    opaque: str = ""
 
 
 def muxer_for(path: Path) -> str:
@@ -112,6 +114,7 @@ def plan_encoding(
     encoder_options: Mapping[str, str] | None = None,
     mastering: bytes | None = None,
     light_level: bytes | None = None,
+    transparent: bool = True,
 ) -> EncodePlan:
     """Settle container, encoder, pixel format, tags and quality of an output.
 
@@ -119,6 +122,7 @@ def plan_encoding(
         tags, resolved: the source's colour as tagged and as understood.
         picture: width and height of the upscaled picture, stored pixels.
         mastering, light_level: HDR10 side data of the source, libav's structures.
+        transparent: the first frame has transparent pixels, where the source has alpha.
 
     Raises:
         UsageError: unknown container or encoder, the two do not go together, or the encoder
@@ -129,8 +133,13 @@ def plan_encoding(
     hdr = tags.transfer in (16, 18)
     name = automatic_codec(muxer, tags.bit_depth, hdr, picture) if codec == "auto" else codec
     encoder = _encoder(name, muxer, path)
-    chosen = _pixel_format(encoder, pix_fmt, tags, notes)
-    layout = LAYOUTS[chosen]
+    chosen = _pixel_format(encoder, pix_fmt, tags)
+    layout = LAYOUTS[planar_format(chosen)]
+    holder = name if pix_fmt == "auto" else chosen
+    notes += _losses(layout, tags, holder)
+    opaque = f"transparency was dropped; {holder} does not hold it" if tags.alpha and not layout.alpha else ""
+    if opaque and transparent:
+        notes.append(opaque)
     width, height = _coded_size(encoder, layout, picture, notes)
     out_tags, colour = _output_colour(encoder, muxer, layout, tags, resolved, height, notes)
     options = dict(encoder.options)
@@ -153,13 +162,21 @@ def plan_encoding(
     ours: list[str] = []
     if name == "libx265":
         ours = ["log-level=error", *x265_parameters(mastering, light_level)]
+    elif name == "libx264":
+        ours = x264_parameters(mastering, light_level)
     elif name == "libsvtav1":
         ours = svt_parameters(mastering, light_level)
+    elif x265_parameters(mastering, light_level):
+        notes.append(
+            f"mastering display and light levels (HDR10) are left out; {name} does not hold them here"
+        )
     if encoder.parameters and (ours or encoder.parameters in given):
         theirs = [given.pop(encoder.parameters)] if encoder.parameters in given else []
         options[encoder.parameters] = ":".join([*ours, *theirs])
     options.update(given)
-    return EncodePlan(muxer, name, chosen, width, height, picture, colour, out_tags, options, tuple(notes))
+    return EncodePlan(
+        muxer, name, chosen, width, height, picture, colour, out_tags, options, tuple(notes), opaque
+    )
 
 
 def _encoder(name: str, muxer: str, path: Path) -> Encoder:
@@ -184,10 +201,11 @@ def _encoder(name: str, muxer: str, path: Path) -> Encoder:
 
 def _formats(encoder: Encoder) -> list[str]:
     formats = [f.name for f in av.codec.Codec(encoder.name, "w").video_formats or ()]
-    return [name for name in formats if name in LAYOUTS and name not in encoder.refuses]
+    known = LAYOUTS.keys() | encoder.packed
+    return [name for name in formats if name in known and name not in encoder.refuses]
 
 
-def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, notes: list[str]) -> str:
+def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo) -> str:
     formats = _formats(encoder)
     if wanted != "auto":
         try:
@@ -196,24 +214,31 @@ def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, notes: list[s
             raise UsageError(
                 f"--pix-fmt {wanted}: no such pixel format; {encoder.name} takes {', '.join(formats)}"
             ) from None
-        if plain not in formats:
+        fitting = [name for name in formats if name == plain or planar_format(name) == plain]
+        if not fitting:
             raise UsageError(
                 f"--pix-fmt {wanted} is not one that {encoder.name} takes; use {', '.join(formats)}"
             )
-        return plain
-    best = min(formats, key=lambda name: (_loss(LAYOUTS[name], tags, encoder.name), formats.index(name)))
-    layout = LAYOUTS[best]
+        return fitting[0]
+
+    def loss(name: str) -> tuple[tuple[int, ...], int]:
+        return _loss(LAYOUTS[planar_format(name)], tags, encoder.name), formats.index(name)
+
+    return min(formats, key=loss)
+
+
+def _losses(layout: PixelLayout, tags: ColourInfo, holder: str) -> list[str]:
+    """What a layout does not hold of the source, besides transparency; `holder` is to blame."""
+    notes = []
     if layout.bit_depth < tags.bit_depth:
         notes.append(
-            f"{encoder.name} holds {layout.bit_depth} bits a sample; the source's {tags.bit_depth} were rounded"
+            f"{holder} holds {layout.bit_depth} bits a sample; the source's {tags.bit_depth} were rounded"
         )
     if _DETAIL[layout.subsampling] < _DETAIL[tags.subsampling]:
         notes.append(
-            f"chroma was reduced from {tags.subsampling} to {layout.subsampling}; {encoder.name} holds no more"
+            f"chroma was reduced from {tags.subsampling} to {layout.subsampling}; {holder} holds no more"
         )
-    if tags.alpha and not layout.alpha:
-        notes.append(f"transparency was dropped; {encoder.name} does not hold it")
-    return best
+    return notes
 
 
 _DETAIL = {"grey": 0, "420": 1, "422": 2, "440": 2, "444": 3, "rgb": 3}

@@ -16,7 +16,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from rlfn_pipe.errors import UsageError
-from rlfn_pipe.media.colour import frame_from_planes
+from rlfn_pipe.media.colour import frame_from_planes, planar_format
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.types import Frame
@@ -146,7 +146,10 @@ def check_options(context: VideoCodecContext, plan: EncodePlan) -> None:
 
 def picture_for(frame: Frame, plan: EncodePlan, index: int, time_base: Fraction) -> VideoFrame:
     """The frame as the encoder takes it, shown at `index` ticks of `time_base`."""
-    picture = frame_from_planes(frame.planes, plan.pix_fmt, plan.width, plan.height)
+    planar = planar_format(plan.pix_fmt)
+    picture = frame_from_planes(frame.planes, planar, plan.width, plan.height)
+    if planar != plan.pix_fmt:
+        picture = picture.reformat(format=plan.pix_fmt)  # 8-bit RGB: the same samples, packed
     picture.colorspace = plan.tags.matrix
     picture.color_range = plan.tags.range
     picture.color_trc = plan.tags.transfer

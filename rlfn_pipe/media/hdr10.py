@@ -20,17 +20,32 @@ def x265_parameters(mastering: bytes | None, light_level: bytes | None) -> list[
     params = []
     display = _mastering(mastering)
     if display is not None:
-        xy = [round(v * 50000) for v in display[0]]
-        low, high = (round(v * 10000) for v in display[1])
-        params.append(
-            f"master-display=G({xy[2]},{xy[3]})B({xy[4]},{xy[5]})R({xy[0]},{xy[1]})WP({xy[6]},{xy[7]})L({high},{low})"
-        )
+        params.append(f"master-display={_st2086(*display)}")
     levels = _light(light_level)
     if levels is not None:
         params.append(f"max-cll={levels[0]},{levels[1]}")
     if params:
         params += ["hdr10=1", "repeat-headers=1"]
     return params
+
+
+def x264_parameters(mastering: bytes | None, light_level: bytes | None) -> list[str]:
+    """libx264's parameters for libav's mastering and light level structures (None: absent)."""
+    params = []
+    display = _mastering(mastering)
+    if display is not None:
+        params.append(f"mastering-display={_st2086(*display)}")
+    levels = _light(light_level)
+    if levels is not None:
+        params.append(f"cll={levels[0]},{levels[1]}")
+    return params
+
+
+def _st2086(chromaticities: list[Fraction], luminances: list[Fraction]) -> str:
+    """In units of ST 2086: 0.00002, and 0.0001 cd/m2."""
+    xy = [round(v * 50000) for v in chromaticities]
+    low, high = (round(v * 10000) for v in luminances)
+    return f"G({xy[2]},{xy[3]})B({xy[4]},{xy[5]})R({xy[0]},{xy[1]})WP({xy[6]},{xy[7]})L({high},{low})"
 
 
 def svt_parameters(mastering: bytes | None, light_level: bytes | None) -> list[str]:

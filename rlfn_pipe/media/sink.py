@@ -141,6 +141,9 @@ class VideoSink:
             options["movflags"] = flags
             options["video_track_timescale"] = str(clock.timescale)
             options["movie_timescale"] = str(clock.movie_timescale)
+        if self._plan.muxer == "mpegts":
+            # Blu-ray's packets carry a time each; libav goes by the name, which is a temporary one here.
+            options["mpegts_m2ts_mode"] = str(int(self._name.lower().endswith(".m2ts")))
         if self._plan.muxer in ("matroska", "webm", "nut", "avi"):
             # Decoding times are not stored; B-frames' early ones must not shift the film.
             options["avoid_negative_ts"] = "disabled"

@@ -7,6 +7,7 @@ repeated from the last good one, leading frames that cannot be decoded repeat th
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import av.error
+import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -61,7 +63,9 @@ class SourceFormat:
     `width`, `height`: stored picture as the frames are handed out (after baking a rotation);
     `pix_fmt`: planar format of the planes; `tags`: colour as found; `colour`: resolved;
     `matrix`: display matrix that the output must carry (None: upright or baked);
-    `mastering`, `light_level`: HDR10 side data as libav's structures (None: absent).
+    `mastering`, `light_level`: HDR10 side data as libav's structures (None: absent); `stereo`: how two
+    eyes' views share the picture, as Matroska names it ("": one view, None: in a way without a name);
+    `transparent`: the first frame has pixels that are not opaque.
     """
 
     width: int
@@ -72,6 +76,30 @@ class SourceFormat:
     matrix: DisplayMatrix | None
     mastering: bytes | None
     light_level: bytes | None
+    stereo: str | None = ""
+    transparent: bool = False
+
+
+#: Side data that no output gets, and what is said of it.
+_LEFT_OUT = {
+    "A53_CC": "closed captions (CEA-608, CEA-708) inside its pictures are left out",
+    "SPHERICAL": "its spherical projection (360 degree video) is left out: players show the picture flat",
+}
+#: Matroska's names of AVStereo3D's layouts: (kind, whether the right eye comes first).
+_STEREO_MODES = {
+    (1, 0): "left_right",
+    (1, 1): "right_left",
+    (2, 0): "top_bottom",
+    (2, 1): "bottom_top",
+    (3, 0): "block_lr",
+    (3, 1): "block_rl",
+    (4, 0): "checkerboard_lr",
+    (4, 1): "checkerboard_rl",
+    (6, 0): "row_interleaved_lr",
+    (6, 1): "row_interleaved_rl",
+    (7, 0): "col_interleaved_lr",
+    (7, 1): "col_interleaved_rl",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +266,9 @@ class VideoSource:
         )
         tags = colour_of(frame, context.name, pix_fmt, fallback)
         # Converted by swscale: full-range RGB or grey stays what it is.
-        matrix, mastering, light, captions = _side_data(frame)
-        if captions:
-            self.notes.append("closed captions (CEA-608, CEA-708) inside its pictures are left out")
+        data = _side_data(frame)
+        matrix = display_matrix(data.get("DISPLAYMATRIX"), frame.rotation)
+        self.notes += [note for kind, note in _LEFT_OUT.items() if kind in data]
         width, height = frame.width, frame.height
         self._size = (width, height)
         self._pix_fmt = pix_fmt
@@ -251,7 +279,18 @@ class VideoSource:
                 tags = replace(tags, subsampling=_TURNED.get(tags.subsampling, tags.subsampling))
             matrix = None
         self._colour = tags.resolved(frame.height)
-        return SourceFormat(width, height, pix_fmt, tags, self._colour, matrix, mastering, light)
+        return SourceFormat(
+            width,
+            height,
+            pix_fmt,
+            tags,
+            self._colour,
+            matrix,
+            data.get("MASTERING_DISPLAY_METADATA"),
+            data.get("CONTENT_LIGHT_LEVEL"),
+            stereo_mode(data.get("STEREO3D")),
+            tags.alpha and is_transparent(planes_of(_reformatted(frame, pix_fmt, *self._size))[-1], tags),
+        )
 
     # ----------------------------------------------------------------- decoding
 
@@ -367,18 +406,25 @@ def _reformatted(frame: VideoFrame, pix_fmt: str, width: int, height: int) -> Vi
     return frame.reformat(width, height, pix_fmt, src_color_range=colour_range, dst_color_range=colour_range)
 
 
-def _side_data(frame: VideoFrame) -> tuple[DisplayMatrix | None, bytes | None, bytes | None, bool]:
-    """How the picture is turned, its mastering display and light level (HDR10), whether it has captions."""
+def is_transparent(alpha: np.ndarray, colour: ColourInfo) -> bool:
+    """Whether any sample of an alpha plane is below full opacity."""
+    return bool(alpha.min() < (1 << colour.bit_depth) - 1)
+
+
+def stereo_mode(data: bytes | None) -> str | None:
+    """AVStereo3D's layout by Matroska's names; "" for a single view, None where it has no name there."""
+    if data is None or len(data) < 8:
+        return ""
+    kind, flags = struct.unpack_from("<2i", data)
+    return "" if kind == 0 else _STEREO_MODES.get((kind, flags & 1))
+
+
+def _side_data(frame: VideoFrame) -> dict[str, bytes]:
+    """libav's structures that came with a frame, by PyAV's names."""
     try:
         items = cast("SideDataContainer", frame.side_data)
-        data = {item.type.name: bytes(item) for item in items}
+        return {item.type.name: bytes(item) for item in items}
     except ValueError:
         # PyAV knows no name for a newer kind of side data and then shows none of it; the
         # rotation is read by another road.
-        return display_matrix(None, frame.rotation), None, None, False
-    return (
-        display_matrix(data.get("DISPLAYMATRIX"), frame.rotation),
-        data.get("MASTERING_DISPLAY_METADATA"),
-        data.get("CONTENT_LIGHT_LEVEL"),
-        "A53_CC" in data,
-    )
+        return {}
