@@ -119,6 +119,25 @@ def test_converted_sound_is_said(tmp_path: Path) -> None:
     assert sum("converted to opus" in message for message in warned) == 1  # said once
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".avi", ".nut"])
+def test_sound_that_a_trim_hides_stays_hidden(tmp_path: Path, suffix: str) -> None:
+    """A telephone's trim is an edit list; these containers have none, and play all that is in them."""
+    source = make(tmp_path / "in.mov", frames=25, sounds=(Sound("aac", start=Fraction(-1), seconds=2.0),))
+    with av.open(str(source)) as container:
+        hidden = [p.is_discard for p in container.demux(audio=0) if p.dts is not None]
+    assert hidden.count(True) > 40 and not hidden[-1]
+    done = upscale(source, tmp_path / f"out{suffix}")
+    with av.open(str(done.path)) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        times: dict[str, list[float]] = {"video": [], "audio": []}
+        for packet in container.demux(video, sound):
+            if packet.pts is not None:
+                times[packet.stream.type].append(float(packet.pts * packet.time_base))
+    assert len(times["video"]) == 25
+    assert min(times["video"]) - 0.2 < min(times["audio"]) <= min(times["video"]) + 0.03
+    assert max(times["audio"]) == pytest.approx(max(times["video"]), abs=0.1)
+
+
 def test_sound_left_out_as_asked(tmp_path: Path) -> None:
     clip = make(tmp_path / "in.mp4", frames=5, sounds=TWO_LANGUAGES)
     done = upscale(clip, tmp_path / "out.mp4", audio="none")

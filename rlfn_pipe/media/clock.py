@@ -15,6 +15,8 @@ from rlfn_pipe.media.timing import CLOCK_SET_BACK
 _SAMPLES_PER_FRAME = {"ac3": 1536, "mp3": 1152, "mp2": 1152}
 #: Seconds before the start of a stream that packets may carry only to warm up the decoder.
 _LONGEST_PRIMING = 2
+#: And as many as any decoder needs: HE-AAC's delay is 0.11 s, Opus asks for 0.08.
+_NEEDED_PRIMING = Fraction(3, 20)
 _PCM_BITS = re.compile(r"pcm_[suf](\d+)(?:le|be)?")
 
 
@@ -123,6 +125,13 @@ class SampleClock:
 def is_end_mark(packet: Packet[Any]) -> bool:
     """Whether this is the empty packet by which the demuxer announces the end of a stream."""
     return packet.size == 0 and packet.pts is None and packet.dts is None
+
+
+def is_trimmed_away(packet: Packet[Any], times: Times, stream: Stream) -> bool:
+    """Whether an edit list hides sound so long before the stream's start that no decoder needs it to get going."""
+    if stream.type != "audio" or not packet.is_discard or stream.start_time is None or not stream.time_base:
+        return False
+    return times.pts + times.duration < stream.start_time * Fraction(stream.time_base) - _NEEDED_PRIMING
 
 
 def priming_seconds(packet: Packet[Any], stream: Stream) -> Fraction:

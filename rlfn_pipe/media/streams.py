@@ -19,12 +19,13 @@ from av.packet import Packet
 from av.stream import AttachmentStream, Discard, Stream
 
 from rlfn_pipe.media.audio import PRIMING
-from rlfn_pipe.media.clock import Clock, is_end_mark, priming_seconds
+from rlfn_pipe.media.clock import Clock, is_end_mark, is_trimmed_away, priming_seconds
 from rlfn_pipe.media.opening import readable_packets
 from rlfn_pipe.media.stream_plan import StreamPlan, plan_streams
 from rlfn_pipe.media.tags import (
     MATROSKA_FAMILY,
     MOV_FAMILY,
+    NO_EDIT_LISTS,
     container_tags,
     lost_tags,
     needs_metadata_keys,
@@ -102,7 +103,7 @@ def earliest(
             stream = packet.stream
             clock = clocks.setdefault(stream.index, Clock(stream))
             times = clock.times(packet)
-            if clock.too_early(times):
+            if clock.too_early(times) or (muxer in NO_EDIT_LISTS and is_trimmed_away(packet, times, stream)):
                 continue
             waiting.discard(stream.index)
             skipped = priming_seconds(packet, stream)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MOV_FAMILY = frozenset({"mp4", "mov", "ipod", "ismv", "psp", "3gp", "3g2", "f4v"})
 MATROSKA_FAMILY = frozenset({"matroska", "webm"})
+#: Containers of which players play all that is in them.
+NO_EDIT_LISTS = frozenset({"mpegts", "avi", "nut"})
 
 #: Written by every muxer about itself; the source's value would be a lie.
 _CONTAINER_OWN = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "software"})

@@ -15,10 +15,17 @@ from av.stream import Stream
 
 from rlfn_pipe.media import subtitles
 from rlfn_pipe.media.audio import PRIMING, AudioConverter, add_encoder, audio_target, silent_packet
-from rlfn_pipe.media.clock import Clock, SampleClock, Times, is_end_mark, priming_seconds
+from rlfn_pipe.media.clock import (
+    Clock,
+    SampleClock,
+    Times,
+    is_end_mark,
+    is_trimmed_away,
+    priming_seconds,
+)
 from rlfn_pipe.media.gate import Gate
 from rlfn_pipe.media.stream_plan import add_copy, codec_name, cover_file
-from rlfn_pipe.media.tags import MATROSKA_FAMILY, MOV_FAMILY
+from rlfn_pipe.media.tags import MATROSKA_FAMILY, MOV_FAMILY, NO_EDIT_LISTS
 
 #: Where AVI gets silence, in seconds: not for rounding, not for a broken stamp.
 _SHORTEST_GAP, _LONGEST_GAP = Fraction(15, 1000), 600
@@ -108,6 +115,7 @@ class CopyTrack(Track):
         self._cut_video = source.type == "video" and window is not None
         self._even: SampleClock | None = None
         self._started = False
+        self._plays_all = output.format.name in NO_EDIT_LISTS
         self._too_early = 0
         self._gate = Gate(source, output.format.name)
         # Matroska says priming as a codec delay. Its muxer does so where the demuxer knew the delay
@@ -129,6 +137,8 @@ class CopyTrack(Track):
             return
         if self.clock.too_early(times):
             self._too_early += 1
+            return
+        if self._plays_all and is_trimmed_away(packet, times, self.source):
             return
         if packet.is_discard and self._started:
             return  # behind the end of an edit list; before its start it is priming and stays
