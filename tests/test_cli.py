@@ -335,6 +335,7 @@ def test_log_file_holds_everything_even_when_quiet(job: Callable[[Job], Any], tm
     assert all(line[:4].isdigit() and line[10] == " " for line in lines)
     text = "\n".join(lines)
     assert "in.mp4 -> out.mp4" in text and "error: in.mp4 is missing" in text
+    assert text.count("out.mp4: ") == 2, "what becomes of it, and what became of it, once"
 
 
 def test_log_file_that_cannot_be_written(

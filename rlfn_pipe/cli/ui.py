@@ -246,8 +246,13 @@ class Reporter:
                     }
                 )
             self._view.close()
+            # The log file has a single item's line already.
+            said = len(report.finished) == 1 and not (report.failed or report.skipped)
             for line in summary_lines(report):
-                self._tell(line)
+                if said:
+                    self._view.message(line)
+                else:
+                    self._tell(line)
             for message, times in self._warned.items():
                 if times > 1:
                     self._tell(f"warning: {message} ({times} times)")
