@@ -253,13 +253,10 @@ def test_a_plan_asks_the_encoder_for_its_options(tmp_path: Path, small_clip: Pat
 
 
 def test_what_a_wanted_pixel_format_loses_is_told(tmp_path: Path) -> None:
+    form = "yuva444p10le"
     clip = make(
-        tmp_path / "in.mkv",
-        frames=2,
-        codec="ffv1",
-        pix_fmt="yuva444p10le",
-        picture=lambda i: flat((480, 512, 512, 300), "yuva444p10le"),
-    )
+        tmp_path / "in.mkv", frames=2, codec="ffv1", pix_fmt=form, picture=lambda i: flat((480, 512, 512, 300), form)
+    )  # fmt: skip
     assert upscale(clip, tmp_path / "out.mp4", pix_fmt="yuv420p").warned == [
         "yuv420p holds 8 bits a sample; the source's 10 were rounded",
         "chroma was reduced from 444 to 420; yuv420p holds no more",

@@ -17,7 +17,7 @@ import av.codec.codec
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, planar_format, tags_for_output
 from rlfn_pipe.media.encoder_table import ENCODERS, MUXERS, ROTATING_MUXERS, Encoder
-from rlfn_pipe.media.hdr10 import svt_parameters, x264_parameters, x265_parameters
+from rlfn_pipe.media.hdr10 import parameters
 from rlfn_pipe.types import (
     MATRIX_BT709,
     MATRIX_RGB,
@@ -159,20 +159,16 @@ def plan_encoding(
         options["bf"] = "0"  # AVI cannot say the order in which B-frames are shown
     if name == "ffv1" and min(width, height) < _FFV1_SLICED:
         options = {"level": "1", "g": "1"}
-    ours: list[str] = []
-    if name == "libx265":
-        ours = ["log-level=error", *x265_parameters(mastering, light_level)]
-    elif name == "libx264":
-        ours = x264_parameters(mastering, light_level)
-    elif name == "libsvtav1":
-        ours = svt_parameters(mastering, light_level)
-    elif x265_parameters(mastering, light_level):
+    ours = parameters(name, mastering, light_level)
+    if ours is None:
         notes.append(
             f"mastering display and light levels (HDR10) are left out; {name} does not hold them here"
         )
+    if name == "libx265":
+        ours = ["log-level=error", *(ours or ())]
     if encoder.parameters and (ours or encoder.parameters in given):
         theirs = [given.pop(encoder.parameters)] if encoder.parameters in given else []
-        options[encoder.parameters] = ":".join([*ours, *theirs])
+        options[encoder.parameters] = ":".join([*(ours or ()), *theirs])
     options.update(given)
     return EncodePlan(
         muxer, name, chosen, width, height, picture, colour, out_tags, options, tuple(notes), opaque
