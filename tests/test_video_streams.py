@@ -25,8 +25,10 @@ from media_maker import (
     upscale,
 )
 
+from rlfn_pipe.jobs.plan import describe
 from rlfn_pipe.media.source import stereo_mode
 from rlfn_pipe.media.tags import later_timecode
+from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import Warned
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
@@ -227,6 +229,19 @@ def test_second_video_and_cover_come_along(tmp_path: Path, shared_data: Path) ->
 def test_captions_inside_the_pictures_are_named(tmp_path: Path, shared_data: Path) -> None:
     source = shared_data / "clips" / "androidx-media" / "mp4__fragmented_captions.mp4"
     assert "closed captions (CEA-608, CEA-708)" in upscale(source, tmp_path / "out.mkv", frames=3).said
+
+
+@pytest.mark.parametrize(
+    ("clip", "note"),
+    [
+        ("mp4__sample_with_color_info.mp4", "its Dolby Vision layer is left out"),
+        ("mp4__water_180_mvhevc_5frames.mov", "a second view, say"),
+    ],
+)
+def test_what_goes_with_pictures_and_is_left_out_is_named(shared_data: Path, clip: str, note: str) -> None:
+    path = shared_data / "clips" / "androidx-media" / clip
+    options = UpscaleOptions(scale=2, frames=1)
+    assert sum(note in said for said in describe(str(path), None, options).notes) == 1
 
 
 def test_two_eyes_are_kept_in_matroska_and_named_elsewhere(tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ class SourceFormat:
 #: Side data that no output gets, and what is said of it.
 _LEFT_OUT = {
     "A53_CC": "closed captions (CEA-608, CEA-708) inside its pictures are left out",
+    "DOVI_METADATA": "its Dolby Vision layer is left out: players show the base layer (of profile 5 in wrong colours)",
+    "DYNAMIC_HDR_PLUS": "its dynamic metadata (HDR10+) is left out: players use what is the same for all pictures",
+    "UNKNOWN": "what goes with its pictures is of a kind that PyAV does not know (a second view, say) and is left out",
     "SPHERICAL": "its spherical projection (360 degree video) is left out: players show the picture flat",
 }
 #: Matroska's names of AVStereo3D's layouts: (kind, whether the right eye comes first).
@@ -427,4 +430,4 @@ def _side_data(frame: VideoFrame) -> dict[str, bytes]:
     except ValueError:
         # PyAV knows no name for a newer kind of side data and then shows none of it; the
         # rotation is read by another road.
-        return {}
+        return {"UNKNOWN": b""}
