@@ -7,17 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
-from rlfn_pipe.engine import colour
 from rlfn_pipe.engine.batching import Buckets
 from rlfn_pipe.engine.device import is_out_of_memory, release_cached
+from rlfn_pipe.engine.ends import opened, output_of, planes_of
 from rlfn_pipe.engine.hold import Hold
 from rlfn_pipe.engine.lanes import Lanes, Lone
 from rlfn_pipe.engine.overflow import Doubts
-from rlfn_pipe.engine.picture import Picture
-from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.engine.reuse import Answer, Gallery, Likeness, Memory, Mosaic, Statistics
 from rlfn_pipe.engine.tiling import Tile, plan
 from rlfn_pipe.engine.transfer import fetch
@@ -123,11 +120,7 @@ class Run:
             if job.mends != self._mends:
                 self._close(job)
             assert job.planes is not None
-            planes = colour.samples(job.planes.tensors())
-            if isinstance(job.alpha, float):
-                value = round(job.alpha * ((1 << job.target.colour.bit_depth) - 1))
-                planes.append(np.full_like(planes[0], value))
-            job.output = replace(job.frame, planes=tuple(planes), colour=job.target.colour)
+            job.output = output_of(job, job.planes)
             # The result may be kept for a while; what led to it need not.
             job.planes = job.picture = job.alpha = job.answers = None
             job.waiting = []
@@ -229,45 +222,15 @@ class Run:
     @torch.inference_mode()
     def _open(self, frame: Frame, target: Target) -> Job:
         engine = self._engine
-        depth = depth_of(frame, target)
-        minimum = engine.spec.minimum_side
-
-        def picture(rgb: torch.Tensor) -> Picture:
-            return Picture(rgb, engine.scale, minimum, depth)
-
-        rgb = colour.to_rgb(frame, engine.device)
-        alpha: Picture | float | None = None
-        if target.colour.alpha:
-            alpha = 1.0
-            if frame.colour.alpha:
-                plane: np.ndarray = frame.planes[-1]
-                lowest, highest = int(plane.min()), int(plane.max())
-                if lowest == highest:
-                    alpha = lowest / ((1 << frame.colour.bit_depth) - 1)
-                else:
-                    grey = colour.alpha_to_grey(frame, engine.device)
-                    rgb = colour.fill_under_alpha(rgb, grey)
-                    alpha = picture(grey)
-        return Job(frame, target, picture(rgb), alpha)
+        return opened(frame, target, engine.scale, engine.spec.minimum_side, engine.device)
 
     @torch.inference_mode()
     def _close(self, job: Job) -> bool:
         """Make a frame's planes and send them to the host. True: see `_mend`."""
-        target = job.target
         if job.answers is not None:
             for picture, answers, mosaic in zip(job.pictures, job.answers, self._mosaics, strict=False):
                 picture.complete(job.tiles, mosaic.show(job.tiles, answers, self._engine.scale))
-        assert job.picture is not None
-        rgb, excess = job.picture.result()
-        if rgb.shape[-2:] != (target.height, target.width):
-            rgb, excess = resize(colour.add_excess(rgb, excess), target.height, target.width), None
-        to_planes = self._engine.to_planes or colour.from_rgb
-        neutral = job.frame.colour.subsampling == "grey"
-        planes = to_planes(rgb, target.colour, neutral=neutral, excess=excess)
-        del rgb
-        if isinstance(job.alpha, Picture):
-            grey = resize(job.alpha.result()[0], target.height, target.width)
-            planes.append(colour.alpha_from_grey(grey, target.colour.bit_depth))
+        planes = planes_of(job, self._engine.to_planes)
         job.planes, job.doubts, job.mends = fetch(planes), self._doubts.added, self._mends
         return True
 
