@@ -283,6 +283,10 @@ def test_a_plan_tells_what_a_run_would_make_of_earlier_work(tmp_path: Path, near
     elsewhere = tmp_path / "elsewhere"
     assert not any("segments" in note for note in notes(work_dir=elsewhere))
     assert not any("segments" in note for note in describe(str(source), None, options).notes)
+    whole = journal.read_bytes()
+    journal.write_bytes(b"{}" + whole)
+    assert any("journal of an earlier run cannot be used" in note for note in notes())
+    journal.write_bytes(whole)
     output.write_bytes(b"another's")
     with pytest.raises(Taken, match="exists"):
         notes()
@@ -310,6 +314,25 @@ def test_other_options_are_named_and_need_leave(tmp_path: Path, nearest_engine: 
     fresh = tmp_path / "fresh.mkv"
     run(str(source), str(fresh), other)
     assert packets(output) == packets(fresh)
+
+
+def test_an_encoder_that_is_set_up_otherwise_makes_another_job(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another version, whose defaults are others: the options say the same."""
+    from rlfn_pipe.jobs import video_plan
+
+    source, output, options = interrupted_job(tmp_path)
+    real = video_plan.plan_encoding
+    monkeypatch.setattr(
+        video_plan,
+        "plan_encoding",
+        lambda *a, **k: replace(plan := real(*a, **k), options={**plan.options, "bf": "0"}),
+    )
+    with pytest.raises(OutputError, match=r"encoder settings was .* and is"):
+        run(str(source), str(output), options)
+    with pytest.raises(OutputError, match=r"encoder settings was .* and is"):
+        describe(str(source), str(output), options)
 
 
 def test_a_changed_input_is_named(tmp_path: Path, nearest_engine: None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media_maker import Clip, bars, decoded, flat, make, noise, upscale
+from media_maker import Clip, Sound, bars, decoded, flat, make, noise, upscale
 
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.jobs.plan import describe
@@ -284,12 +284,31 @@ def test_alpha_that_hides_nothing_is_not_missed(tmp_path: Path) -> None:
 
 
 def test_blu_ray_packets_by_the_name(tmp_path: Path, small_clip: Path) -> None:
-    for name, sync in (("out.m2ts", 4), ("out.ts", 0)):
-        done = upscale(small_clip, tmp_path / name)
+    """With sound that Blu-ray does not know they would call it private data."""
+    heard = make(tmp_path / "heard.mkv", frames=5, sounds=(Sound("aac", seconds=0.2),))
+    ac3 = make(tmp_path / "ac3.mkv", frames=5, sounds=(Sound("ac3", seconds=0.2),))
+    for source, name, sync in (
+        (small_clip, "out.m2ts", 4),
+        (small_clip, "out.ts", 0),
+        (heard, "heard.m2ts", 0),
+        (ac3, "ac3.M2TS", 4),
+    ):
+        done = upscale(source, tmp_path / name)
         data = done.path.read_bytes()
         size = 188 + sync
         assert len(data) % size == 0 and set(data[sync::size]) == {0x47}
-        assert len(decoded(done.path)) == len(decoded(small_clip))
+        assert len(decoded(done.path)) == len(decoded(source))
+        assert ("Blu-ray's packets know no aac" in done.said) == (source is heard)
+
+
+def test_alpha_can_be_asked_for_without_there_being_any(tmp_path: Path) -> None:
+    clip = make(tmp_path / "in.mkv", frames=2, picture=noise)
+    for form in ("bgra", "yuva420p"):
+        done = upscale(clip, tmp_path / f"{form}.mkv", codec="ffv1", pix_fmt=form)
+        with av.open(str(done.path)) as container:
+            frame = next(container.decode(video=0))
+        assert frame.format.name == form
+        assert (frame.reformat(format="rgba").to_ndarray()[..., 3] == 255).all()
 
 
 def test_wanted_pixel_format(tmp_path: Path, small_clip: Path) -> None:

@@ -259,16 +259,37 @@ def test_two_eyes_are_kept_in_matroska_and_named_elsewhere(tmp_path: Path) -> No
         with av.open(str(path)) as container:
             return container.streams.video[0].metadata.get("stereo_mode")
 
-    kept = upscale(tmp_path / "two.mkv", tmp_path / "kept.mkv")
-    assert mode(kept.path) == "left_right" and "stereo" not in kept.said
-    lost = upscale(tmp_path / "two.mkv", tmp_path / "lost.mp4")
-    assert "its stereo 3D layout is left out; .mp4 does not get it" in lost.said
+    for name in ("kept.mkv", "kept.webm"):
+        kept = upscale(tmp_path / "two.mkv", tmp_path / name)
+        assert mode(kept.path) == "left_right" and "stereo" not in kept.said
+    packed = {"x264-params": "frame-packing=3"}
+    turning = make(tmp_path / "turning.mp4", frames=3, matrix=turned(90, 64, 48), options=packed)
+    for given, name, rotate in ((tmp_path / "two.mkv", "lost.mp4", "keep"), (turning, "turned.mkv", "bake")):
+        lost = upscale(given, tmp_path / name, rotate=rotate)
+        assert "its stereo 3D layout is left out" in lost.said and mode(lost.path) is None
     assert [stereo_mode(struct.pack("<6i", *v, 0, 0, 0, 0)) for v in ((0, 0), (2, 1), (5, 0))] == [
         "",
         "bottom_top",
         None,
     ]
     assert stereo_mode(None) == ""
+
+
+@pytest.mark.parametrize(("packing", "mode"), [(3, "left_right"), (4, "top_bottom"), (2, None), (5, None)])
+@pytest.mark.parametrize("suffix", [".mkv", ".webm"])
+def test_two_eyes_keep_their_pixel_aspect(
+    tmp_path: Path, packing: int, mode: str | None, suffix: str
+) -> None:
+    """x264's frame packing 3 and 4 are halves, 2 and 5 are rows and frames that alternate."""
+    ratio = Fraction(2, 1) if packing == 3 else Fraction(1, 2)
+    source = make(
+        tmp_path / "in.mp4", frames=3, ratio=ratio, options={"x264-params": f"frame-packing={packing}"}
+    )
+    done = upscale(source, tmp_path / f"out{suffix}")
+    with av.open(str(done.path)) as container:
+        stream = container.streams.video[0]
+        assert stream.metadata.get("stereo_mode") == mode and stream.sample_aspect_ratio == ratio
+    assert ("stereo 3D layout is left out" in done.said) == (mode is None)
 
 
 def test_a_spherical_projection_is_named(tmp_path: Path) -> None:

@@ -62,10 +62,13 @@ def file_identity(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def fingerprint(path: Path, options: UpscaleOptions, machine: dict[str, Any]) -> dict[str, Any]:
+def fingerprint(
+    path: Path, options: UpscaleOptions, machine: dict[str, Any], encoding: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The fingerprint of one item as plain JSON values.
 
-    `machine`: what the engine says of weights, device, precision, threads and libraries.
+    `machine`: what the engine says of weights, device, precision, threads and libraries; `encoding`: what the options
+    mean for this item's encoder, which another version may settle otherwise.
     """
     from rlfn_pipe import __version__
 
@@ -73,6 +76,7 @@ def fingerprint(path: Path, options: UpscaleOptions, machine: dict[str, Any]) ->
     return {
         "input": input_identity(path),
         "options": chosen,
+        "encoding": encoding or {},
         "machine": machine,
         "version": {"rlfn-pipe": __version__, **library_versions()},
     }
@@ -83,8 +87,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found, said = [], set[str]()
     if before.get("input") != now["input"]:
         found.append("the input file has changed")
-    for group, prefix in (("options", "--"), ("machine", ""), ("version", "")):
-        old, new = before.get(group), now[group]
+    for group, prefix in (("options", "--"), ("encoding", ""), ("machine", ""), ("version", "")):
+        old, new = before.get(group), now.get(group, {})
         old = old if isinstance(old, dict) else {}
         for key in sorted(old.keys() | new.keys()):
             # The engine's settings repeat some options.

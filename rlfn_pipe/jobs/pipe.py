@@ -27,7 +27,18 @@ from rlfn_pipe.media.timing import clock_for
 from rlfn_pipe.media.verify import verify_video
 from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
 from rlfn_pipe.pipeline.stages import Pipeline
-from rlfn_pipe.types import ColourInfo, Event, Finished, Frame, Progress, Started, Target, Warned
+from rlfn_pipe.types import (
+    MATRIX_BT709,
+    RANGE_LIMITED,
+    ColourInfo,
+    Event,
+    Finished,
+    Frame,
+    Progress,
+    Started,
+    Target,
+    Warned,
+)
 
 if TYPE_CHECKING:
     from rlfn_pipe.jobs.room import EngineRoom
@@ -152,14 +163,19 @@ class _PipeOut:
     """YUV4MPEG2 on standard output."""
 
     description = "raw video"
-    notes: tuple[str, ...] = ()
 
     def __init__(self, options: UpscaleOptions, source: VideoSource, size: tuple[int, int]) -> None:
         form = source.format
         pix_fmt = _raw_format(options.pix_fmt, form.colour)
         layout = LAYOUTS[pix_fmt]
+        colour, tags = form.colour, form.tags
+        if colour.subsampling == "rgb":
+            colour, tags = (
+                replace(each, matrix=MATRIX_BT709, range=RANGE_LIMITED) for each in (colour, tags)
+            )
+        self.notes = ("transparency was dropped; YUV4MPEG2 does not hold it",) if form.transparent else ()
         self.colour = replace(
-            form.colour,
+            colour,
             bit_depth=layout.bit_depth,
             subsampling=layout.subsampling,
             alpha=False,
@@ -171,7 +187,7 @@ class _PipeOut:
             height=size[1],
             pix_fmt=pix_fmt,
             rate=source.timeline.rate,
-            tags=replace(form.tags, chroma_location=self.colour.chroma_location),
+            tags=replace(tags, chroma_location=self.colour.chroma_location),
             sample_aspect_ratio=sample_aspect(source),
         )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs import summary
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.inputs import Item
@@ -53,7 +54,7 @@ def describe(input: str, output: str | None, options: UpscaleOptions) -> summary
     item = (plan.items or plan.skipped)[0]
     room = EngineRoom(options, warnings.append)
     warnings += shortfall(options, room.spec_for(options.factor or 1.0))
-    begins = output is not None and bool(plan.items)
+    begins = len(plan.items) if output is not None else 0
     one = (
         _describe_video(item, options, room, begins)
         if item.kind == "video"
@@ -101,9 +102,9 @@ def _engine_facts(options: UpscaleOptions) -> tuple[str, str]:
 
 
 def _describe_video(
-    item: Item, options: UpscaleOptions, room: EngineRoom, begins: bool
+    item: Item, options: UpscaleOptions, room: EngineRoom, begins: int
 ) -> summary.PlanSummary:
-    """`begins`: the run would work on it, or go on with earlier work."""
+    """`begins`: on how many items the run would work, this one the first of them."""
     with open_source(item, options) as source:
         plan = plan_video(item, options, source)
         form, encoding, geometry = source.format, plan.encoding, plan.geometry
@@ -118,10 +119,15 @@ def _describe_video(
     segments = plan.segments(options.segment)
     earlier: tuple[str, ...] = ()
     if begins:
-        header = header_of(item, options, segments, {}, {})
-        earlier = foreseen(
-            item.output, options.work_dir, header, lasting=options.resume, anew=options.overwrite
-        )
+        header = header_of(item, options, plan, segments, {}, {})
+        try:
+            earlier = foreseen(
+                item.output, options.work_dir, header, lasting=options.resume, anew=options.overwrite
+            )
+        except OutputError as error:
+            if begins == 1:
+                raise
+            warnings = (*warnings, str(error))  # the run would go on with the others
     media = probe(item.source)
     spec = room.spec_for(geometry.factor)
     device, precision = _engine_facts(options)

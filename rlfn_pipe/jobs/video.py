@@ -62,7 +62,7 @@ def upscale_video(
         )
         plan, facts = workers.plan(item, options)
         segments = plan.segments(options.segment)
-        header = header_of(item, options, segments, facts.machine, facts.settings)
+        header = header_of(item, options, plan, segments, facts.machine, facts.settings)
         work = folder.begin(header, segments, _is_whole)
         if not work.published:
             refuse_existing(item.output, work.header, options.overwrite)
@@ -239,13 +239,19 @@ class _Job:
 def header_of(
     item: Item,
     options: UpscaleOptions,
+    plan: VideoPlan,
     segments: tuple[Segment, ...],
     machine: dict[str, Any],
     settings: dict[str, Any],
 ) -> Header:
     """What the job on an item is; `machine` and `settings` as in `EngineFacts`."""
     cuts = [segment.first for segment in segments] + [segments[-1].last]
-    return Header(fingerprint(item.source, options, machine), settings, cuts, options.overwrite)
+    encoding = {
+        "encoder": plan.encoding.codec,
+        "pixel format": plan.encoding.pix_fmt,
+        "encoder settings": plan.encoding.options,
+    }
+    return Header(fingerprint(item.source, options, machine, encoding), settings, cuts, options.overwrite)
 
 
 def _is_whole(path: Path, done: Done) -> bool:

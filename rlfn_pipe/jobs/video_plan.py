@@ -15,7 +15,7 @@ from rlfn_pipe.media.cut_short import missing_bytes
 from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.sink import SinkTimes
-from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource
+from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource, side_by_side
 from rlfn_pipe.media.streams import StreamPlan, earliest, plan_streams
 from rlfn_pipe.media.tags import MATROSKA_FAMILY, later_timecode, stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for
@@ -163,10 +163,11 @@ def _video_tags(source: VideoSource, muxer: str) -> dict[str, str]:
     for key in tags:
         if key.lower() == "timecode":
             tags[key] = later_timecode(tags[key], source.first, source.timeline.rate)
-    if muxer not in MATROSKA_FAMILY:
-        tags.pop("stereo_mode", None)
-    elif source.format.stereo:
-        tags["stereo_mode"] = source.format.stereo
+    stereo = tags.pop("stereo_mode", "")
+    mode = stereo if source.format.stereo == "" else source.format.stereo
+    # Turned pixels, and eyes whose rows or pixels alternate, are no longer what the tag says.
+    if mode and muxer in MATROSKA_FAMILY and source.baked is None and side_by_side(mode) != (1, 1):
+        tags["stereo_mode"] = mode
     return tags
 
 

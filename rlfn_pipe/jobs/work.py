@@ -48,15 +48,20 @@ def foreseen(
     path = work_path(output, work_dir) / _JOURNAL
     try:
         journal, before, done = Journal.load(path, mend=False)
-    except (JournalDamaged, OutputError):
-        before, done = header, {}
-    else:
-        if lasting and file_identity(output) in journal.published:
-            return ()
+    except OutputError:
+        refuse_existing(output, header, anew)
+        return ()
+    except JournalDamaged as error:
+        refuse_existing(output, header, anew)
+        return (_unusable(error),) if lasting else ()
     machine = before.fingerprint.get("machine")
     changes = _changes(before, replace(header, fingerprint={**header.fingerprint, "machine": machine}))
-    if done and not lasting:
-        return (_thrown_away(len(done)),)
+    whole = len(done) == len(before.cuts) - 1
+    if lasting and not changes and whole and file_identity(output) in journal.published:
+        return ()
+    if not lasting:
+        refuse_existing(output, header, anew)
+        return (_thrown_away(len(done)),) if done else ()
     if done and changes:
         if not anew:
             raise _of_another_job(output, changes)
@@ -264,7 +269,7 @@ class WorkFolder:
         except JournalDamaged as error:
             if not self._lasting:
                 return None
-            note = f"the journal of an earlier run cannot be used ({error}); starting anew"
+            note = _unusable(error)
             if note not in self.notes:
                 self.notes.append(note)
             return None
@@ -286,6 +291,10 @@ def _of_another_job(output: Path, changes: list[str]) -> OutputError:
         f"{output}: unfinished work of another job is kept for it ({'; '.join(changes[:2])}{more}); "
         "continue with the earlier options and input, or use -y to start anew"
     )
+
+
+def _unusable(error: JournalDamaged) -> str:
+    return f"the journal of an earlier run cannot be used ({error}); starting anew"
 
 
 def _given_up(changes: list[str]) -> str:

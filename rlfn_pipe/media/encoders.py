@@ -303,7 +303,7 @@ def _output_colour(
     shape = {
         "bit_depth": layout.bit_depth,
         "subsampling": layout.subsampling,
-        "alpha": layout.alpha and tags.alpha,
+        "alpha": layout.alpha,
         "chroma_location": "left",
     }
     tags, resolved = replace(tags, **shape), replace(resolved, **shape)  # type: ignore[arg-type]

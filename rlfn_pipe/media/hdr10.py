@@ -21,7 +21,7 @@ def parameters(encoder: str, mastering: bytes | None, light_level: bytes | None)
     display, levels = _mastering(mastering), _light(light_level)
     if display is None and levels is None:
         return []
-    if encoder not in _NAMES:
+    if encoder not in _NAMES or (encoder == "libx264" and not _fits(display, levels)):
         return None
     display_name, levels_name, more = _NAMES[encoder]
     told = []
@@ -41,6 +41,16 @@ def _st2086(chromaticities: list[Fraction], luminances: list[Fraction], as_decim
         xy = [str(round(v * 50000)) for v in chromaticities]
         low, high = (str(round(v * 10000)) for v in luminances)
     return f"G({xy[2]},{xy[3]})B({xy[4]},{xy[5]})R({xy[0]},{xy[1]})WP({xy[6]},{xy[7]})L({high},{low})"
+
+
+def _fits(display: tuple[list[Fraction], list[Fraction]] | None, levels: tuple[int, int] | None) -> bool:
+    """Whether the numbers have room in the fields that H.264 and HEVC have for them."""
+    xy, luminances = display or ([], [])
+    return (
+        all(0 <= round(v * 50000) < 1 << 16 for v in xy)
+        and all(0 <= round(v * 10000) < 1 << 32 for v in luminances)
+        and all(level < 1 << 16 for level in levels or ())
+    )
 
 
 def _mastering(data: bytes | None) -> tuple[list[Fraction], list[Fraction]] | None:

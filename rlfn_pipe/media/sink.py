@@ -36,6 +36,8 @@ from rlfn_pipe.media.headers import missing_headers
 from rlfn_pipe.media.matroska import TrackChange, amend_tracks
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.segment import SegmentHeader, read_header, read_packets
+from rlfn_pipe.media.source import side_by_side
+from rlfn_pipe.media.stream_plan import codec_name
 from rlfn_pipe.media.streams import Carrier, StreamPlan
 from rlfn_pipe.media.ticks import FrameTicks, SinkTimes
 from rlfn_pipe.media.verify import Expectation
@@ -44,6 +46,10 @@ __all__ = ["SinkTimes", "VideoSink"]
 
 _MOVED_APART = "some frames lie closer together than the output's ticks; they were moved on by the least step"
 _PACKETS_BETWEEN_CHECKS = 64
+#: What Blu-ray's form of a transport stream has names for; all else would be private data in it.
+_BLU_RAY_CODECS = frozenset(
+    {"h264", "hevc", "mpeg2video", "ac3", "eac3", "dts", "truehd", "pcm_bluray", "hdmv_pgs_subtitle"}
+)
 
 #: With so many packets an encoder has given its first one the decoding time that it gives in long films.
 _TELLING_PACKETS = 3
@@ -141,9 +147,6 @@ class VideoSink:
             options["movflags"] = flags
             options["video_track_timescale"] = str(clock.timescale)
             options["movie_timescale"] = str(clock.movie_timescale)
-        if self._plan.muxer == "mpegts":
-            # Blu-ray's packets carry a time each; libav goes by the name, which is a temporary one here.
-            options["mpegts_m2ts_mode"] = str(int(self._name.lower().endswith(".m2ts")))
         if self._plan.muxer in ("matroska", "webm", "nut", "avi"):
             # Decoding times are not stored; B-frames' early ones must not shift the film.
             options["avoid_negative_ts"] = "disabled"
@@ -189,12 +192,25 @@ class VideoSink:
         self.stream_index = stream.index
 
     def _write_header(self) -> None:
+        if self._plan.muxer == "mpegts":
+            self._output.container_options["mpegts_m2ts_mode"] = str(int(self._is_blu_ray()))
         try:
             self._output.start_encoding()
         except (av.error.FFmpegError, ValueError) as error:
             raise refused(self._plan, self._name, error) from None
         check_options(self._stream.codec_context, self._plan)
         self._packet_tick = self._stream.time_base or self._times.clock.tick
+
+    def _is_blu_ray(self) -> bool:
+        """Whether Blu-ray's packets are wanted (libav goes by the name, a temporary one here) and know all streams."""
+        if not self._name.lower().endswith(".m2ts"):
+            return False
+        foreign = sorted({codec_name(stream) for stream in self._output.streams} - _BLU_RAY_CODECS)
+        if foreign:
+            self.notes.append(
+                f"Blu-ray's packets know no {' or '.join(foreign)}: the file has those of a plain transport stream"
+            )
+        return not foreign
 
     # ----------------------------------------------------------------- writing
 
@@ -295,7 +311,9 @@ class VideoSink:
         delays = self._carrier.codec_delays() if self._carrier is not None else {}
         changes = {order.index(i): TrackChange(codec_delay=delay) for i, delay in delays.items()}
         if self._sample_aspect_ratio not in (None, 1):
-            size = (round(self._plan.width * self._sample_aspect_ratio), self._plan.height)
+            # Of two eyes' views that share the picture, Matroska means one.
+            beside, above = side_by_side(self._stream.metadata.get("stereo_mode", ""))
+            size = (round(self._plan.width * self._sample_aspect_ratio) // beside, self._plan.height // above)
             changes[order.index(self.stream_index)] = TrackChange(display_size=size)
         return changes
 

@@ -64,7 +64,7 @@ class SourceFormat:
     `pix_fmt`: planar format of the planes; `tags`: colour as found; `colour`: resolved;
     `matrix`: display matrix that the output must carry (None: upright or baked);
     `mastering`, `light_level`: HDR10 side data as libav's structures (None: absent); `stereo`: how two
-    eyes' views share the picture, as Matroska names it ("": one view, None: in a way without a name);
+    eyes' views share the picture, as Matroska names it ("": one view, None: otherwise than in two halves);
     `transparent`: the first frame has pixels that are not opaque.
     """
 
@@ -84,24 +84,19 @@ class SourceFormat:
 _LEFT_OUT = {
     "A53_CC": "closed captions (CEA-608, CEA-708) inside its pictures are left out",
     "DOVI_METADATA": "its Dolby Vision layer is left out: players show the base layer (of profile 5 in wrong colours)",
+    "DOVI_RPU_BUFFER": "its Dolby Vision layer is left out: players show the base layer (of profile 5 in wrong colours)",
+    "DYNAMIC_HDR_VIVID": "its dynamic metadata (HDR Vivid) is left out: players use what is the same for all pictures",
     "DYNAMIC_HDR_PLUS": "its dynamic metadata (HDR10+) is left out: players use what is the same for all pictures",
-    "UNKNOWN": "what goes with its pictures is of a kind that PyAV does not know (a second view, say) and is left out",
+    "UNKNOWN": "what goes with its pictures is of a kind that PyAV does not know (a second view, say) and is left out,"
+    " with any HDR10 data beside it",
     "SPHERICAL": "its spherical projection (360 degree video) is left out: players show the picture flat",
 }
-#: Matroska's names of AVStereo3D's layouts: (kind, whether the right eye comes first).
+#: Matroska's names of AVStereo3D's layouts that last when a picture is enlarged: (kind, whether the right eye comes first).
 _STEREO_MODES = {
     (1, 0): "left_right",
     (1, 1): "right_left",
     (2, 0): "top_bottom",
     (2, 1): "bottom_top",
-    (3, 0): "block_lr",
-    (3, 1): "block_rl",
-    (4, 0): "checkerboard_lr",
-    (4, 1): "checkerboard_rl",
-    (6, 0): "row_interleaved_lr",
-    (6, 1): "row_interleaved_rl",
-    (7, 0): "col_interleaved_lr",
-    (7, 1): "col_interleaved_rl",
 }
 
 
@@ -271,7 +266,7 @@ class VideoSource:
         # Converted by swscale: full-range RGB or grey stays what it is.
         data = _side_data(frame)
         matrix = display_matrix(data.get("DISPLAYMATRIX"), frame.rotation)
-        self.notes += [note for kind, note in _LEFT_OUT.items() if kind in data]
+        self.notes += dict.fromkeys(note for kind, note in _LEFT_OUT.items() if kind in data)
         width, height = frame.width, frame.height
         self._size = (width, height)
         self._pix_fmt = pix_fmt
@@ -409,13 +404,20 @@ def _reformatted(frame: VideoFrame, pix_fmt: str, width: int, height: int) -> Vi
     return frame.reformat(width, height, pix_fmt, src_color_range=colour_range, dst_color_range=colour_range)
 
 
+def side_by_side(stereo: str) -> tuple[int, int]:
+    """How many views lie beside and above one another in a picture of Matroska's stereo mode (halves only)."""
+    if stereo in ("left_right", "right_left"):
+        return 2, 1
+    return (1, 2) if stereo in ("top_bottom", "bottom_top") else (1, 1)
+
+
 def is_transparent(alpha: np.ndarray, colour: ColourInfo) -> bool:
     """Whether any sample of an alpha plane is below full opacity."""
     return bool(alpha.min() < (1 << colour.bit_depth) - 1)
 
 
 def stereo_mode(data: bytes | None) -> str | None:
-    """AVStereo3D's layout by Matroska's names; "" for a single view, None where it has no name there."""
+    """AVStereo3D's layout by Matroska's names; "" for a single view, None for what is no pair of halves."""
     if data is None or len(data) < 8:
         return ""
     kind, flags = struct.unpack_from("<2i", data)
