@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from media_maker import make
 
@@ -59,6 +60,34 @@ def test_pipe_in_and_pipe_out_equal_files_in_and_out(raw: bytes, tmp_path: Path)
         expected = [frame.to_ndarray() for frame in result.decode(video=0)]
     assert len(frames) == len(expected) == 2
     assert all((a == b).all() for a, b in zip(frames, expected, strict=True))
+
+
+def test_rgb_is_sent_as_yuv_when_asked_for(tmp_path: Path) -> None:
+    """Halves of two colours, with alpha, which the stream does not hold."""
+    colours = np.repeat(np.array([[224, 64, 85, 120], [30, 200, 90, 120]], np.uint8), 16, axis=0)
+    picture = np.broadcast_to(colours[:, None], (32, 32, 4))
+    with av.open(str(tmp_path / "in.mov"), "w") as output:
+        stream = output.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "rgba"
+        for pts in range(2):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgba")
+            frame.pts = pts
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    refused = command(str(tmp_path / "in.mov"), "-", *QUICK)
+    assert refused.returncode == 2 and b"give --pix-fmt yuv444p" in refused.stderr
+    done = command(str(tmp_path / "in.mov"), "-", *QUICK, "--pix-fmt", "yuv444p")
+    assert done.returncode == 0 and b"transparency was dropped" in done.stderr, done.stderr
+    with av.open(io.BytesIO(done.stdout), format="yuv4mpegpipe") as result:
+        planes = next(result.decode(video=0)).to_ndarray().astype(int)
+    for row, (r, g, b) in ((10, (224, 64, 85)), (54, (30, 200, 90))):
+        luma = 0.299 * r + 0.587 * g + 0.114 * b
+        wanted = (
+            16 + luma * 219 / 255,
+            128 + (b - luma) / 1.772 * 224 / 255,
+            128 + (r - luma) / 1.402 * 224 / 255,
+        )
+        assert planes[:, row, 30] == pytest.approx(wanted, abs=2)
 
 
 def header(path: Path, *arguments: str) -> str:

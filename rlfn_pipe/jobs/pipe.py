@@ -28,7 +28,7 @@ from rlfn_pipe.media.verify import verify_video
 from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
 from rlfn_pipe.pipeline.stages import Pipeline
 from rlfn_pipe.types import (
-    MATRIX_BT709,
+    MATRIX_UNSPECIFIED,
     RANGE_LIMITED,
     ColourInfo,
     Event,
@@ -170,9 +170,11 @@ class _PipeOut:
         layout = LAYOUTS[pix_fmt]
         colour, tags = form.colour, form.tags
         if colour.subsampling == "rgb":
-            colour, tags = (
-                replace(each, matrix=MATRIX_BT709, range=RANGE_LIMITED) for each in (colour, tags)
+            # Nothing in the stream says the matrix: the one that is assumed for this height.
+            tags = replace(
+                tags, matrix=MATRIX_UNSPECIFIED, range=RANGE_LIMITED, subsampling=layout.subsampling
             )
+            colour = tags.resolved(size[1])
         self.notes = ("transparency was dropped; YUV4MPEG2 does not hold it",) if form.transparent else ()
         self.colour = replace(
             colour,
