@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -336,16 +338,24 @@ def test_timecodes_count_frames(rate: str, sign: str) -> None:
     """Counted one by one through a day: in drop-frame time no minute but the tenth has a frame 0 or 1."""
     fps = round(Fraction(rate))
     drops = fps // 15 if sign == ";" else 0
-    names = [
-        f"{minute // 60:02d}:{minute % 60:02d}:{second:02d}{sign}{number:02d}"
-        for minute in range(24 * 60)
-        for second in range(60)
-        for number in range(drops if minute % 10 and not second else 0, fps)
-    ]
-    for start in (0, 1, 1799, 17_981, 17_982, 54_321, len(names) - 1):
-        for step in (0, 1, 2, 1797, 1798, 1800, 17_982, 107_892, len(names) - 1):
-            expected = names[(start + step) % len(names)]
-            assert later_timecode(names[start], step, Fraction(rate)) == expected
+
+    def frames_of(minute: int) -> list[str]:
+        return [
+            f"{minute // 60:02d}:{minute % 60:02d}:{second:02d}{sign}{number:02d}"
+            for second in range(60)
+            for number in range(drops if minute % 10 and not second else 0, fps)
+        ]
+
+    ends = list(itertools.accumulate(60 * fps - (drops if minute % 10 else 0) for minute in range(24 * 60)))
+    day = ends[-1]
+
+    def name(frame: int) -> str:
+        minute = bisect.bisect_right(ends, frame % day)
+        return frames_of(minute)[frame % day - ends[minute]]
+
+    for start in (0, 1, 1799, 17_981, 17_982, 54_321, day - 1):
+        for step in (0, 1, 2, 1797, 1798, 1800, 17_982, 107_892, day - 1):
+            assert later_timecode(name(start), step, Fraction(rate)) == name(start + step)
     assert later_timecode("no timecode", 5, Fraction(rate)) == "no timecode"
 
 
