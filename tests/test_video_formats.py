@@ -283,6 +283,22 @@ def test_alpha_that_hides_nothing_is_not_missed(tmp_path: Path) -> None:
         assert done.warned == ["transparency was dropped; libx264 does not hold it"]
 
 
+@pytest.mark.parametrize("suffix", sorted(MUXERS))
+def test_the_same_film_is_the_same_file(tmp_path: Path, suffix: str) -> None:
+    """Scripts compare files; Matroska's muxer would put random identifiers into them."""
+    clip = make(
+        tmp_path / "in.mkv",
+        frames=4,
+        sounds=(Sound("aac", seconds=0.2),),
+        attachment=("a.txt", "text/plain", b"a"),
+    )
+    made = [
+        upscale(clip, tmp_path / f"{name}{suffix}", reuse=reuse).path
+        for name, reuse in (("a", "exact"), ("b", "off"))
+    ]
+    assert made[0].read_bytes() == made[1].read_bytes()
+
+
 def test_blu_ray_packets_by_the_name(tmp_path: Path, small_clip: Path) -> None:
     """With sound that Blu-ray does not know they would call it private data."""
     heard = make(tmp_path / "heard.mkv", frames=5, sounds=(Sound("aac", seconds=0.2),))

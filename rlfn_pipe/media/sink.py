@@ -152,6 +152,9 @@ class VideoSink:
             options["avoid_negative_ts"] = "disabled"
             if self._plan.muxer == "matroska":
                 options["default_mode"] = "passthrough"
+            if self._plan.muxer in ("matroska", "webm"):
+                # No random identifiers: the same film is the same file.
+                options["fflags"] = "+bitexact"
 
     def _add_streams(self, stream_plans: tuple[StreamPlan, ...], add_video: Callable[[], None]) -> None:
         """All streams in the source's order; the video alone when nothing else is known."""
