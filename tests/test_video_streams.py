@@ -28,7 +28,7 @@ from media_maker import (
 )
 
 from rlfn_pipe.jobs.plan import describe
-from rlfn_pipe.media.source import stereo_mode
+from rlfn_pipe.media.side_data import stereo_mode
 from rlfn_pipe.media.tags import later_timecode
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import Warned

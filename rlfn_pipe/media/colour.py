@@ -157,6 +157,11 @@ def _rows(plane: VideoPlane, dtype: type[np.uint8] | type[np.uint16]) -> np.ndar
     return samples.reshape(plane.height, -1)[:, : plane.width]
 
 
+def is_transparent(alpha: np.ndarray, colour: ColourInfo) -> bool:
+    """Whether any sample of an alpha plane is below full opacity."""
+    return bool(alpha.min() < (1 << colour.bit_depth) - 1)
+
+
 def frame_from_planes(planes: tuple[np.ndarray, ...], pix_fmt: str, width: int, height: int) -> VideoFrame:
     """A libav frame that holds a copy of `planes`.
 

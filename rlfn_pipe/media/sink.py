@@ -36,9 +36,10 @@ from rlfn_pipe.media.headers import missing_headers
 from rlfn_pipe.media.matroska import TrackChange, amend_tracks
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.segment import SegmentHeader, read_header, read_packets
-from rlfn_pipe.media.source import side_by_side
+from rlfn_pipe.media.side_data import side_by_side
 from rlfn_pipe.media.stream_plan import codec_name
 from rlfn_pipe.media.streams import Carrier, StreamPlan
+from rlfn_pipe.media.tags import MATROSKA_FAMILY
 from rlfn_pipe.media.ticks import FrameTicks, SinkTimes
 from rlfn_pipe.media.verify import Expectation
 
@@ -152,7 +153,7 @@ class VideoSink:
             options["avoid_negative_ts"] = "disabled"
             if self._plan.muxer == "matroska":
                 options["default_mode"] = "passthrough"
-            if self._plan.muxer in ("matroska", "webm"):
+            if self._plan.muxer in MATROSKA_FAMILY:
                 # No random identifiers: the same film is the same file.
                 options["fflags"] = "+bitexact"
 
@@ -307,7 +308,7 @@ class VideoSink:
 
     def _matroska_changes(self) -> dict[int, TrackChange]:
         """What a Matroska header needs beyond its muxer, by the place in its track list."""
-        if self._plan.muxer not in ("matroska", "webm"):
+        if self._plan.muxer not in MATROSKA_FAMILY:
             return {}
         # Attachments have no entry in the list.
         order = [stream.index for stream in self._output.streams if stream.type != "attachment"]

@@ -7,34 +7,29 @@ repeated from the last good one, leading frames that cannot be decoded repeat th
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import av.error
-import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
-from rlfn_pipe.media.colour import colour_of, planar_format, planes_of
+from rlfn_pipe.media.colour import colour_of, is_transparent, planar_format, planes_of
 from rlfn_pipe.media.decoding import Run, begin, main_video
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
 from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.matching import Item, Matcher
 from rlfn_pipe.media.opening import describe_av_error, open_media
 from rlfn_pipe.media.orientation import DisplayMatrix, display_matrix
+from rlfn_pipe.media.side_data import left_out, side_data_of, stereo_mode
 from rlfn_pipe.media.timing import Timeline, scan, select
 from rlfn_pipe.types import ColourInfo, Frame, Subsampling
-
-if TYPE_CHECKING:
-    from av.sidedata.sidedata import SideDataContainer
 
 #: Table entries before the first wanted frame that a deinterlacer must have seen (two a frame where fields are coded).
 _FILTER_HISTORY = 8
@@ -78,26 +73,6 @@ class SourceFormat:
     light_level: bytes | None
     stereo: str | None = ""
     transparent: bool = False
-
-
-#: Side data that no output gets, and what is said of it.
-_LEFT_OUT = {
-    "A53_CC": "closed captions (CEA-608, CEA-708) inside its pictures are left out",
-    "DOVI_METADATA": "its Dolby Vision layer is left out: players show the base layer (of profile 5 in wrong colours)",
-    "DOVI_RPU_BUFFER": "its Dolby Vision layer is left out: players show the base layer (of profile 5 in wrong colours)",
-    "DYNAMIC_HDR_VIVID": "its dynamic metadata (HDR Vivid) is left out: players use what is the same for all pictures",
-    "DYNAMIC_HDR_PLUS": "its dynamic metadata (HDR10+) is left out: players use what is the same for all pictures",
-    "UNKNOWN": "what goes with its pictures is of a kind that PyAV does not know (a second view, say) and is left out,"
-    " with any HDR10 data beside it",
-    "SPHERICAL": "its spherical projection (360 degree video) is left out: players show the picture flat",
-}
-#: Matroska's names of AVStereo3D's layouts that last when a picture is enlarged: (kind, whether the right eye comes first).
-_STEREO_MODES = {
-    (1, 0): "left_right",
-    (1, 1): "right_left",
-    (2, 0): "top_bottom",
-    (2, 1): "bottom_top",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +239,9 @@ class VideoSource:
         )
         tags = colour_of(frame, context.name, pix_fmt, fallback)
         # Converted by swscale: full-range RGB or grey stays what it is.
-        data = _side_data(frame)
+        data = side_data_of(frame)
         matrix = display_matrix(data.get("DISPLAYMATRIX"), frame.rotation)
-        self.notes += dict.fromkeys(note for kind, note in _LEFT_OUT.items() if kind in data)
+        self.notes += left_out(data)
         width, height = frame.width, frame.height
         self._size = (width, height)
         self._pix_fmt = pix_fmt
@@ -402,34 +377,3 @@ def _reformatted(frame: VideoFrame, pix_fmt: str, width: int, height: int) -> Vi
     """swscale to a planar format; ranges are left as they are."""
     colour_range = int(frame.color_range) or None
     return frame.reformat(width, height, pix_fmt, src_color_range=colour_range, dst_color_range=colour_range)
-
-
-def side_by_side(stereo: str) -> tuple[int, int]:
-    """How many views lie beside and above one another in a picture of Matroska's stereo mode (halves only)."""
-    if stereo in ("left_right", "right_left"):
-        return 2, 1
-    return (1, 2) if stereo in ("top_bottom", "bottom_top") else (1, 1)
-
-
-def is_transparent(alpha: np.ndarray, colour: ColourInfo) -> bool:
-    """Whether any sample of an alpha plane is below full opacity."""
-    return bool(alpha.min() < (1 << colour.bit_depth) - 1)
-
-
-def stereo_mode(data: bytes | None) -> str | None:
-    """AVStereo3D's layout by Matroska's names; "" for a single view, None for what is no pair of halves."""
-    if data is None or len(data) < 8:
-        return ""
-    kind, flags = struct.unpack_from("<2i", data)
-    return "" if kind == 0 else _STEREO_MODES.get((kind, flags & 1))
-
-
-def _side_data(frame: VideoFrame) -> dict[str, bytes]:
-    """libav's structures that came with a frame, by PyAV's names."""
-    try:
-        items = cast("SideDataContainer", frame.side_data)
-        return {item.type.name: bytes(item) for item in items}
-    except ValueError:
-        # PyAV knows no name for a newer kind of side data and then shows none of it; the
-        # rotation is read by another road.
-        return {"UNKNOWN": b""}
