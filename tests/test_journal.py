@@ -244,6 +244,23 @@ def test_a_journal_without_a_finished_segment_stands_in_nobodys_way(tmp_path: Pa
     assert not work.done and not notes
 
 
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_run_that_may_not_begin_throws_nothing_away(tmp_path: Path, lasting: bool) -> None:
+    """`--no-resume` without -y swept the work of a run with -y, and then refused to replace the output."""
+    output = tmp_path / "out.mp4"
+    begin(output, replace(HEADER, overwrite=True), keep=1)
+    output.write_bytes(b"an earlier film")
+    other = (
+        HEADER if not lasting else replace(HEADER, fingerprint={**HEADER.fingerprint, "options": {"crf": 23}})
+    )
+    with (
+        pytest.raises(OutputError, match="-y"),
+        entered(output, None, lasting=lasting, anew=False) as folder,
+    ):
+        folder.begin(other, SEGMENTS, lambda path, done: True)
+    assert set(begin(output)[0].done) == {0}
+
+
 def test_a_film_that_is_cut_otherwise_is_another_job(tmp_path: Path) -> None:
     output = tmp_path / "out.mp4"
     begin(output, keep=1)

@@ -21,7 +21,7 @@ from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, added, file_digest
 from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video_plan import VideoPlan
-from rlfn_pipe.jobs.work import Work, entered, refuse_existing
+from rlfn_pipe.jobs.work import Work, entered
 from rlfn_pipe.media.segment import count_segment
 from rlfn_pipe.pipeline.stages import interrupted
 from rlfn_pipe.types import Event, Finished, StageTimes, Started, Target, Warned
@@ -64,8 +64,6 @@ def upscale_video(
         segments = plan.segments(options.segment)
         header = header_of(item, options, plan, segments, facts.machine, facts.settings)
         work = folder.begin(header, segments, _is_whole)
-        if not work.published:
-            refuse_existing(item.output, work.header, options.overwrite)
         description = _describe(plan, facts)
         if work.done:
             description += f", going on with {len(work.done)} of {len(segments)} segments done"

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from rlfn_pipe.errors import OutputError, Taken, advice_for, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX, flush_folder
-from rlfn_pipe.jobs.fingerprint import differences, file_identity
+from rlfn_pipe.jobs.earlier import Earlier, Verdict, judge, read_earlier
+from rlfn_pipe.jobs.fingerprint import file_identity
 from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
 from rlfn_pipe.jobs.segments import Segment
 from rlfn_pipe.jobs.temporary import check_folder
@@ -45,35 +46,17 @@ def foreseen(
     Raises:
         OutputError: the run would not begin.
     """
-    path = work_path(output, work_dir) / _JOURNAL
     try:
-        journal, before, done = Journal.load(path, mend=False)
+        found = read_earlier(work_path(output, work_dir) / _JOURNAL, mend=False)
     except OutputError:
-        refuse_existing(output, header, anew)
-        return ()
-    except JournalDamaged as error:
-        refuse_existing(output, header, anew)
-        return (_unusable(error),) if lasting else ()
-    machine = before.fingerprint.get("machine")
-    changes = _changes(before, replace(header, fingerprint={**header.fingerprint, "machine": machine}))
-    whole = len(done) == len(before.cuts) - 1
-    if lasting and not changes and whole and file_identity(output) in journal.published:
-        return ()
-    if not lasting:
-        refuse_existing(output, header, anew)
-        return (_thrown_away(len(done)),) if done else ()
-    if done and changes:
-        if not anew:
-            raise _of_another_job(output, changes)
-        return (_given_up(changes),)
-    refuse_existing(output, header if changes else before, anew)
-    return (f"{len(done)} of {len(before.cuts) - 1} segments are done, by an earlier run",) if done else ()
-
-
-def refuse_existing(output: Path, header: Header, overwrite: bool) -> None:
-    """Raise Taken where there is an output that the job may not replace."""
-    if os.path.lexists(output) and not (overwrite or header.overwrite):
-        raise Taken(f"{output} exists; -y overwrites, --skip-existing leaves what is there")
+        found = None  # the run says so, once it holds the folder's lock
+    if isinstance(found, tuple):
+        machine = found[1].fingerprint.get("machine")
+        header = replace(header, fingerprint={**header.fingerprint, "machine": machine})
+    verdict = judge(output, found, header, lasting=lasting, anew=anew)
+    if verdict.published or not verdict.done:
+        return verdict.notes
+    return (f"{len(verdict.done)} of {len(header.cuts) - 1} segments are done, by an earlier run",)
 
 
 def has_work(output: Path, work_dir: Path | None = None) -> bool:
@@ -190,12 +173,12 @@ class WorkFolder:
 
     def keep(self) -> bool:
         """Whether something in it is of use to a later run."""
-        if self._spent or not self._lasting:
+        if self._spent:
             return False
         if self._work is None:
-            # It failed before the job was known: what an earlier run left stays.
+            # It failed before the job was known, or may not begin: what an earlier run left stays.
             return (self.path / _JOURNAL).exists()
-        return bool(self._work.done)
+        return self._lasting and bool(self._work.done)
 
     def spent(self) -> None:
         """The output is in place: nothing here is of use any more."""
@@ -212,97 +195,59 @@ class WorkFolder:
             OutputError: work of another job lies here and may not be thrown away.
         """
         found = self._load()
-        if found is not None:
-            journal, before, done = found
-            changes = _changes(before, header)
-            if not changes and self._is_published(journal, segments, done):
-                self._work = Work(self.path, journal, before, done, published=True)
-                return self._work
-            if not changes:
-                kept = {
-                    segment.number: done[segment.number]
-                    for segment in segments
-                    if segment.number in done and check(self.path / segment.file_name, done[segment.number])
-                }
-                lost = len(done) - len(kept)
-                if lost:
-                    self.notes.append(f"{lost} segments of the earlier run are damaged and made again")
-                self._sweep({segment.file_name for segment in segments if segment.number in kept})
-                merged = replace(before, overwrite=before.overwrite or header.overwrite)
-                self._work = Work(self.path, journal, merged, kept)
-                return self._work
-            if done and not self._anew:
-                raise _of_another_job(self._output, changes)
-            if done:
-                self.notes.append(_given_up(changes))
+        verdict = judge(self._output, found, header, lasting=self._lasting, anew=self._anew)
+        self.notes += verdict.notes
+        self._work = (
+            self._go_on(found[0], verdict, segments, check)
+            if verdict.done and isinstance(found, tuple)
+            else self._start(verdict.header)
+        )
+        return self._work
+
+    def _go_on(
+        self,
+        journal: Journal,
+        verdict: Verdict,
+        segments: tuple[Segment, ...],
+        check: Callable[[Path, Done], bool],
+    ) -> Work:
+        done = dict(verdict.done)
+        if not verdict.published:
+            kept = {
+                segment.number: done[segment.number]
+                for segment in segments
+                if segment.number in done and check(self.path / segment.file_name, done[segment.number])
+            }
+            if lost := len(done) - len(kept):
+                self.notes.append(f"{lost} segments of the earlier run are damaged and made again")
+            self._sweep({segment.file_name for segment in segments if segment.number in kept})
+            done = kept
+        return Work(self.path, journal, verdict.header, done, published=verdict.published)
+
+    def _start(self, header: Header) -> Work:
         self._sweep(set(), journal=False)
         try:
             journal = Journal.create(self.path / _JOURNAL, header)
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        self._work = Work(self.path, journal, header, {})
-        return self._work
+        return Work(self.path, journal, header, {})
 
-    def _is_published(self, journal: Journal, segments: tuple[Segment, ...], done: dict[int, Done]) -> bool:
-        """Whether what lies at the output's name is what an earlier run of this job put there."""
-        identity = file_identity(self._output)
-        return identity in journal.published and all(segment.number in done for segment in segments)
-
-    def _load(self) -> tuple[Journal, Header, dict[int, Done]] | None:
-        path = self.path / _JOURNAL
-        if not path.exists():
-            return None
+    def _load(self) -> Earlier | JournalDamaged | None:
         try:
-            found = Journal.load(path)
-            for temporary in found[0].temporaries:
-                # What the journal of a private folder names is ours; it is looked at nonetheless.
-                beside = temporary.parent == self._output.absolute().parent
-                if beside and temporary.name.endswith(TEMPORARY_SUFFIX):
-                    temporary.unlink(missing_ok=True)
-            if not self._lasting:
-                if found[2]:
-                    self.notes.append(_thrown_away(len(found[2])))
-                return None
-            return found
+            found = read_earlier(self.path / _JOURNAL, mend=True)
+            if isinstance(found, tuple):
+                for temporary in found[0].temporaries:
+                    # What the journal of a private folder names is ours; it is looked at nonetheless.
+                    beside = temporary.parent == self._output.absolute().parent
+                    if beside and temporary.name.endswith(TEMPORARY_SUFFIX):
+                        temporary.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self._output.parent, error) from error
-        except JournalDamaged as error:
-            if not self._lasting:
-                return None
-            note = _unusable(error)
-            if note not in self.notes:
-                self.notes.append(note)
-            return None
+        return found
 
     def _sweep(self, kept: set[str], *, journal: bool = True) -> None:
         """Remove what is of no use: segments in the making when the earlier run ended, and others."""
         _clear(self.path, kept | {_LOCK} | ({_JOURNAL} if journal else set()))
-
-
-def _changes(before: Header, now: Header) -> list[str]:
-    """What makes `now` another job than `before`, in words."""
-    changes = differences(before.fingerprint, now.fingerprint)
-    return changes or ([] if before.cuts == now.cuts else ["the film is cut otherwise"])
-
-
-def _of_another_job(output: Path, changes: list[str]) -> OutputError:
-    more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
-    return OutputError(
-        f"{output}: unfinished work of another job is kept for it ({'; '.join(changes[:2])}{more}); "
-        "continue with the earlier options and input, or use -y to start anew"
-    )
-
-
-def _unusable(error: JournalDamaged) -> str:
-    return f"the journal of an earlier run cannot be used ({error}); starting anew"
-
-
-def _given_up(changes: list[str]) -> str:
-    return f"earlier work is thrown away ({'; '.join(changes[:2])})"
-
-
-def _thrown_away(segments: int) -> str:
-    return f"earlier work is thrown away (segments: {segments}; --no-resume)"
 
 
 def _clear(path: Path, kept: set[str]) -> None:
