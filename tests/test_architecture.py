@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 #: Libraries that only one part may touch.
 ONLY_IN = {
-    "rich": {"cli.ui"},
+    "rich": {"cli.views"},
     "typer": {"cli"},
     "click": set(),
     "av": {"media", "cli.doctor", "evaluate", "training"},

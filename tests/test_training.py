@@ -21,7 +21,7 @@ from rlfn_pipe.resources import data_path
 from rlfn_pipe.training import checkpoint, loop
 from rlfn_pipe.training.__main__ import describe, main, parse_duration
 from rlfn_pipe.training.bench import training_speed
-from rlfn_pipe.training.events import Note, Outcome, TrainEvent, TrainProgress, Validated
+from rlfn_pipe.training.events import Note, Outcome, Progress, TrainEvent, Validated
 from rlfn_pipe.training.log import read_log
 from rlfn_pipe.training.loop import train
 from rlfn_pipe.training.recipe import Recipe, load_recipe, parse_recipe
@@ -131,7 +131,7 @@ def test_smoke_recipe_lowers_the_loss(images: Path, tmp_path: Path) -> None:
     )
     events: list[TrainEvent] = []
     outcome = run(parse_recipe(text), larger, tmp_path / "run", events=events)
-    told = [event for event in events if isinstance(event, TrainProgress) and event.stage == 0]
+    told = [event for event in events if isinstance(event, Progress) and event.stage == 0]
     assert outcome.finished
     assert told[-1].loss < 0.6 * told[0].loss
     assert outcome.psnr == [event for event in events if isinstance(event, Validated)][-1].psnr

@@ -16,8 +16,8 @@ from training_helpers import RECIPE, write_images
 
 from rlfn_pipe.cli import train as command
 from rlfn_pipe.cli.app import main
-from rlfn_pipe.cli.ui import BarView
-from rlfn_pipe.training.events import TrainProgress
+from rlfn_pipe.cli.views import BarView
+from rlfn_pipe.training.events import Progress
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,7 +42,7 @@ def test_a_run_by_the_command_ends_with_a_report(
 ) -> None:
     assert main([*arguments, "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {"trainprogress", "validated", "outcome"} <= {line["event"] for line in lines}
+    assert {"progress", "validated", "outcome"} <= {line["event"] for line in lines}
     assert lines[-1]["finished"] is True
     assert "| 1 first | 9 |" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     curves = tmp_path / "run" / "curves.png"
@@ -84,7 +84,7 @@ def test_bar_shows_loss_speed_and_time_left() -> None:
     out = io.StringIO()
     view = BarView(Console(file=out, force_terminal=True, width=140))
     bar = command._Bar(view, "recipe")
-    bar.update(TrainProgress(0, "first", 5, 10, 0.5, 80, 4.0, 0.0312, 1e-3, 20.0, 4.0), 28.5)
+    bar.update(Progress(0, "first", 5, 10, 0.5, 80, 4.0, 0.0312, 1e-3, 20.0, 4.0), 28.5)
     view._bars.refresh()
     view.close()
     for part in ("recipe, stage 1 first", "loss 0.03120", "28.50 dB", "20 patches/s", "4.0 s left"):

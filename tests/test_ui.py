@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from rlfn_pipe.cli.sentences import progress_line, summary_lines
 from rlfn_pipe.cli.text import (
     clock,
     count_of,
@@ -22,7 +23,8 @@ from rlfn_pipe.cli.text import (
     printable,
     shortened,
 )
-from rlfn_pipe.cli.ui import BarView, LineView, Reporter, progress_line, summary_lines
+from rlfn_pipe.cli.ui import Reporter
+from rlfn_pipe.cli.views import BarView, LineView
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import Failed, Finished, Progress, StageTimes, Started, Warned
@@ -86,7 +88,7 @@ def test_bar_for_all_with_several_items(terminal: tuple[Console, io.StringIO]) -
 
 def test_bar_does_not_obey_names(terminal: tuple[Console, io.StringIO]) -> None:
     console, file = terminal
-    reporter = Reporter(UpscaleOptions(), console=console)
+    reporter = Reporter(UpscaleOptions(), view=BarView(console))
     with reporter:
         reporter.on_event(Started("[red]\x1b[31m\n.mp4", "[/nope].mp4", 1, "[bold]x[/bold]"))
         reporter.on_event(Progress("[red]\x1b[31m\n.mp4", 1, 2, 1.0, None, 0, None))

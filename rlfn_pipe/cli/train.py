@@ -13,8 +13,8 @@ from rlfn_pipe.cli.text import human_seconds, json_line, plain
 from rlfn_pipe.errors import Interrupted, TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from rlfn_pipe.cli.ui import BarView
-    from rlfn_pipe.training.events import Outcome, TrainEvent, TrainProgress
+    from rlfn_pipe.cli.views import BarView
+    from rlfn_pipe.training.events import Outcome, Progress, TrainEvent
 
 
 def train(
@@ -108,9 +108,9 @@ def _recipe_path(recipe: str) -> Path:
 @contextmanager
 def _shown(name: str, json: bool, quiet: bool) -> Iterator[Callable[[TrainEvent], None]]:
     """What draws the events: JSON lines, a bar on a terminal, or plain lines."""
-    from rlfn_pipe.cli import ui
+    from rlfn_pipe.cli.views import BarView, view_for
     from rlfn_pipe.training.__main__ import describe
-    from rlfn_pipe.training.events import TrainProgress, Validated
+    from rlfn_pipe.training.events import Progress, Validated
 
     if json:
         yield lambda event: typer.echo(json_line({"event": type(event).__name__.lower(), **plain(event)}))
@@ -118,15 +118,15 @@ def _shown(name: str, json: bool, quiet: bool) -> Iterator[Callable[[TrainEvent]
     if quiet:
         yield lambda _event: None
         return
-    view = ui.view_for(None)
-    bar = _Bar(view, name) if isinstance(view, ui.BarView) else None
+    view = view_for()
+    bar = _Bar(view, name) if isinstance(view, BarView) else None
     psnr: float | None = None
 
     def show(event: TrainEvent) -> None:
         nonlocal psnr
         if isinstance(event, Validated):
             psnr = event.psnr
-        if bar is not None and isinstance(event, TrainProgress):
+        if bar is not None and isinstance(event, Progress):
             bar.update(event, psnr)
         else:
             view.message(describe(event))
@@ -143,7 +143,7 @@ class _Bar:
     def __init__(self, view: BarView, name: str) -> None:
         self._view, self._name = view, name
 
-    def update(self, event: TrainProgress, psnr: float | None) -> None:
+    def update(self, event: Progress, psnr: float | None) -> None:
         parts = [f"loss {event.loss:.5f}"]
         if psnr is not None:
             parts.append(f"{psnr:.2f} dB")
@@ -154,7 +154,7 @@ class _Bar:
 
 def _with_tensorboard(show: Callable[[TrainEvent], None], folder: Path) -> Callable[[TrainEvent], None]:
     """`show`, with every figure written for TensorBoard too."""
-    from rlfn_pipe.training.events import TrainProgress, Validated
+    from rlfn_pipe.training.events import Progress, Validated
 
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -166,7 +166,7 @@ def _with_tensorboard(show: Callable[[TrainEvent], None], folder: Path) -> Calla
 
     def both(event: TrainEvent) -> None:
         show(event)
-        if isinstance(event, TrainProgress):
+        if isinstance(event, Progress):
             for key in ("loss", "rate", "images_per_second"):
                 writer.add_scalar(key, getattr(event, key), event.images)
         elif isinstance(event, Validated):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from rlfn_pipe.errors import RlfnPipeError, TrainingError
-from rlfn_pipe.training.events import Note, TrainEvent, TrainProgress, Validated
+from rlfn_pipe.training.events import Note, Progress, TrainEvent, Validated
 from rlfn_pipe.training.loop import train
 from rlfn_pipe.training.recipe import load_recipe
 from rlfn_pipe.training.start import RunOptions
@@ -36,7 +36,7 @@ def describe(event: TrainEvent) -> str:
         return event.message
     if isinstance(event, Validated):
         return f"stage {event.stage + 1} step {event.step}: validation {event.psnr:.3f} dB PSNR-Y"
-    assert isinstance(event, TrainProgress)
+    assert isinstance(event, Progress)
     left = f", {event.eta_seconds / 60:.1f} min left" if event.eta_seconds is not None else ""
     return (
         f"stage {event.stage + 1} step {event.step} ({100 * event.progress:.1f} %): loss {event.loss:.5f},"

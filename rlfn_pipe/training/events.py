@@ -13,7 +13,7 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainProgress:
+class Progress:
     """Averages since the last one of these. `progress`: share of the stage that is done, 0..1.
 
     `eta_seconds` is for the stage; `images_per_second` counts patches.
@@ -43,7 +43,7 @@ class Validated:
     psnr: float
 
 
-TrainEvent = Note | TrainProgress | Validated
+TrainEvent = Note | Progress | Validated
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.files import write_atomically
-from rlfn_pipe.training.events import TrainProgress, Validated
+from rlfn_pipe.training.events import Progress, Validated
 
 
 class Log:
@@ -27,9 +27,9 @@ class Log:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def add(self, event: TrainProgress | Validated) -> None:
+    def add(self, event: Progress | Validated) -> None:
         """Append an event."""
-        kind = "train" if isinstance(event, TrainProgress) else "validation"
+        kind = "train" if isinstance(event, Progress) else "validation"
         try:
             with self._path.open("a", encoding="utf-8") as out:
                 out.write(json.dumps({"kind": kind, **asdict(event)}) + "\n")

@@ -20,7 +20,7 @@ from rlfn_pipe.training import checkpoint
 from rlfn_pipe.training.checkpoint import State
 from rlfn_pipe.training.data import Sampler, split
 from rlfn_pipe.training.device import choose_compute, to_channels_last
-from rlfn_pipe.training.events import Note, Outcome, TrainEvent, TrainProgress, Validated
+from rlfn_pipe.training.events import Note, Outcome, Progress, TrainEvent, Validated
 from rlfn_pipe.training.initial import read_weights, take
 from rlfn_pipe.training.log import Log
 from rlfn_pipe.training.losses import StageLoss
@@ -361,10 +361,10 @@ class _Run:
         if self.leader:
             self.log.cut(self.state.stage, self.state.step)
 
-    def _progress_event(self, stage: Stage, loss: float, rate: float, speed: float) -> TrainProgress:
+    def _progress_event(self, stage: Stage, loss: float, rate: float, speed: float) -> Progress:
         state, progress = self.state, self._progress(stage)
         left = state.elapsed / progress * (1 - progress) if progress > 0 else None
-        return TrainProgress(
+        return Progress(
             state.stage,
             stage.name,
             state.step,
@@ -378,7 +378,7 @@ class _Run:
             left,
         )
 
-    def _tell(self, event: TrainProgress | Validated) -> None:
+    def _tell(self, event: Progress | Validated) -> None:
         if self.leader:
             self.log.add(event)
             self.on_event(event)
