@@ -18,6 +18,7 @@ import torch
 
 from rlfn_pipe.engine.device import (
     DTYPES,
+    available_memory,
     device_name,
     resolve_device,
     resolve_precision,
@@ -61,6 +62,8 @@ CPU_STRIPS = 96 << 20
 #: Share of the memory budget that a tile may take on the CPU, beside the frame's canvas: 1080p to 4K stays below
 #: 2.5 GB with it, of which an encoder takes more than half (docs/performance.md).
 TILE_SHARE = 0.75
+#: Threads that the memory budget is meant for; frames side by side on more of them may take more, where it is free.
+THREADS_OF_BUDGET = 4
 #: Bytes that a network may keep of the last frame's layers, so that only what changed is computed.
 LAYERS = 1 << 30
 
@@ -138,8 +141,12 @@ class Engine:
         self.late_checks = self.device.type != "cpu"
         #: Frames that are computed while older ones are on their way to the host.
         self.ahead = frames_ahead(self.device)
+        self._room = 0
         if self.device.type == "cpu":
             suit_allocator()
+            # Many threads waste more by sharing a small frame than by a frame's buffers each.
+            shares = max(1, self.threads // THREADS_OF_BUDGET)
+            self._room = max(self._budget, min(shares * self._budget, available_memory(self.device) // 4))
 
     # ------------------------------------------------------------ settings
 
@@ -224,7 +231,7 @@ class Engine:
         if self.threads == 1 or self.tile_for(height, width) or (self._batch or 1) > 1:
             return 1
         together = self._bytes_per_pixel() * height * width * self.threads
-        fits = together + CPU_STRIPS <= self._budget
+        fits = together + CPU_STRIPS <= self._room
         return self.threads if fits and isinstance(self._network(self._dtype, edge_fp32), SideBySide) else 1
 
     def keeps_layers(self, height: int, width: int, edge_fp32: bool) -> bool:
