@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -15,6 +16,7 @@ import pytest
 from media_maker import make
 
 from rlfn_pipe.cli.text import human_bytes
+from rlfn_pipe.resources import data_path
 
 BUNNY = Path(__file__).parent / "data" / "bunny.mp4"
 QUICK = ["-s", "2", "--frames", "2", "--threads", "1"]
@@ -165,3 +167,11 @@ def test_a_reader_that_goes_away_ends_quietly(raw: bytes) -> None:
 def test_json_and_raw_video_do_not_share_standard_output() -> None:
     done = command(str(BUNNY), "-", "--json", *QUICK)
     assert done.returncode == 2 and b"--json" in done.stderr
+
+
+def test_a_network_that_enlarges_less_is_told_of(raw: bytes, tmp_path: Path) -> None:
+    """Through a pipe as between files."""
+    weights = shutil.copy(data_path("weights") / "rlfn-s-x2.safetensors", tmp_path / "mine.safetensors")
+    done = command("-", str(tmp_path / "out.mkv"), "-m", str(weights), "-s", "3", "--frames", "1", feed=raw)
+    assert done.returncode == 0, done.stderr
+    assert b"mine.safetensors enlarges 2 times" in done.stderr

@@ -112,15 +112,18 @@ def run(
         lower_priority(options.nice)
     options = named_format(input, output, options)
     state = _Run(options, on_event or (lambda event: None), stop or threading.Event())
+    # Wrong options must not be told once an item.
+    spec = EngineRoom(options, lambda text: None).spec_for(options.factor or 1.0)
+    warnings = shortfall(options, spec)
     if PIPE in (input, output):
+        for warning in warnings:
+            state.emit(Warned(input, warning))
         state.pipe(input, output)
         return state.report((), begin)
     ledger = ledger_of(input, output, options)
     plan = plan_items(input, output, options, ledger)
     _check_folders(plan.items)
-    # Wrong options must not be told once an item.
-    spec = EngineRoom(options, lambda text: None).spec_for(options.factor or 1.0)
-    for warning in (*plan.warnings, *shortfall(options, spec)):
+    for warning in (*plan.warnings, *warnings):
         state.emit(Warned(input, warning))
     if plan.items:
         state.work(plan.items, ledger, isolate, worker)
