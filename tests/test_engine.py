@@ -24,7 +24,7 @@ from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
-from rlfn_pipe.engine.resize import lanczos_matrix, resize
+from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.engine.runner import CPU_STRIPS, TILE_SHARE, Engine
 from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.engine.transfer import Arrival, fetch
@@ -140,18 +140,30 @@ def test_arbitrary_target_sizes_go_through_lanczos() -> None:
         assert [int(plane.max()) for plane in results[1].planes] == [7, 99, 250]
 
 
-def test_lanczos_equals_its_definition() -> None:
-    matrix = lanczos_matrix(5, 20)
-    position = (2 + 0.5) * 4 - 0.5
-    weights = [
-        np.sinc(d) * np.sinc(d / 3) if abs(d) < 3 else 0.0 for d in (np.arange(-20, 40) - position) / 4
-    ]
-    expected = np.zeros(20)
-    for index, weight in zip(range(-20, 40), weights, strict=True):
-        expected[min(max(index, 0), 19)] += weight / sum(weights)
-    np.testing.assert_allclose(matrix[2], expected, atol=1e-6)
-    image = torch.rand(3, 8, 9)
-    assert resize(image, 8, 9) is image
+def lanczos_matrix(out_size: int, in_size: int) -> np.ndarray:
+    """All of an axis by the definition, (out_size, in_size) float64."""
+    stretch = max(1.0, in_size / out_size)
+    matrix = np.zeros((out_size, in_size))
+    beyond = int(4 * stretch)
+    taps = np.arange(-beyond, in_size + beyond)
+    for row in range(out_size):
+        d = (taps - ((row + 0.5) * in_size / out_size - 0.5)) / stretch
+        weights = np.where(np.abs(d) < 3, np.sinc(d) * np.sinc(d / 3), 0.0)
+        np.add.at(matrix[row], np.clip(taps, 0, in_size - 1), weights / weights.sum())
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "size", [(5, 20), (1, 1), (75, 99), (300, 31), (64, 70), (33, 96), (20, 300), (160, 7)]
+)
+def test_lanczos_equals_its_definition(size: tuple[int, int]) -> None:
+    """Band by band as by one matrix for each axis."""
+    image = 255.0 * torch.rand(3, 20, 70, generator=torch.Generator().manual_seed(3))
+    down, across = (torch.from_numpy(lanczos_matrix(*pair)) for pair in zip(size, (20, 70), strict=True))
+    wanted = down @ image.double() @ across.T
+    for given in (image, image.transpose(-1, -2).contiguous().transpose(-1, -2)):
+        torch.testing.assert_close(resize(given, *size).double(), wanted, atol=2e-4, rtol=0.0)
+    assert resize(image, 20, 70) is image
 
 
 def test_limits_are_checked() -> None:
