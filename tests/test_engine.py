@@ -301,6 +301,8 @@ OUT_OF_MEMORY: list[Callable[[], BaseException]] = [
     cpu_allocator_error,
     MemoryError,
     lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    lambda: RuntimeError("Triton Error [CUDA]: out of memory"),
+    lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
@@ -345,6 +347,23 @@ def test_out_of_memory_halves_and_loses_nothing(make: Callable[[], BaseException
     check_identity(frames, list(engine.run(work(frames, 2))), 2)
     assert network.failures == len(said) > 0
     assert all("out of memory" in line for line in said)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (64, 60)])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_batch_that_was_filled_up_is_halved_as_one(size: tuple[int, int], count: int) -> None:
+    """The memory that a few frames lacked was that of the full batch: nothing says that a tile is too large."""
+    network, said = Failing(2, size[0] * size[1], 0.0, MemoryError), []
+    engine = Engine(
+        lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", batch=4, threads=1,
+        on_warning=said.append,
+    )  # fmt: skip
+    frames = pictures([size] * count)
+    check_identity(frames, list(engine.run(work(frames, 2))), 2)
+    assert [line.rpartition("going on with ")[2] for line in said] == [
+        "2 tile(s) at once",
+        "1 tile(s) at once",
+    ]
 
 
 @pytest.mark.parametrize("size", [(200, 200), (203, 205)])
@@ -498,6 +517,30 @@ def test_frames_on_their_way_while_others_are_computed(
     assert slow_way.most >= 3, "planes of two frames, and flags"
     check_identity(frames, got, 2)
     assert bool(said) == bool(bright)
+
+
+def test_a_device_has_the_next_batch_before_the_last_one_is_waited_for(slow_way: type[Slow]) -> None:
+    network = NearestNetwork(2)
+    at_each_batch: list[int] = []
+
+    def counted(dtype: torch.dtype, edge: bool) -> NearestNetwork:
+        forward = network.forward
+
+        def seen(x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+            at_each_batch.append(len(got))
+            return forward(x, grid)
+
+        network.forward = seen  # type: ignore[method-assign]
+        return network
+
+    got: list[Frame] = []
+    engine = Engine(counted, nearest_spec(2), device="cpu", precision="fp32", batch=4, threads=1, reuse="off")
+    engine.ahead = 2
+    frames = pictures([(40, 40)] * 16)
+    for frame in engine.run(work(frames, 2)):
+        got.append(frame)
+    check_identity(frames, got, 2)
+    assert at_each_batch[:2] == [0, 0] and at_each_batch[2] <= 4
 
 
 def test_memory_that_ends_while_frames_are_on_their_way(slow_way: type[Slow]) -> None:

@@ -150,7 +150,7 @@ def test_they_are_used_where_they_give_what_pytorch_gives(monkeypatch: pytest.Mo
     from rlfn_pipe.models import kernels
 
     monkeypatch.setattr(fused, "kernels_wanted", lambda device: True)
-    monkeypatch.setattr(fused, "_TRIED", (15, 16))
+    monkeypatch.setattr(fused, "TRIED", ((1, 15, 16),))
     monkeypatch.setattr(planes, "kernels_wanted", lambda device: True)
     spec = replace(architecture("rlfn-ntire", 4), blocks=1)
     torch.manual_seed(5)

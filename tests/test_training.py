@@ -237,6 +237,25 @@ def test_a_loss_that_is_not_finite_rolls_back_and_goes_on(
     assert steps == [3, 6, 9, 3, 6]
 
 
+def test_a_stop_while_the_loss_is_not_finite_leaves_nothing_of_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint kept the sum of losses, so that the next run went back once more."""
+    original, calls = loop._Run._update, 0
+
+    def nan_at_the_fifth(self: Any, *given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(self, *given) * (float("nan") if calls == 5 else 1.0)
+
+    monkeypatch.setattr(loop._Run, "_update", nan_at_the_fifth)
+    assert not run(parse_recipe(RECIPE), images, tmp_path / "run", stop_after=5).finished
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert (state.step, state.rollbacks, state.loss_sum, state.loss_count) == (3, 1, 0.0, 0)
+    assert run(parse_recipe(RECIPE), images, tmp_path / "run", resume=True).finished
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt").rollbacks == 1
+
+
 def test_a_hopeless_rate_is_given_up_with_the_last_good_state(images: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(RECIPE.replace("rate = 1e-3", "rate = 1e14"))
     with pytest.raises(TrainingError, match="last good state"):

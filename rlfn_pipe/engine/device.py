@@ -21,6 +21,10 @@ _ALLOCATOR_MESSAGES = (
     "MPS backend out of memory",
     # Of pinned memory.
     "CUDA error: out of memory",
+    # Of a kernel's first call, and of the libraries' own workspaces.
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
 
 

@@ -62,6 +62,8 @@ CPU_STRIPS = 96 << 20
 #: Share of the memory budget that a tile may take on the CPU, beside the frame's canvas: 1080p to 4K stays below
 #: 2.5 GB with it, of which an encoder takes more than half (docs/performance.md).
 TILE_SHARE = 0.75
+#: Elements of the largest tensor on a device.
+MOST_ELEMENTS = (1 << 31) - 1
 #: Threads that the memory budget is meant for; frames side by side on more of them may take more, where it is free.
 THREADS_OF_BUDGET = 4
 #: Bytes that a network may keep of the last frame's layers, so that only what changed is computed.
@@ -201,7 +203,11 @@ class Engine:
     def _pixels_in(self, share: float) -> int:
         """Pixels that are computed in a share of the budget, at least those of the smallest tile."""
         strips = CPU_STRIPS if self.device.type == "cpu" else 0
-        return max(SMALLEST_TILE**2, int((self._budget * share - strips) / self._bytes_per_pixel()))
+        pixels = int((self._budget * share - strips) / self._bytes_per_pixel())
+        if self.device.type != "cpu":
+            # Libraries on devices count a tensor's elements in 32 bits here and there.
+            pixels = min(pixels, MOST_ELEMENTS // max(self.spec.channels, 3 * self.scale**2))
+        return max(SMALLEST_TILE**2, pixels)
 
     def tile_for(self, height: int, width: int) -> int:
         """The tile side for a frame (0: whole)."""
@@ -267,7 +273,7 @@ class Engine:
         """Upscale frames in order; index, pts, time base and the mark `concealed` are carried over.
 
         Holds a bounded number of frames, whatever the length. Raises EngineError when a frame does not fit
-        the device even in the smallest tiles, or when the network's result is not finite in fp32.
+        the device even in the smallest tiles, or when a tile that overflowed is not finite in fp32 either.
         """
         work = iter(work)
         for first in work:

@@ -100,8 +100,16 @@ class Run:
         if not job.settled:
             self._with_room(lambda: self._close(job), job.frame)
         self._leaving.append(self._jobs.popleft())
-        while len(self._leaving) > self._engine.ahead:
+        while len(self._leaving) > self._ahead(job):
             yield self._arrived()
+
+    def _ahead(self, job: Job) -> int:
+        """How many frames may be on their way: a batch at least, so that the device has the next one before it ends."""
+        ahead = self._engine.ahead
+        if not ahead or not job.tiles:
+            return ahead
+        tile = job.tiles[0]
+        return max(ahead, self._engine.batch_for(tile.y.size, tile.x.size) // len(job.tiles))
 
     def _arrived(self) -> Frame:
         """Wait for the oldest frame that was sent."""
@@ -285,13 +293,14 @@ class Run:
 
     def _run_batch(self, key: Key, batch: list[Piece]) -> None:
         """Compute and place a batch; on exhausted memory put it back and make the next one smaller."""
+        computed = self._full(key) if key.video else len(batch)
         try:
             self._run_and_place(key, batch)
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        if self._make_room() or self._engine.shrink(len(batch), max(key.height, key.width)):
+        if self._make_room() or self._engine.shrink(computed, max(key.height, key.width)):
             self._buckets.put_back(key, [piece for piece in batch if piece.waits])
         else:
             self._cut_again()

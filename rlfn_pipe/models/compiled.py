@@ -50,12 +50,12 @@ class CompiledNetwork:
         if key in self._seen:
             result: torch.Tensor = self._run(x, grid)
             return result
-        from torch._dynamo.exc import BackendCompilerFailed
+        from torch._dynamo.exc import TorchDynamoException
 
         try:
             with _hushed():
                 result = self._run(x, grid)
-        except BackendCompilerFailed as error:
+        except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise EngineError(
                 f"the network cannot be compiled here ({reason}); install a C++ compiler (on CUDA Triton) "

@@ -115,9 +115,11 @@ def _stretch(small: torch.Tensor, like: torch.Tensor, grid: Grid | None) -> torc
         return F.interpolate(small, size=like.shape[-2:], mode="bilinear", align_corners=False)
     rows, columns, _ = grid
     n, c, h3, w3 = small.shape
-    h = rows.shape[1]
-    tall = torch.bmm(rows, small.permute(0, 2, 3, 1).reshape(n, h3, w3 * c)).view(n, h, w3, c)
-    return torch.matmul(columns[:, None], tall).permute(0, 3, 1, 2)
+    h, w = rows.shape[1], columns.shape[1]
+    # Along rows first, while the map is small; its transpose is what is copied.
+    wide = torch.bmm(columns, small.permute(0, 3, 2, 1).reshape(n, w3, h3 * c)).view(n, w, h3, c)
+    tall = torch.bmm(rows, wide.transpose(1, 2).reshape(n, h3, w * c))
+    return tall.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def prescale(spec: ModelSpec) -> float:

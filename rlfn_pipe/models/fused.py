@@ -11,7 +11,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,14 +22,14 @@ from rlfn_pipe.models.fuse import SLOPE, Grid, InferenceBlock, InferenceNet, att
 if TYPE_CHECKING:
     from rlfn_pipe.models.kernels import Attention, Convolution
 
-__all__ = ["WISH", "FusedBlock", "FusedNet", "fused_or", "kernels_wanted", "near_or_warn"]
+__all__ = ["TRIED", "WISH", "FusedBlock", "FusedNet", "fused_or", "kernels_wanted", "near_or_warn", "on"]
 
 #: Environment variable; "off" keeps the kernels off.
 WISH = "RLFN_PIPE_TRITON"
 #: Root mean square of what two roads in fp16 may differ by, in code values of 8 bit; it is 0.1 where all is well.
 _NEAR = 1.0
-#: Rows and columns of the picture that kernels are tried on.
-_TRIED = (24, 36)
+#: Pictures, rows and columns that kernels are tried on: Triton makes others where a size is a multiple of 16.
+TRIED = ((1, 24, 36), (2, 32, 48))
 
 
 def kernels_wanted(device: torch.device) -> bool:
@@ -47,12 +47,17 @@ def fused_or(
     if weight.dtype != torch.float16 or not kernels_wanted(weight.device):
         return plain
     fused = build(FusedNet, FusedBlock).to(weight.device)
-    # Triton's kernels go to the current device, whatever their tensors are on.
-    here = torch.cuda.device(weight.device) if weight.is_cuda else nullcontext()
-    picture = 64.0 + 128.0 * torch.rand(1, 3, *_TRIED, generator=torch.Generator().manual_seed(0))
-    picture = picture.to(weight.device)
-    with here:
-        return fused if near_or_warn(lambda: fused(picture), lambda: plain(picture)) else plain
+    for count, height, width in TRIED:
+        picture = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+        picture = picture.mul_(128.0).add_(64.0).to(weight.device)
+        if not near_or_warn(lambda x=picture: fused(x), lambda x=picture: plain(x)):  # type: ignore[misc]
+            return plain
+    return fused
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Where Triton's kernels have to be called: they go to the current device, whatever their tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @torch.inference_mode()
@@ -97,6 +102,10 @@ class FusedNet(InferenceNet):
     """`InferenceNet` of `FusedBlock`s, whose end is two kernels."""
 
     _ends: tuple[Convolution, Convolution, torch.Tensor] | None = None
+
+    def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        with on(x.device):
+            return super().forward(x, grid)
 
     def _picture(self, y: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
         if self.tail.weight.dtype == torch.float32:

@@ -22,7 +22,7 @@ CONV_OPTIONS: dict[str, int] = {"num_warps": 8, "num_stages": 3}
 _ROUNDER = tl.constexpr(12582912.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "count"])
 def _conv(
     x, weight, bias, skip, out, height, width, count, slope, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
     K: tl.constexpr, N: tl.constexpr, ACTIVE: tl.constexpr, SKIP: tl.constexpr, SCALE: tl.constexpr,
@@ -61,7 +61,7 @@ def _conv(
     tl.store(out + at, value.to(out.dtype.element_ty), real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _attend(
     x, weight, bias, mask, mask_weight, mask_bias, out, count, CHANNELS: tl.constexpr, FEW: tl.constexpr,
     K: tl.constexpr, BLOCK: tl.constexpr,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.models.fused import kernels_wanted, near_or_warn
+from rlfn_pipe.models.fused import TRIED, kernels_wanted, near_or_warn, on
 from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo
@@ -66,19 +66,25 @@ def by_kernels(rgb: torch.Tensor, colour: ColourInfo) -> list[torch.Tensor]:
     from rlfn_pipe.models import kernels
 
     numbers = _Numbers.of(colour)
-    return kernels.planes(
-        rgb, numbers.luma, numbers.gains, numbers.offsets, colour.bit_depth, numbers.along, numbers.down
-    )
+    with on(rgb.device):
+        return kernels.planes(
+            rgb, numbers.luma, numbers.gains, numbers.offsets, colour.bit_depth, numbers.along, numbers.down
+        )
 
 
 @lru_cache(maxsize=8)
 def _kernels_work(device: torch.device) -> bool:
     """Whether Triton's kernels make planes as the engine does, tried once."""
     layout = ColourInfo(MATRIX_BT709, range=RANGE_LIMITED)
-    rgb = (255.0 * torch.rand(3, 24, 36, generator=torch.Generator().manual_seed(0))).to(device)
     roads = [by_kernels, conversions.from_rgb]
-    one, other = (lambda road=road: torch.cat([p.flatten() for p in road(rgb, layout)]) for road in roads)
-    return near_or_warn(one, other)
+    for _, height, width in TRIED:
+        rgb = (255.0 * torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))).to(device)
+        one, other = (
+            lambda road=road, rgb=rgb: torch.cat([p.flatten() for p in road(rgb, layout)]) for road in roads
+        )
+        if not near_or_warn(one, other):
+            return False
+    return True
 
 
 class _Numbers(NamedTuple):

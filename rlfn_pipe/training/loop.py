@@ -199,6 +199,7 @@ class _Run:
                     state.loss_sum, state.loss_count = self._mean(total), counted
                     if not math.isfinite(state.loss_sum):
                         self._roll_back(optimisers)
+                        state.loss_sum, state.loss_count = 0.0, 0
                     return False
                 started = time.monotonic()
                 rate = learning_rate(stage, state.step, progress) * state.rate_factor
@@ -211,7 +212,11 @@ class _Run:
                 passed = time.monotonic() - started
                 state.elapsed, state.seconds = state.elapsed + passed, state.seconds + passed
                 if state.step % run.log_every == 0 or self._progress(stage) >= 1:
+                    started = time.monotonic()
                     mean = self._mean(total) / counted
+                    # Steps that a GPU had still in hand end here.
+                    passed = time.monotonic() - started
+                    state.elapsed, state.seconds = state.elapsed + passed, state.seconds + passed
                     if not math.isfinite(mean):
                         self._roll_back(optimisers)
                         batches.close()

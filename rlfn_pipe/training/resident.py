@@ -51,7 +51,7 @@ class Resident:
     """The images of `pairs` on `device`, from which batches are gathered there."""
 
     def __init__(self, pairs: Pairs, device: torch.device) -> None:
-        self._scale = pairs.scale
+        self._scale, self._device = pairs.scale, device
         self._hr = _Store([(image,) for image in pairs.hr], device)
         self._lr = _Store(pairs.lr, device)
 
@@ -59,10 +59,16 @@ class Resident:
         """What `sampler.batch(step)` gives, as tensors on the device."""
         places, scale = sampler.places(step), self._scale
         small = sampler.patch // scale
-        return (
-            self._lr.gather([(place, place.version) for place in places], 1, small),
-            self._hr.gather([(place, 0) for place in places], scale, sampler.patch),
+        walks = torch.tensor(
+            [
+                [self._lr.walk(place, place.version, 1, small) for place in places],
+                [self._hr.walk(place, 0, scale, sampler.patch) for place in places],
+            ]
         )
+        if self._device.type == "cuda":
+            # From memory that is not pinned the copy would wait for all that the device has in hand.
+            walks = walks.pin_memory().to(self._device, non_blocking=True)
+        return self._lr.gather(walks[0], small), self._hr.gather(walks[1], sampler.patch)
 
 
 class _Store:
@@ -78,14 +84,13 @@ class _Store:
         for part, version in zip(torch.split(self._pixels, sizes), flat, strict=True):
             part.copy_(torch.from_numpy(np.array(version)).view(-1, 3))
 
-    def gather(self, wanted: list[tuple[Place, int]], scale: int, side: int) -> Tensor:
-        """The patches of `side` pixels, uint8 (N, side, side, 3)."""
-        rows = [self._walk(place, version, scale, side) for place, version in wanted]
-        walks = torch.tensor(rows, device=self._pixels.device)[:, :, None, None]
+    def gather(self, walks: Tensor, side: int) -> Tensor:
+        """The patches of `side` pixels along `walks` (N, 3), uint8 (N, side, side, 3)."""
+        walks = walks[:, :, None, None]
         steps = torch.arange(side, device=self._pixels.device)
         return self._pixels[walks[:, 0] + walks[:, 1] * steps[:, None] + walks[:, 2] * steps]
 
-    def _walk(self, place: Place, version: int, scale: int, side: int) -> tuple[int, int, int]:
+    def walk(self, place: Place, version: int, scale: int, side: int) -> tuple[int, int, int]:
         """A patch's first pixel, and how far the next one below and the next one to the right are from it."""
         width = self._width[place.image]
         first = self._begin[place.image][version] + place.top * scale * width + place.left * scale
