@@ -232,3 +232,18 @@ def test_colour_is_carried_under_transparency_and_visible_pixels_stay() -> None:
     assert torch.equal(filled[:, :, 10:14], rgb[:, :, 10:14])
     assert torch.allclose(filled[:, 1:-1, 9], torch.nn.functional.avg_pool1d(rgb[:, :, 10], 3, 1), atol=1e-3)
     assert torch.equal(filled[:, :, 30:], rgb[:, :, 30:])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (30, 1), (50, 61)])
+def test_colour_is_carried_as_by_averages_of_whole_pictures(size: tuple[int, int], share: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    rgb = 255 * torch.rand(3, *size, generator=generator)
+    alpha = (torch.rand(size, generator=generator) < share).float().mul(255).expand(3, -1, -1)
+    known, wanted = (alpha[:1] > 0).double(), rgb.double()
+    for _ in range(12):
+        weight, total = (torch.nn.functional.avg_pool2d(x[None], 3, 1, 1)[0] for x in (known, wanted * known))
+        ring = (known == 0) & (weight > 0)
+        wanted = torch.where(ring, total / weight.clamp(min=1e-9), wanted)
+        known = torch.where(ring, 1.0, known)
+    torch.testing.assert_close(fill_under_alpha(rgb, alpha).double(), wanted, atol=1e-3, rtol=0.0)
