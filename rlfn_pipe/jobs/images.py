@@ -155,7 +155,7 @@ class ImageRun:
             geometry = output_geometry(options, frame.width, frame.height, name=str(item.source))
             check_output_size(item.output, geometry.width, geometry.height, format)
             shape = shape_notes(options, geometry, frame.width, frame.height)
-            notes = (*meta.notes, *conversion_notes(frame, meta, format), *shape)
+            notes = (*meta.notes, *conversion_notes(frame, meta, format, self._options.quality), *shape)
         except RlfnPipeError as error:
             return Unreadable(index, item, error)
         target = Target(geometry.width, geometry.height, target_colour(frame, format))

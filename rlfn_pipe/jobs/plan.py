@@ -208,7 +208,7 @@ def _describe_image(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
         tile="auto" if options.tile is None else str(options.tile or "whole frames"),
         notes=(
             *meta.notes,
-            *conversion_notes(frame, meta, format),
+            *conversion_notes(frame, meta, format, options.quality),
             *shape_notes(options, geometry, frame.width, frame.height),
         ),
     )

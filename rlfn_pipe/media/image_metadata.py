@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-ORIENTATION = 0x0112
-EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
-MAKER_NOTE = 0x927C
-TIFF_IPTC, TIFF_XMP = 0x83BB, 0x02BC
 
 #: A JPEG marker segment holds 65533 bytes; a few are left for a new size of the same tags.
 LARGEST_JPEG_EXIF = 65_400
@@ -26,23 +16,6 @@ LARGEST_JPEG_EXIF = 65_400
 #: The same for XMP.
 LARGEST_JPEG_XMP = 65_000
 
-_WIDTH_TAGS, _HEIGHT_TAGS = (0x0100, 0xA002), (0x0101, 0xA003)
-
-#: Tags of the first directory that describe how the old file stored its pixels, not the picture.
-_STORAGE_TAGS = frozenset(
-    {0x00FE, 0x00FF, 0x0102, 0x0103, 0x0106, 0x010A, 0x0111, 0x0115, 0x0116, 0x0117, 0x011C, 0x013D}
-    | {0x013F, 0x0140, 0x0142, 0x0143, 0x0144, 0x0145, 0x014A, 0x014C, 0x0151, 0x0152, 0x0153, 0x015B}
-    | {0x0211, 0x0212, 0x0213}
-    | set(range(0x0200, 0x020A))
-    | {TIFF_XMP, TIFF_IPTC, 0x8649, 0x8773}
-)
-#: In TIFF the size and resolution are storage, too; the writer sets its own.
-_TIFF_ONLY = frozenset({0x0100, 0x0101, 0x011A, 0x011B, 0x0128})
-
-#: PNG chunks that say how its values are to be read as colour.
-_COLOUR_CHUNKS = frozenset({b"gAMA", b"cHRM", b"sRGB", b"cICP"})
-_TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
-_XMP_KEY = b"XML:com.adobe.xmp\0"
 #: Number of the block in Photoshop's part of a JPEG that holds IPTC data.
 _IPTC_BLOCK = 0x0404
 
@@ -53,16 +26,19 @@ class ImageMeta:
 
     `format` is what the file is ("png", "jpg", "webp", "tiff", "bmp", "avif"), whatever its name.
     `icc` is a sound profile as stored, `exif` a TIFF block without the "Exif" prefix, its
-    orientation already reset to 1 and its thumbnail gone. `dpi` is (x, y) in dots an inch.
+    orientation already reset to 1 and its thumbnail gone. `size` is (width, height) of the picture
+    that all this is about. `dpi` is (x, y) in dots an inch, `aspect` the same without a unit.
     `lossless` says that a WebP was stored losslessly. `png_chunks` are colour chunks of a PNG, `texts` its
-    texts. `xmp` has its orientation reset, too. `iptc` is a JPEG's or TIFF's, `comment` a JPEG's.
+    texts. `xmp` has its orientation reset, too. `comment` is a JPEG's.
     `notes` are sentences about what was read otherwise than a user may expect.
     """
 
     icc: bytes | None = None
     exif: bytes | None = None
     format: str = "png"
+    size: tuple[int, int] | None = None
     dpi: tuple[float, float] | None = None
+    aspect: tuple[int, int] | None = None
     lossless: bool = False
     png_chunks: tuple[tuple[bytes, bytes], ...] = ()
     texts: tuple[tuple[bytes, bytes], ...] = ()
@@ -70,103 +46,6 @@ class ImageMeta:
     iptc: bytes | None = None
     comment: bytes | None = None
     notes: tuple[str, ...] = ()
-
-
-# ------------------------------------------------------------------------ EXIF
-
-
-class _Text(str):
-    """Text that Pillow writes with the bytes it was read from: it takes them for Latin-1, and ASCII alone back."""
-
-    __slots__ = ()
-
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        return super().encode("latin-1" if encoding == "ascii" else encoding, errors)
-
-
-def _as_read(value: Any) -> Any:
-    return _Text(value) if isinstance(value, str) else value
-
-
-def read_exif(picture: Image.Image) -> tuple[Image.Exif | None, str | None]:
-    """The EXIF of an open picture, or a note why it is left out."""
-    try:
-        exif = picture.getexif()
-        for directory in (EXIF_IFD, GPS_IFD):
-            exif.get_ifd(directory)
-        exif.tobytes()
-    # Pillow's parser raises whatever a broken offset or type runs it into.
-    except Exception as error:
-        return None, f"the EXIF data is damaged ({type(error).__name__}) and is not kept"
-    return (exif if len(exif) else None), None
-
-
-def orientation_of(exif: Image.Exif | None) -> int:
-    """The EXIF orientation, 1..8; 1 where there is none or it makes no sense."""
-    value = exif.get(ORIENTATION, 1) if exif is not None else 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def clean_exif(exif: Image.Exif, format: str) -> bytes | None:
-    """EXIF as a TIFF block with orientation 1, without thumbnail and storage tags; None if that is all."""
-    drop = _STORAGE_TAGS | _TIFF_ONLY if format == "tiff" else _STORAGE_TAGS
-    # A fresh block: the old one may be a BigTIFF's, and would take its thumbnail along.
-    clean = Image.Exif()
-    for tag in exif:
-        if tag not in drop:
-            clean[tag] = (
-                _without_links(exif.get_ifd(tag)) if tag in (EXIF_IFD, GPS_IFD) else _as_read(exif[tag])
-            )
-    if ORIENTATION in clean:
-        clean[ORIENTATION] = 1
-    if not set(clean) - {ORIENTATION}:
-        return None
-    return clean.tobytes().removeprefix(b"Exif\0\0")
-
-
-def exif_for(exif: bytes, width: int, height: int) -> Image.Exif:
-    """The stored EXIF with its pixel sizes set to those of the output."""
-    result = Image.Exif()
-    result.load(exif)
-    inner = result.get_ifd(EXIF_IFD)
-    for directory in (result, inner, result.get_ifd(GPS_IFD)):
-        for tag in directory:
-            directory[tag] = _as_read(directory[tag])
-        for tags, value in ((_WIDTH_TAGS, width), (_HEIGHT_TAGS, height)):
-            for tag in tags:
-                if tag in directory:
-                    directory[tag] = value
-    return result
-
-
-def exif_directories(exif: Image.Exif) -> dict[int, Any]:
-    """EXIF as tags for a TIFF directory, nested directories as dicts."""
-    tags: dict[int, Any] = {tag: exif[tag] for tag in exif if tag not in _STORAGE_TAGS | _TIFF_ONLY}
-    for directory in (EXIF_IFD, GPS_IFD):
-        if directory in tags:
-            tags[directory] = _without_links(exif.get_ifd(directory))
-    tags.pop(ORIENTATION, None)
-    return tags
-
-
-def with_tiff_upright(tiff: bytes) -> bytes:
-    """The TIFF with the orientation in its first directory set to 1."""
-    data = bytearray(tiff)
-    order = "<" if data[0] == ord("I") else ">"
-    big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
-    offset, count, size, value = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
-    at = struct.unpack_from(order + offset, data, 8 if big else 4)[0]
-    entries = struct.unpack_from(order + count, data, at)[0]
-    at += struct.calcsize(order + count)
-    for entry in range(at, at + entries * size, size):
-        if struct.unpack_from(f"{order}H", data, entry)[0] == ORIENTATION:
-            struct.pack_into(f"{order}H", data, entry + value, 1)
-    return bytes(data)
-
-
-def _without_links(directory: dict[int, Any]) -> dict[int, Any]:
-    """A nested directory without its pointer to a further one, which would point nowhere."""
-    return {tag: _as_read(value) for tag, value in directory.items() if tag != INTEROP_IFD}
 
 
 def orient(plane: np.ndarray, orientation: int) -> np.ndarray:
@@ -182,46 +61,108 @@ def orient(plane: np.ndarray, orientation: int) -> np.ndarray:
 
 # -------------------------------------------------------------------- XMP, IPTC
 
+_IN_PIXELS = (
+    *((b"GPano:FullPanoWidthPixels", 0), (b"GPano:FullPanoHeightPixels", 1)),
+    *((b"GPano:CroppedAreaImageWidthPixels", 0), (b"GPano:CroppedAreaImageHeightPixels", 1)),
+    *((b"GPano:CroppedAreaLeftPixels", 0), (b"GPano:CroppedAreaTopPixels", 1)),
+    *((b"GPano:LargestValidInteriorRectLeft", 0), (b"GPano:LargestValidInteriorRectTop", 1)),
+    *((b"GPano:LargestValidInteriorRectWidth", 0), (b"GPano:LargestValidInteriorRectHeight", 1)),
+)
+#: What further parts of a file are called in its XMP, and here.
+_PARTS = {b"GainMap": "its gain map (HDR)", b"MotionPhoto": "its short film"}
 
-def clean_xmp(info: Mapping[Any, Any]) -> bytes | None:
-    """The XMP packet that Pillow found, its orientation set to 1."""
-    xmp = info.get("xmp")
+
+def clean_xmp(xmp: bytes | str | None) -> tuple[bytes | None, tuple[str, ...]]:
+    """The packet with its orientation set to 1 and without what it says of other parts of the file; these parts by name."""
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
-    return _with_property(xmp, b"tiff:Orientation", 1) if isinstance(xmp, bytes) and xmp else None
+    if not isinstance(xmp, bytes) or not xmp:
+        return None, ()
+    xmp = _with_property(xmp, b"tiff:Orientation", lambda value: 1)
+    parts = set(re.findall(rb"Item:Semantic(?:\s*=\s*[\"']|>\s*)(\w+)", xmp)) - {b"Primary"}
+    if b"hdrgm:Version" in xmp:
+        parts.add(b"GainMap")
+    if re.search(rb"GCamera:(MotionPhoto|MicroVideo)(\s*=\s*[\"']|>\s*)1", xmp):
+        parts.add(b"MotionPhoto")
+    if parts:
+        xmp = re.sub(rb"<(\w+:Directory)\b.*?</\1>", b"", xmp, flags=re.DOTALL)
+        names = rb"(?:hdrgm:\w+|GCamera:(?:MotionPhoto|MicroVideo)\w*)"
+        xmp = re.sub(rb"<(" + names + rb")\b[^>]*>.*?</\1>", b"", xmp, flags=re.DOTALL)
+        xmp = re.sub(rb"\s" + names + rb"\s*=\s*(\"[^\"]*\"|'[^']*')", b"", xmp)
+    named = [_PARTS.get(part, part.decode()) for part in sorted(parts)]
+    pointer = (
+        rb"\sxmpNote:HasExtendedXMP\s*=\s*(?:\"[^\"]*\"|'[^']*')"
+        rb"|<xmpNote:HasExtendedXMP>[^<]*</xmpNote:HasExtendedXMP>"
+    )
+    if re.search(pointer, xmp):
+        xmp = re.sub(pointer, b"", xmp)
+        named.append("the XMP data beyond 64 kB")
+    return xmp, tuple(named)
 
 
-def xmp_for(xmp: bytes, width: int, height: int) -> bytes:
-    """The packet with its pixel sizes set to those of the output."""
-    for name, value in (
-        *((b"tiff:ImageWidth", width), (b"tiff:ImageLength", height)),
-        *((b"exif:PixelXDimension", width), (b"exif:PixelYDimension", height)),
+def xmp_orientation(xmp: bytes | str | None) -> int:
+    """The orientation (1..8) by XMP, which counts where EXIF has none."""
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp or b""
+    found = re.search(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])\b", xmp)
+    return int(found[1]) if found else 1
+
+
+def xmp_for(xmp: bytes, size: tuple[int, int], before: tuple[int, int] | None) -> bytes:
+    """The packet with its numbers in pixels as a picture of `size` (width, height) has them.
+
+    `before`: the size that they are about; None: only the size itself is set.
+    """
+    for name, side in (
+        *((b"tiff:ImageWidth", 0), (b"tiff:ImageLength", 1)),
+        *((b"exif:PixelXDimension", 0), (b"exif:PixelYDimension", 1)),
     ):
-        xmp = _with_property(xmp, name, value)
+        xmp = _with_property(xmp, name, lambda value, side=side: size[side])  # type: ignore[misc]
+    for name, side in _IN_PIXELS:
+        factor = size[side] / before[side] if before is not None else 1.0
+        xmp = _with_property(xmp, name, lambda value, factor=factor: round(value * factor))  # type: ignore[misc]
     return xmp
 
 
-def _with_property(xmp: bytes, name: bytes, value: int) -> bytes:
-    """A number set anew wherever it stands, as an attribute or an element; the packet is not parsed."""
-    pattern = rb"(" + name + rb"\s*=\s*[\"']|<" + name + rb">\s*)\d+"
-    return re.sub(pattern, lambda match: match[1] + str(value).encode(), xmp)
+def _with_property(xmp: bytes, name: bytes, change: Callable[[int], int]) -> bytes:
+    """A whole number set anew wherever it stands, as an attribute or an element; the packet is not parsed."""
+    pattern = rb"(" + name + rb"\s*=\s*[\"']|<" + name + rb">\s*)(\d+)"
+    return re.sub(pattern, lambda match: match[1] + str(change(int(match[2][:18]))).encode(), xmp)
 
 
-def png_xmp(xmp: bytes) -> tuple[bytes, bytes]:
-    """XMP as a PNG chunk: not compressed, without language and translation."""
-    return b"iTXt", _XMP_KEY + bytes(4) + xmp
-
-
-def iptc_of(info: Mapping[Any, Any], tiff_tags: Mapping[int, Any]) -> bytes | None:
-    """IPTC data in what Pillow found in a JPEG or TIFF."""
+def iptc_of_jpeg(info: Mapping[Any, Any]) -> bytes | None:
+    """IPTC data in what Pillow found in a JPEG."""
     blocks = info.get("photoshop")
-    found = blocks.get(_IPTC_BLOCK) if isinstance(blocks, dict) else tiff_tags.get(TIFF_IPTC)
+    found = blocks.get(_IPTC_BLOCK) if isinstance(blocks, dict) else None
     return found if isinstance(found, bytes) and found else None
+
+
+def iptc_of_tiff(value: bytes) -> bytes:
+    """IPTC data as a TIFF has it, also where it was written as 32-bit numbers in the other byte order."""
+    swapped = value[:1] != b"\x1c" and value[3:4] == b"\x1c"
+    return b"".join(value[i : i + 4][::-1] for i in range(0, len(value), 4)) if swapped else value
+
+
+def iptc_of_photoshop(resources: bytes) -> bytes | None:
+    """IPTC data among Photoshop's resources, or by itself."""
+    if resources[:1] == b"\x1c":
+        return resources
+    at = resources.find(b"8BIM" + struct.pack(">H", _IPTC_BLOCK))
+    if at < 0 or at + 12 > len(resources):
+        return None
+    name = resources[at + 6]
+    at += 6 + 1 + name + (name + 1) % 2
+    length = int.from_bytes(resources[at : at + 4], "big")
+    found = resources[at + 4 : at + 4 + length]
+    return found if length and len(found) == length else None
+
+
+def photoshop_iptc(iptc: bytes) -> bytes:
+    """IPTC data as one of Photoshop's resources."""
+    return b"8BIM" + struct.pack(">HHI", _IPTC_BLOCK, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
 
 
 def jpeg_iptc(iptc: bytes) -> bytes:
     """IPTC data as a marker segment of a JPEG; nothing where it is too long for one."""
-    block = b"8BIM" + struct.pack(">HHI", _IPTC_BLOCK, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
-    body = b"Photoshop 3.0\0" + block
+    body = b"Photoshop 3.0\0" + photoshop_iptc(iptc)
     return b"\xff\xed" + struct.pack(">H", len(body) + 2) + body if len(body) <= 65_533 else b""
 
 
@@ -238,73 +179,6 @@ def icc_space(icc: bytes | None) -> str | None:
 def icc_fits(icc: bytes | None, grey: bool) -> bool:
     """Whether the profile describes pictures of this layout."""
     return icc_space(icc) == ("GRAY" if grey else "RGB")
-
-
-# ------------------------------------------------------------------ PNG chunks
-
-
-def png_colour_chunks(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """The chunks before the pixels that say how a PNG's values are to be read as colour."""
-    return tuple((kind, body) for kind, body in _chunks_before_pixels(head) if kind in _COLOUR_CHUNKS)
-
-
-def png_texts(path: Path) -> tuple[tuple[bytes, bytes], ...]:
-    """The chunks with texts, XMP excepted, wherever they stand; nothing else is read."""
-    found = []
-    with path.open("rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind in _TEXT_CHUNKS:
-                body = file.read(length)
-                file.seek(4, os.SEEK_CUR)
-                if len(body) == length and not body.startswith((_XMP_KEY, b"Raw profile type")):
-                    found.append((kind, body))
-            else:
-                file.seek(length + 4, os.SEEK_CUR)
-    return tuple(found)
-
-
-def png_transparency(head: bytes) -> tuple[int, ...] | None:
-    """The one sample value (grey) or three (RGB) that a PNG without alpha declares transparent."""
-    for kind, body in _chunks_before_pixels(head):
-        if kind == b"tRNS" and len(body) in (2, 6):
-            return struct.unpack(f">{len(body) // 2}H", body)
-    return None
-
-
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The chunks of a PNG in order, as far as they are whole."""
-    position = 8
-    while position + 12 <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, position)
-        body = png[position + 8 : position + 8 + length]
-        if len(body) < length:
-            return
-        yield kind, body
-        position += 12 + length
-
-
-def _chunks_before_pixels(head: bytes) -> Iterator[tuple[bytes, bytes]]:
-    return takewhile(lambda chunk: chunk[0] != b"IDAT", _chunks(head))
-
-
-def plain_png(png: bytes) -> bytes:
-    """The still picture of a PNG and nothing else: no animation, no metadata."""
-    kept = [chunk for chunk in _chunks(png) if chunk[0] in (b"IHDR", b"tRNS", b"IDAT", b"IEND")]
-    return png[:8] + b"".join(pack_png_chunk(kind, body) for kind, body in kept)
-
-
-def insert_png_chunks(png: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A PNG with further chunks put between its header and everything else."""
-    after_header = 8 + 25
-    packed = b"".join(pack_png_chunk(kind, body) for kind, body in chunks)
-    return png[:after_header] + packed + png[after_header:]
-
-
-def pack_png_chunk(kind: bytes, body: bytes) -> bytes:
-    """One chunk: length, kind, body, checksum."""
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 # ------------------------------------------------------------------------ CICP
@@ -325,6 +199,16 @@ def write_nclx(avif: bytes, primaries: int, transfer: int) -> bytes:
     if at < 0:
         return avif
     return avif[: at + 8] + struct.pack(">HH", primaries, transfer) + avif[at + 12 :]
+
+
+def avif_extras(head: bytes) -> tuple[str, ...]:
+    """What an AVIF has beside its picture, in words."""
+    head = head[: max(head.find(b"mdat"), 0)]
+    found = (
+        ("hdrgainmap" if b"hdrgainmap" in head else "tmap", "its gain map (HDR)"),
+        ("clli", "its light levels"),
+    )
+    return tuple(words for mark, words in found if mark.encode() in head)
 
 
 def avif_depth(head: bytes) -> int:

@@ -8,10 +8,12 @@ and TIFF, 10 and 12 bits in AVIF), which Pillow would cut to 8 bits.
 from __future__ import annotations
 
 import io
+import mmap
 import threading
 import warnings
+from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -28,27 +30,25 @@ from PIL import (
 )
 
 from rlfn_pipe.errors import InputError, RlfnPipeError
+from rlfn_pipe.media import exif, png_chunks
 from rlfn_pipe.media.image_metadata import (
-    ORIENTATION,
     ImageMeta,
     avif_depth,
-    clean_exif,
+    avif_extras,
     clean_xmp,
     icc_space,
-    iptc_of,
+    iptc_of_jpeg,
+    iptc_of_photoshop,
+    iptc_of_tiff,
     orient,
-    orientation_of,
-    plain_png,
-    png_colour_chunks,
-    png_texts,
-    png_transparency,
-    read_exif,
     read_nclx,
-    with_tiff_upright,
+    xmp_orientation,
 )
 from rlfn_pipe.media.limits import check_picture_size, max_pixels
 from rlfn_pipe.media.signatures import foreign_name, read_head, sniff
 from rlfn_pipe.types import RANGE_FULL, ColourInfo, Frame
+
+T = TypeVar("T", int, float)
 
 # Failures reach us as empty results; OpenCV would tell them a second time on standard error.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -68,7 +68,9 @@ _warnings_lock = threading.Lock()
 
 _CONVERT = "convert the picture to 8 or 16 bits"
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 258, 262, 282, 283, 296
+_XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
+_ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1"
 
 #: Code values (of 8 bits) by which two decoders of one picture may differ: premultiplied alpha rounds.
 _AGREEMENT = 4
@@ -162,22 +164,19 @@ def _decode(
     # Loading changes the picture object, so what the header says is taken first.
     depth = _stored_depth(picture, data, format)
     rawmode = _rawmode(picture)
-    tiff_tags = dict(picture.tag_v2) if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tiff_tags = dict(picture.tag_v2) if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
     info = dict(picture.info)
     if getattr(picture, "is_animated", False):
         notes.append("only the first picture in the file is used (the rest: animation, pages or a gain map)")
-    if format != "tiff":
-        picture.load()  # EXIF may follow the pixels
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exif, note = read_exif(picture)
-    if note:
-        notes.append(note)
-    if format == "tiff":
-        picture.load()  # turns the pixels as the orientation says, and takes EXIF apart
-    turned = tiff_tags.get(ORIENTATION, 1) if format == "tiff" else 1
-    orientation = 1 if format == "tiff" else orientation_of(exif)
-    stored_exif = clean_exif(exif, format) if exif is not None else None
+        picture.load()  # of a TIFF it turns the pixels as the orientation says
+    beside = _beside(path, picture, format)
+    notes += beside.notes
+    turned = beside.orientation if format == "tiff" else 1
+    orientation = 1 if format == "tiff" else beside.orientation
 
     array: np.ndarray | None = None
     if depth > 8 and picture.mode in ("RGB", "RGBA"):
@@ -190,14 +189,23 @@ def _decode(
 
     stored_planes = cv2.split(array) if array.ndim == 3 else (array,)
     planes = tuple(orient(plane, orientation) for plane in stored_planes)
-    icc: bytes | None = info.get("icc_profile")
+    icc: bytes | None = info.get("icc_profile") or beside.icc
     grey = len(planes) <= 2
     if icc and icc_space(icc) is None:
         notes.append("the ICC profile is damaged and is not kept")
         icc = None
     elif icc and icc_space(icc) not in ("RGB", "GRAY"):
         icc = None  # used up by the conversion to sRGB
+    chunks = png_chunks.colour_chunks(data) if format == "png" else ()
     primaries, transfer = read_nclx(data) if format == "avif" else (2, 2)
+    if format == "png" and icc is None:
+        primaries, transfer = png_chunks.colour(chunks)
+    xmp, parts = clean_xmp(beside.xmp)
+    if not getattr(picture, "is_animated", False) and (format == "jpg" and _ISO_GAIN_MAP in data):
+        parts = tuple(dict.fromkeys((*parts, "its gain map (HDR)")))
+    parts = parts if format != "avif" else tuple(dict.fromkeys((*parts, *avif_extras(data))))
+    if parts:
+        notes.append(f"what else is in the file is not kept: {', '.join(parts)}")
     colour = ColourInfo(
         primaries=primaries,
         transfer=transfer,
@@ -208,18 +216,66 @@ def _decode(
     ).resolved(planes[0].shape[0])
     meta = ImageMeta(
         icc=icc,
-        exif=stored_exif,
+        exif=beside.exif,
         format=format,
-        dpi=_resolution(info),
+        size=(planes[0].shape[1], planes[0].shape[0]),
+        dpi=_turned(_resolution(info), max(turned, orientation)),
+        aspect=_turned(_aspect(info, tiff_tags), max(turned, orientation)),
         lossless=format == "webp" and b"VP8L" in data[:4096],
-        png_chunks=png_colour_chunks(data) if format == "png" else (),
-        texts=png_texts(path) if format == "png" else (),
-        xmp=clean_xmp(picture.info),
-        iptc=iptc_of(picture.info, tiff_tags),
+        png_chunks=chunks,
+        texts=png_chunks.texts(path) if format == "png" else (),
+        xmp=xmp,
+        iptc=beside.iptc,
         comment=info.get("comment") if format == "jpg" else None,
         notes=tuple(notes),
     )
     return Frame(planes=planes, colour=colour, index=index), meta
+
+
+class _Beside(NamedTuple):
+    """Metadata blocks of a file, EXIF without its orientation, and what is to be said of them."""
+
+    orientation: int = 1
+    exif: bytes | None = None
+    xmp: bytes | str | None = None
+    iptc: bytes | None = None
+    icc: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _beside(path: Path, picture: ImageFile.ImageFile, format: str) -> _Beside:
+    """What lies beside the pixels of a picture that was loaded; metadata may follow them."""
+    block, xmp = picture.info.get("exif"), picture.info.get("xmp")
+    iptc, icc = iptc_of_jpeg(picture.info) if format == "jpg" else None, None
+    try:
+        if format == "tiff":
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tiff:
+                found = exif.parse(tiff)
+            entry = found.first.get(exif.TIFF_IPTC)
+            iptc = iptc_of_tiff(entry.value) if entry else None
+            return _Beside(exif.orientation_of(found) or 1, exif.kept_of_tiff(found), xmp, iptc)
+        if format == "png":
+            raw = png_chunks.raw_profiles(path)
+            segment = raw.get("app1", b"")
+            block = block or raw.get("exif") or (segment if segment.startswith(b"Exif") else None)
+            xmp = xmp or raw.get("xmp")
+            xmp = xmp or (segment[len(_XMP_SEGMENT) :] if segment.startswith(_XMP_SEGMENT) else None)
+            iptc = iptc_of_photoshop(raw.get("iptc") or raw.get("8bim") or b"")
+            icc = raw.get("icc") or raw.get("icm")
+        while isinstance(block, bytes) and block.startswith(b"Exif\0\0"):
+            block = block[6:]
+        orientation, kept = 0, None
+        if isinstance(block, bytes) and block:
+            orientation, kept = exif.orientation_of(exif.parse(block)), exif.kept(block)
+        return _Beside(orientation or xmp_orientation(xmp), kept, xmp, iptc, icc)
+    except ValueError as error:
+        note = f"the EXIF data is damaged ({error}) and is not kept"
+        turned = (
+            picture.tag_v2.get(exif.ORIENTATION, 1)
+            if isinstance(picture, TiffImagePlugin.TiffImageFile)
+            else 1
+        )
+        return _Beside(turned or xmp_orientation(xmp), None, xmp, iptc, icc, (note,))
 
 
 def _rawmode(picture: ImageFile.ImageFile) -> str:
@@ -237,7 +293,8 @@ def _stored_depth(picture: ImageFile.ImageFile, data: bytes, format: str) -> int
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         bits = picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))
         return int(max(bits)) if isinstance(bits, tuple) else int(bits)
-    return 16 if ";16" in _rawmode(picture) else 8
+    # 16 bits of a BMP's pixel are five or six a sample.
+    return 16 if ";16" in _rawmode(picture) and format != "bmp" else 8
 
 
 def _decode_deep(
@@ -251,9 +308,11 @@ def _decode_deep(
     """
     encoded = path.read_bytes()
     if picture.format == "PNG":
-        encoded = plain_png(encoded)  # OpenCV shows an animation's first picture, and crashes on damaged ones
+        encoded = png_chunks.plain(
+            encoded
+        )  # OpenCV shows an animation's first picture, and crashes on damaged ones
     if orientation != 1:
-        encoded = with_tiff_upright(encoded)  # OpenCV turns some, whatever its flags, and refuses the others
+        encoded = exif.tiff_upright(encoded)  # OpenCV turns some, whatever its flags, and refuses the others
     try:
         array = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -343,7 +402,7 @@ def _to_srgb(picture: Image.Image, icc: object, notes: list[str]) -> Image.Image
 
 def _with_transparent_colour(array: np.ndarray, data: bytes, depth: int, format: str) -> np.ndarray:
     """Alpha made from PNG's single transparent colour, compared at the depth that the file has."""
-    key = png_transparency(data) if format == "png" else None
+    key = png_chunks.transparency(data) if format == "png" else None
     channels = 1 if array.ndim == 2 else array.shape[2]
     if key is None or channels != len(key):
         return array
@@ -362,3 +421,22 @@ def _resolution(info: dict[Any, Any]) -> tuple[float, float] | None:
         return None
     x, y = float(dpi[0]), float(dpi[1])
     return (x, y) if 1 < x < 1e5 and 1 < y < 1e5 else None
+
+
+def _aspect(info: dict[Any, Any], tiff_tags: dict[int, Any]) -> tuple[int, int] | None:
+    """Resolutions (x, y) that have no unit, where they differ."""
+    found = info.get("aspect") or (info.get("jfif_density") if info.get("jfif_unit") == 0 else None)
+    if tiff_tags.get(_RESOLUTION_UNIT) == 1:
+        found = tiff_tags.get(_X_RESOLUTION), tiff_tags.get(_Y_RESOLUTION)
+    try:
+        x, y = (Fraction(float(value)).limit_denominator(1000) for value in found or ())
+        ratio = x / y
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    small = 0 < ratio.numerator < 1 << 16 and 0 < ratio.denominator < 1 << 16
+    return (ratio.numerator, ratio.denominator) if small and ratio != 1 else None
+
+
+def _turned(pair: tuple[T, T] | None, orientation: int) -> tuple[T, T] | None:
+    """(x, y) as they are for the upright picture."""
+    return (pair[1], pair[0]) if pair is not None and orientation >= 5 else pair

@@ -12,23 +12,31 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rlfn_pipe.errors import OutputError, Taken, is_full
 from rlfn_pipe.files import write_atomically
+from rlfn_pipe.media import png_chunks
+from rlfn_pipe.media.exif import (
+    TIFF_ICC,
+    TIFF_IPTC,
+    TIFF_XMP,
+    Directories,
+    Entry,
+    Order,
+    build,
+    for_tiff,
+    longs,
+    rationals,
+    shorts,
+    sized,
+    without_orientation,
+)
 from rlfn_pipe.media.image_metadata import (
     LARGEST_JPEG_EXIF,
     LARGEST_JPEG_XMP,
-    TIFF_IPTC,
-    TIFF_XMP,
     ImageMeta,
-    exif_directories,
-    exif_for,
     icc_fits,
-    insert_png_chunks,
     jpeg_iptc,
-    pack_png_chunk,
-    png_xmp,
     write_nclx,
     xmp_for,
 )
@@ -147,9 +155,9 @@ def _encode(
     height, width = array.shape[:2]
     grey = array.ndim == 2 or array.shape[2] == 2
     icc = meta.icc if icc_fits(meta.icc, grey) else None
-    exif = exif_for(meta.exif, width, height) if meta.exif else None
+    exif = sized(meta.exif, (width, height), meta.size) if meta.exif else None
     if meta.xmp:
-        meta = replace(meta, xmp=xmp_for(meta.xmp, width, height))
+        meta = replace(meta, xmp=xmp_for(meta.xmp, (width, height), meta.size))
     if format == "tiff":
         return _encode_tiff(path, array, meta, icc, exif)
     if format == "png":
@@ -159,10 +167,9 @@ def _encode(
         extra["dpi"] = meta.dpi
     if icc and format != "bmp":
         extra["icc_profile"] = icc
-    if exif is not None and format != "bmp":
-        block = exif.tobytes()
-        if format != "jpg" or len(block) <= LARGEST_JPEG_EXIF:
-            extra["exif"] = block
+    if exif is not None and format != "bmp" and (format != "jpg" or len(exif) <= LARGEST_JPEG_EXIF):
+        # AVIF has a place of its own for the orientation, and Pillow takes EXIF that has one apart for it.
+        extra["exif"] = b"Exif\0\0" + (without_orientation(exif) if format == "avif" else exif)
     if meta.xmp and (format != "jpg" or len(meta.xmp) <= LARGEST_JPEG_XMP) and format != "bmp":
         extra["xmp"] = meta.xmp
     chosen = quality if quality is not None else DEFAULT_QUALITY.get(format, 0)
@@ -177,7 +184,10 @@ def _encode(
     elif format == "webp":
         lossless = chosen == 100 or (quality is None and meta.lossless)
         extra |= {"lossless": True, "exact": True, "quality": 50} if lossless else {"quality": chosen}
-    return _saved(array, {"jpg": "JPEG", "webp": "WEBP", "bmp": "BMP"}[format], extra)
+    encoded = _saved(array, {"jpg": "JPEG", "webp": "WEBP", "bmp": "BMP"}[format], extra)
+    if format == "jpg" and meta.aspect and not meta.dpi and encoded[6:11] == b"JFIF\0":
+        return encoded[:13] + struct.pack(">BHH", 0, *meta.aspect) + encoded[18:]
+    return encoded
 
 
 def _saved(array: np.ndarray, name: str, parameters: dict[str, Any]) -> bytes:
@@ -221,7 +231,7 @@ def _opencv(extension: str, array: np.ndarray, settings: dict[int, int], metadat
 
 
 def _encode_png(
-    array: np.ndarray, frame: Frame, meta: ImageMeta, icc: bytes | None, exif: Image.Exif | None
+    array: np.ndarray, frame: Frame, meta: ImageMeta, icc: bytes | None, exif: bytes | None
 ) -> bytes:
     if array.dtype == np.uint8 or array.ndim == 2:
         png = _saved(array, "PNG", {"compress_level": _DEFLATE_LEVEL})
@@ -239,12 +249,16 @@ def _encode_png(
     if meta.dpi:
         x, y = (round(value / _METRES_PER_INCH) for value in meta.dpi)
         chunks.append((b"pHYs", struct.pack(">IIB", x, y, 1)))
+    elif meta.aspect:
+        chunks.append((b"pHYs", struct.pack(">IIB", *meta.aspect, 0)))
     if exif is not None:
-        chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+        chunks.append((b"eXIf", exif))
     chunks += meta.texts
     if meta.xmp:
-        chunks.append(png_xmp(meta.xmp))
-    return insert_png_chunks(png, chunks)
+        chunks.append(png_chunks.xmp_chunk(meta.xmp))
+    if meta.iptc:
+        chunks.append(png_chunks.iptc_chunk(meta.iptc))
+    return png_chunks.insert(png, chunks)
 
 
 def _encode_png_la16(array: np.ndarray) -> bytes:
@@ -256,61 +270,62 @@ def _encode_png_la16(array: np.ndarray) -> bytes:
     png = _saved(array.astype(">u2").view(np.uint8), "PNG", {"compress_level": _DEFLATE_LEVEL})
     header = bytearray(png[16:29])
     header[8:10] = 16, 4  # bit depth, colour type
-    return png[:8] + pack_png_chunk(b"IHDR", bytes(header)) + png[33:]
+    return png[:8] + png_chunks.pack(b"IHDR", bytes(header)) + png[33:]
 
 
 # ------------------------------------------------------------------------ TIFF
 
 
 def _encode_tiff(
-    path: Path, array: np.ndarray, meta: ImageMeta, icc: bytes | None, exif: Image.Exif | None
+    path: Path, array: np.ndarray, meta: ImageMeta, icc: bytes | None, exif: bytes | None
 ) -> bytes:
     """Deflate with horizontal prediction, 8 or 16 bits, any channels; the directory stands before the strips.
 
-    Pillow has no 16-bit colour and OpenCV no metadata in TIFF; Pillow's directory writer does the rest.
+    Pillow has no 16-bit colour, and OpenCV no metadata, in TIFF.
     """
     height, width = array.shape[:2]
     channels = 1 if array.ndim == 2 else array.shape[2]
     samples = array.reshape(height, width, channels)
     rows = max(1, _TIFF_STRIP_BYTES // (width * channels * array.itemsize))
-    strips = [_tiff_strip(samples[top : top + rows]) for top in range(0, height, rows)]
+    found = for_tiff(exif) if exif is not None else Directories("<", {})
+    order = found.order
+    strips = [_tiff_strip(samples[top : top + rows], order) for top in range(0, height, rows)]
     if sum(map(len, strips)) > _TIFF_LARGEST:
         raise OutputError(f"{path}: the picture needs more than the 4 GiB of a tiff file; write png")
 
-    tags = ImageFileDirectory_v2(prefix=b"II")
-    for tag, value in (exif_directories(exif) if exif is not None else {}).items():
-        tags[tag] = value
-    tags[256], tags[257] = width, height
-    tags[258] = (8 * array.itemsize,) * channels
-    tags[259], tags[317] = 8, 2  # deflate, horizontal prediction
-    tags[262] = 2 if channels >= 3 else 1
-    tags[277], tags[278], tags[284] = channels, rows, 1
+    tags = {
+        **found.first,
+        256: longs(order, width),
+        257: longs(order, height),
+        258: shorts(order, *(8 * array.itemsize,) * channels),
+        259: shorts(order, 8),  # deflate
+        262: shorts(order, 2 if channels >= 3 else 1),
+        277: shorts(order, channels),
+        278: longs(order, rows),
+        284: shorts(order, 1),
+        317: shorts(order, 2),  # horizontal prediction
+    }
     if channels in (2, 4):
-        tags[338] = 2  # alpha that the colours are not multiplied by
-    if meta.dpi:
-        tags[282], tags[283], tags[296] = *meta.dpi, 2
-    if icc:
-        tags.tagtype[34675] = 7
-        tags[34675] = icc
-    for tag, block in ((TIFF_XMP, meta.xmp), (TIFF_IPTC, meta.iptc)):
+        tags[338] = shorts(order, 2)  # alpha that the colours are not multiplied by
+    if meta.dpi or meta.aspect:
+        tags[282], tags[283] = (rationals(order, value) for value in meta.dpi or meta.aspect or ())
+        tags[296] = shorts(order, 2 if meta.dpi else 1)
+    for tag, kind, block in ((TIFF_ICC, 7, icc), (TIFF_XMP, 1, meta.xmp), (TIFF_IPTC, 1, meta.iptc)):
         if block:
-            tags.tagtype[tag] = 1
-            tags[tag] = block
-    # Counted from the end of the directory; the writer adds its length. Always LONG, whatever the values.
-    starts = np.cumsum([0, *map(len, strips)])
-    tags.tagtype[273] = tags.tagtype[279] = 4
-    tags[273] = tuple(int(start) for start in starts[:-1])
-    tags[279] = tuple(map(len, strips))
-    buffer = io.BytesIO()
-    tags.save(buffer)
-    return b"".join([buffer.getvalue(), *strips])
+            tags[tag] = Entry(kind, len(block), block)
+    lengths = list(map(len, strips))
+    starts = [int(start) for start in np.cumsum([0, *lengths])[:-1]]
+    tags |= {273: longs(order, *starts), 279: longs(order, *lengths)}
+    before = len(build(replace(found, first=tags)))
+    tags[273] = longs(order, *(start + before for start in starts))
+    return b"".join([build(replace(found, first=tags)), *strips])
 
 
-def _tiff_strip(samples: np.ndarray) -> bytes:
+def _tiff_strip(samples: np.ndarray, order: Order) -> bytes:
     predicted = samples.copy()
     predicted[:, 1:] -= samples[:, :-1]
-    little_endian = predicted.astype(predicted.dtype.newbyteorder("<"), copy=False)
-    return zlib.compress(little_endian.tobytes(), _DEFLATE_LEVEL)
+    ordered = predicted.astype(predicted.dtype.newbyteorder(order), copy=False)
+    return zlib.compress(ordered.tobytes(), _DEFLATE_LEVEL)
 
 
 # --------------------------------------------------------------------- on disk

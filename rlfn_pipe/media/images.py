@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from rlfn_pipe.media import exif, png_chunks
 from rlfn_pipe.media.image_metadata import LARGEST_JPEG_EXIF, LARGEST_JPEG_XMP, ImageMeta, icc_fits, jpeg_iptc
 from rlfn_pipe.media.image_read import read_image
 from rlfn_pipe.media.image_write import DEFAULT_QUALITY, output_depth, stays_grey, write_image
@@ -67,8 +68,10 @@ def target_colour(frame: Frame, format: str) -> ColourInfo:
     )
 
 
-def conversion_notes(frame: Frame, meta: ImageMeta, format: str) -> tuple[str, ...]:
-    """What of the picture and its metadata `format` cannot carry, a short sentence each."""
+def conversion_notes(
+    frame: Frame, meta: ImageMeta, format: str, quality: int | None = None
+) -> tuple[str, ...]:
+    """What of the picture and its metadata `format` cannot carry at `quality`, a short sentence each."""
     notes: list[str] = []
     colour = frame.colour
     if colour.alpha and format in ("jpg", "bmp"):
@@ -84,18 +87,31 @@ def conversion_notes(frame: Frame, meta: ImageMeta, format: str) -> tuple[str, .
         notes.append("the EXIF data is longer than jpg allows and is not kept")
     if meta.xmp and (format == "bmp" or (format == "jpg" and len(meta.xmp) > LARGEST_JPEG_XMP)):
         notes.append(f"{format} has no place for the XMP data: it is not kept")
-    if meta.iptc and not (format == "tiff" or (format == "jpg" and jpeg_iptc(meta.iptc))):
+    if meta.iptc and not (format in ("tiff", "png") or (format == "jpg" and jpeg_iptc(meta.iptc))):
         notes.append(f"{format} has no place for the IPTC data: it is not kept")
     if meta.texts and format != "png":
         notes.append(f"the texts of the png are not kept in {format}")
-    if format not in ("png", "avif") and (colour.transfer not in _PLAIN_TRANSFERS or _has_gamma(meta)):
-        notes.append(f"{format} cannot carry the source's transfer curve: colours may look different")
+    if depth > 8 and format == "avif" and colour.subsampling == "rgb" and quality != 100:
+        notes.append(
+            "avif of more than 8 bits is stored with half the chroma resolution (4:2:0); --quality 100 or png keeps all"
+        )
+    if meta.exif and "tiff" in (format, meta.format) and exif.MAKER_NOTE in exif.parse(meta.exif).inner:
+        notes.append(
+            "the camera maker's notes lie elsewhere in the EXIF data now: not every program may read them"
+        )
+    if meta.aspect and format not in ("png", "jpg", "tiff"):
+        notes.append(f"{format} has no place for the pixels' aspect: it is not kept")
+    if lost := _lost_colour(colour, meta, format):
+        notes.append(f"{format} cannot carry the source's {' and '.join(lost)}: colours may look different")
     return tuple(notes)
 
 
-def _has_gamma(meta: ImageMeta) -> bool:
-    """Whether a PNG's gAMA chunk asks for another curve than the usual 1/2.2."""
-    if meta.icc or any(kind in (b"sRGB", b"cICP") for kind, _ in meta.png_chunks):
-        return False
-    gammas = [int.from_bytes(body, "big") for kind, body in meta.png_chunks if kind == b"gAMA"]
-    return any(abs(gamma - 45_455) > 500 for gamma in gammas)
+def _lost_colour(colour: ColourInfo, meta: ImageMeta, format: str) -> list[str]:
+    """What of a picture's colour has no place in `format`; an ICC profile, where it is kept, says all of it."""
+    if format == "png" or (meta.icc and format != "bmp" and icc_fits(meta.icc, stays_grey(colour, format))):
+        return []
+    lost = list(png_chunks.untold(meta.png_chunks))
+    if format != "avif":
+        lost += ["transfer curve"] if colour.transfer not in _PLAIN_TRANSFERS else []
+        lost += ["colour primaries"] if colour.primaries not in (1, 2) else []
+    return lost
