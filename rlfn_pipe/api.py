@@ -118,7 +118,8 @@ class Upscaler:
             threads=threads,
             tta=tta,
         )
-        assert options.scale is not None
+        if options.scale is None:
+            raise UsageError("scale None is no factor; give a number from 1 to 8")
         self.scale = options.scale
         self._engine = EngineRoom(options, on_warning or (lambda text: None)).engine_for(self.scale)
 
@@ -141,17 +142,22 @@ class Upscaler:
     def frames(self, images: Iterable[Image]) -> Iterator[Image]:
         """Upscale a stream of pictures (see `__call__`), order kept, batched inside.
 
-        Reads a bounded number of pictures ahead.
+        Reads a bounded number of pictures ahead; each is copied, so that `images` may give one buffer again and
+        again. What `images` raises, or an unusable picture, comes after the results of all pictures before it.
         """
         kinds: deque[_Kind] = deque()
+        failures: list[Exception] = []
 
         def work() -> Iterator[tuple[Frame, Target]]:
-            for image in images:
-                kind, frames = _taken_apart(image)
-                kinds.append(kind)
-                for frame in frames:
-                    width, height = round(frame.width * self.scale), round(frame.height * self.scale)
-                    yield frame, Target(max(1, width), max(1, height), frame.colour)
+            try:
+                for image in images:
+                    kind, frames = _taken_apart(image)
+                    kinds.append(kind)
+                    for frame in frames:
+                        width, height = round(frame.width * self.scale), round(frame.height * self.scale)
+                        yield frame, Target(max(1, width), max(1, height), frame.colour)
+            except Exception as error:
+                failures.append(error)
 
         results: Iterator[Frame] = self._engine.run(work())
         first: Frame
@@ -159,6 +165,8 @@ class Upscaler:
             kind: _Kind = kinds.popleft()
             group = [first, *(next(results) for _ in range((kind.batch or 1) - 1))]
             yield _put_together(kind, group)
+        if failures:
+            raise failures[0]
 
 
 def _taken_apart(image: Any) -> tuple[_Kind, list[Frame]]:
@@ -194,7 +202,8 @@ def _from_array(image: np.ndarray) -> tuple[_Kind, list[Frame]]:
     if not image.size:
         raise UsageError(f"an array of {image.shape} holds no pixels")
     depth = 8 * image.dtype.itemsize
-    planes = (image,) if channels is None else tuple(image[:, :, c] for c in range(channels))
+    # The caller may write to it before it is computed.
+    planes = tuple(image[:, :, c].copy() for c in range(channels)) if channels else (image.copy(),)
     return _Kind(True, depth, channels, None, image.dtype), [Frame(planes, _colour(channels or 1, depth))]
 
 
@@ -204,8 +213,10 @@ def _from_tensor(image: torch.Tensor) -> tuple[_Kind, list[Frame]]:
             "a tensor must be C x H x W or N x C x H x W with 1, 3 or 4 channels in a float dtype, "
             f"not {tuple(image.shape)} in {image.dtype}"
         )
-    if not image.numel():
+    if not image.numel() or image.is_meta:
         raise UsageError(f"a tensor of {tuple(image.shape)} holds no pixels")
+    if image.layout != torch.strided:
+        raise UsageError(f"a tensor must be dense, not {image.layout}; call to_dense()")
     batch = image.shape[0] if image.ndim == 4 else None
     channels, white = image.shape[-3], (1 << _FLOAT_DEPTH) - 1
     codes = image.detach().to("cpu", torch.float32).clamp(0, 1).mul(white).round().to(torch.int32).numpy()

@@ -148,7 +148,11 @@ class UpscaleOptions:
     )
 
     device: str = _option(
-        "auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", COMPUTE, values.device, metavar="DEVICE"
+        "auto",
+        "Where to compute: auto, cpu, mps, cuda, cuda:N, or cuda:N,cuda:M for workers on several.",
+        COMPUTE,
+        values.device,
+        metavar="DEVICE",
     )
     precision: str = _option(
         "auto",

@@ -175,6 +175,21 @@ class MediaInfo:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PictureInfo:
+    """What is in an image file. `beside`: metadata by name ("EXIF", ...); `icc`: what its profile is for."""
+
+    path: Path
+    format: str
+    width: int
+    height: int
+    size_bytes: int
+    colour: ColourInfo
+    icc: str | None = None
+    resolution: tuple[float, float] | None = None
+    beside: tuple[str, ...] = ()
+
+
 # --------------------------------------------------------------------- events
 
 

@@ -68,6 +68,34 @@ def test_frames_keep_their_order_and_are_read_lazily(up: Upscaler, image: np.nda
     assert np.array_equal(rest[6], up(np.roll(image, 7, axis=1)))
 
 
+def test_a_buffer_may_be_given_again_and_again(up: Upscaler) -> None:
+    """As a camera's loop does; and what the loop raises comes after what it gave."""
+    buffer = np.empty((28, 40, 3), np.uint8)
+
+    def pictures():  # type: ignore[no-untyped-def]
+        for value in (10, 100, 200):
+            buffer[:] = value
+            yield buffer[:, :, 0] if value == 100 else buffer
+        raise OSError("the camera is gone")
+
+    found: list[int] = []
+    with pytest.raises(OSError, match="camera"):
+        found.extend(round(float(each.mean())) for each in up.frames(pictures()))
+    assert found == pytest.approx([10, 100, 200], abs=1)
+    with pytest.raises(UsageError, match="not list"):
+        found.extend(round(float(each.mean())) for each in up.frames([buffer, [1]]))  # type: ignore[type-var]
+    assert len(found) == 4
+
+
+def test_what_holds_no_samples_is_refused(up: Upscaler) -> None:
+    with pytest.raises(UsageError, match="no pixels"):
+        up(torch.empty(3, 4, 4, device="meta"))
+    with pytest.raises(UsageError, match="dense"):
+        up(torch.rand(3, 4, 4).to_sparse())
+    with pytest.raises(UsageError, match="from 1 to 8"):
+        Upscaler(scale=None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -325,3 +325,15 @@ def test_a_missing_clip_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_
 def test_settings_name_what_is_known() -> None:
     with pytest.raises(UsageError, match="ceilings, engine, pipeline"):
         Settings(parts=("all",))
+
+
+def test_a_clip_that_cannot_be_read_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlfn_pipe.bench import run
+
+    monkeypatch.setattr(run, "build_engine", lambda *_: pytest.fail("measured"))
+    (tmp_path / "text.mp4").write_text("no film")
+    for name in ("missing.mp4", "text.mp4"):
+        assert main(["bench", "--clip", str(tmp_path / name)]) == 1
+        assert name in capsys.readouterr().err

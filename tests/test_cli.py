@@ -533,6 +533,21 @@ def test_a_second_interrupt_stops_at_once() -> None:
     assert rest.startswith("cleaned\n") and "Traceback" not in rest
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the folder could not be removed there")
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    lines = (
+        "import os, sys; from rlfn_pipe.cli.app import main; os.rmdir(os.getcwd());"
+        "sys.exit(main(['upscale', '/in.png', '/out.png']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=gone, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "called in is gone" in done.stderr
+
+
 def test_a_closed_pipe_stops_the_job_quietly() -> None:
     body = """
     for n in range(100_000):

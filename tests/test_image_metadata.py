@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import struct
 import zlib
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image, IptcImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
+from rlfn_pipe.cli.app import main
 from rlfn_pipe.media import exif, png_chunks
 from rlfn_pipe.media.exif import Directories, Entry, longs, rationals, shorts
 from rlfn_pipe.media.images import ImageMeta, conversion_notes, read_image, write_image
@@ -404,3 +406,20 @@ def test_texts_are_still_texts(tmp_path: Path) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png", pnginfo=info)
     _, meta = read_image(tmp_path / "a.png")
     assert meta.texts == ((b"tEXt", b"Title\0Plain"),)
+
+
+def test_probe_says_what_is_in_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "a.jpg", block())
+    assert main(["probe", str(tmp_path / "a.jpg"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["media"] is None and told["picture"]["beside"] == ["EXIF"]
+    assert (told["picture"]["format"], told["picture"]["width"], told["picture"]["colour"]["bit_depth"]) == (
+        "jpg",
+        32,
+        8,
+    )
+    assert "picture" not in told["upscale"]
+    pq = png_with(tmp_path / "b.png", (b"cICP", bytes((9, 16, 0, 1))))
+    assert main(["probe", str(pq)]) == 0
+    text = capsys.readouterr().out
+    assert "transfer PQ, primaries BT.2020" in text and "32x20" in text and "format  png" in text

@@ -762,3 +762,16 @@ def test_odd_pictures(shared_data: Path, folder: str, tmp_path: Path) -> None:
             if frame.colour.bit_depth in (8, 16):
                 assert np.array_equal(stacked(again), stacked(frame)), path
     assert READABLE[folder] in (None, read)
+
+
+def test_a_tiff_that_no_library_here_decompresses_is_told_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(smooth()).save(tmp_path / "a.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    at = data.find(struct.pack("<HHI", 259, 3, 1))
+    data[at + 8 : at + 10] = struct.pack("<H", 50_001)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(InputError, match="WebP compression in a tiff is not read"):
+        read_image(tmp_path / "a.tif")
+    assert capfd.readouterr().err == ""

@@ -447,3 +447,11 @@ def test_signatures_of_nothing() -> None:
         b"Gibberish text" * 4,
     ):
         assert sniff(head) is None, head
+
+
+def test_a_format_that_is_not_read_is_named_whatever_its_name(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    for name in ("a.heic", "a"):
+        (tmp_path / name).write_bytes(heic)
+        with pytest.raises(InputError, match="is a HEIC file, which is not read; convert it"):
+            expand(str(tmp_path / name), str(tmp_path / "b.png"))

@@ -348,3 +348,18 @@ def test_a_file_that_enlarges_less_than_is_asked_for_is_told_once(
     assert len(said) == told and all("enlarges 2 times" in text and "-s 2 gives" in text for text in said)
     plan = describe(str(tmp_path / "in"), str(tmp_path / "other"), options)
     assert [text for text in plan.warnings if "Lanczos" in text] == said
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mkv"])
+def test_one_of_many_is_that_also_when_it_is_the_only_one(tmp_path: Path, name: str) -> None:
+    """A script that reads `failed` and `summary` gets them whatever the number of files that are left."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / name).write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", str(folder), str(tmp_path / "out"), "-s", "1", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and [event["event"] for event in events][-2:] == ["failed", "summary"]
+    assert events[-1]["exit_code"] == 1 and name in events[-1]["failed"][0]["input"]

@@ -355,5 +355,17 @@ def test_show_says_of_a_file_what_is_in_it(capsys: pytest.CaptureFixture[str], t
     shown = json.loads(capsys.readouterr().out)
     assert shown["sha256"] == registry.file_sha256(path) != spec.sha256
     assert not shown.get("psnr") and not shown.get("history")
+    for scale in ("5", "0", "2.5"):
+        assert main(["weights", "show", "rlfn-s", "-s", scale]) == 2
+        assert "there are x2, x3, x4" in capsys.readouterr().err
     assert main(["weights", "show", "rlfn-s", "-s", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sha256"] == spec.sha256
+
+
+def test_a_file_that_is_no_weights_by_its_name_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    assert main(["weights", "show", "picture.png"]) == 2
+    assert "no weights file by its name" in capsys.readouterr().err

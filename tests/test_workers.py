@@ -348,3 +348,18 @@ def test_ctrl_c_while_a_worker_starts_is_one_sentence(tmp_path: Path, delay: flo
     assert process.returncode == 130
     assert "Traceback" not in said and "ended by" not in said and "stopped before the end" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_leaving_at_once_leaves_no_remarks_of_pythons_own() -> None:
+    """What a second Ctrl-C leaves, semaphores among it, is tidied up by a process that said so on standard error."""
+    lines = (
+        "import multiprocessing, os\n"
+        "from rlfn_pipe.jobs.process import WorkerProcess\n"
+        "if __name__ == '__main__':\n"
+        "    worker, left = WorkerProcess(), multiprocessing.Semaphore()\n"
+        "    os._exit(130)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "")

@@ -17,6 +17,7 @@ from rlfn_pipe.bench.report import Result
 from rlfn_pipe.bench.timing import in_turns
 from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.errors import UsageError
+from rlfn_pipe.media.source import VideoSource
 
 PARTS = ("ceilings", "engine", "pipeline")
 #: What is measured unless asked otherwise; the engine brings its ceilings along.
@@ -61,6 +62,9 @@ def measure(settings: Settings) -> Iterator[Result]:
         UsageError, WeightsError: the model, device or precision cannot be had.
         InputError: the clip cannot be read.
     """
+    if settings.clip is not None:
+        with VideoSource(settings.clip):
+            pass  # what cannot be read is told before anything is measured
     engine, _ = build_engine(settings.model, settings.scale, settings.device, settings.precision)
     yield machine(engine.device)
     watch = Watch()

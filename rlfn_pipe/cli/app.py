@@ -22,7 +22,7 @@ import typer.main
 
 from rlfn_pipe import __version__
 from rlfn_pipe.cli.text import json_line, printable
-from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError, reason_of
+from rlfn_pipe.errors import InputError, Interrupted, RlfnPipeError, UsageError, reason_of
 
 PROGRAM = "rlfn-pipe"
 #: Each command: module, attribute (a function or a Typer app), one line of help.
@@ -139,6 +139,13 @@ def _root(
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
         raise typer.Exit(2)
+    try:
+        os.getcwd()
+    except OSError:
+        # Nothing starts there, no process and no library.
+        raise InputError(
+            "the folder that this was called in is gone; change to another one and run again"
+        ) from None
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -190,7 +197,7 @@ def _usage_sentence(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     if "\n" in message:  # a command group that was called without a command: its help
         message = "a command is missing"
-    message = message.rstrip(".")
+    message = message.rstrip(".").replace("Value error, ", "")
     path = context.command_path if context is not None else PROGRAM
     if path.endswith(" upscale") and "unexpected extra argument" in message.lower():
         message += "; a pattern goes in quotes, so that the shell does not spell it out"

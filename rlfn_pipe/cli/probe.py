@@ -20,8 +20,8 @@ def probe(
 ) -> None:
     """Say what is in a file, and what upscale would do with it.
 
-    Streams, times, colour, tags and warnings; then size, codec and streams of the output that
-    upscale would write with its defaults.
+    Streams, times, colour, tags and warnings, or a picture's colour and metadata; then size, codec and
+    streams of the output that upscale would write with its defaults.
     """
     from rlfn_pipe.cli import show
     from rlfn_pipe.jobs.plan import describe
@@ -40,12 +40,20 @@ def probe(
         refusal = error
 
     if json:
-        answer = {"media": plain(media), "upscale": None, "refused": str(refusal) if refusal else None}
+        answer = {
+            "media": plain(media),
+            "picture": plain(plan.picture) if plan is not None else None,
+            "upscale": None,
+            "refused": str(refusal) if refusal else None,
+        }
         if plan is not None:
-            answer["upscale"] = {key: value for key, value in plain(plan).items() if key != "media"}
+            apart = ("media", "picture")
+            answer["upscale"] = {key: value for key, value in plain(plan).items() if key not in apart}
         typer.echo(json_line(answer))
         return
     lines = show.media_lines(media) if media is not None else []
+    if plan is not None and plan.picture is not None:
+        lines = show.picture_lines(plan.picture)
     if plan is not None:
         lines += ["", *show.plan_lines(plan)] if lines else show.plan_lines(plan)
     if refusal is not None:

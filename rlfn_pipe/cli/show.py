@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from rlfn_pipe.cli.text import clock, human_bytes, printable
 from rlfn_pipe.jobs.summary import PlanSummary, StreamPlan
-from rlfn_pipe.types import ColourInfo, MediaInfo, StreamInfo, VideoStreamInfo
+from rlfn_pipe.types import ColourInfo, MediaInfo, PictureInfo, StreamInfo, VideoStreamInfo
 
 # ITU-T H.273 codes that files in the wild carry; the others are shown as numbers.
 _MATRIX = {0: "RGB", 1: "BT.709", 4: "FCC", 5: "BT.470BG", 6: "BT.601", 7: "SMPTE 240M", 8: "YCgCo"}
@@ -46,6 +46,24 @@ def media_lines(media: MediaInfo) -> list[str]:
         lines += table((f"{stream.index} {stream.kind}", _stream_text(stream)) for stream in media.streams)
     lines += [f"warning: {printable(text)}" for text in media.warnings]
     return lines
+
+
+def picture_lines(picture: PictureInfo) -> list[str]:
+    """All that `probe` knows of an image."""
+    resolution = picture.resolution
+    return [
+        printable(picture.path),
+        *table(
+            [
+                ("format", picture.format),
+                ("size", f"{picture.width}x{picture.height}, {human_bytes(picture.size_bytes)}"),
+                ("colour", colour_text(picture.colour)),
+                ("ICC profile", f"for {picture.icc}" if picture.icc else ""),
+                ("resolution", "{:g} x {:g} dots an inch".format(*resolution) if resolution else ""),
+                ("metadata", ", ".join(picture.beside)),
+            ]
+        ),
+    ]
 
 
 def plan_lines(plan: PlanSummary) -> list[str]:

@@ -61,6 +61,9 @@ def show_weights(
     from rlfn_pipe.models import registry, weights
 
     spec, _ = weights.load(model, scale)
+    if scale is not None and spec.scale != scale:
+        there = ", ".join(f"x{each}" for each in registry.native_scales(spec.name)) or f"x{spec.scale}"
+        raise UsageError(f"{model} has no weights for scale {scale:g}; there are {there}")
     known = registry.details(spec)
     facts: dict[str, Any] = {
         **plain(spec),

@@ -21,6 +21,7 @@ from rlfn_pipe.media.signatures import (
     IMAGE_EXTENSIONS,
     IMAGE_FORMATS,
     Kind,
+    foreign_name,
     format_named,
     read_head,
     sniff,
@@ -160,8 +161,11 @@ def _one_file(source: Path, output: str, format: str) -> Item:
 
 
 def _sniffed_kind(source: Path) -> Kind:
-    found = sniff(read_head(source))
+    head = read_head(source)
+    found = sniff(head)
     if found is None:
+        if foreign := foreign_name(head):
+            raise InputError(f"{source} is a {foreign} file, which is not read; convert it to png first")
         raise InputError(
             f"{source} is no image or video that is known by its name or its content; check the path"
         )

@@ -22,6 +22,7 @@ from rlfn_pipe.media.images import (
     check_output_size,
     conversion_notes,
     output_format,
+    picture_info,
     read_image,
     target_colour,
 )
@@ -211,4 +212,5 @@ def _describe_image(item: Item, options: UpscaleOptions, room: EngineRoom) -> su
             *conversion_notes(frame, meta, format, options.quality),
             *shape_notes(options, geometry, frame.width, frame.height),
         ),
+        picture=picture_info(item.source, frame, meta),
     )

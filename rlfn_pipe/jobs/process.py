@@ -10,11 +10,15 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+
+#: What the tracker of Python's semaphores, which takes its options from here, says when a second Ctrl-C leaves it some.
+_LEFT_BEHIND = "ignore:resource_tracker"
 
 
 def begin(connection: Connection) -> None:
@@ -49,6 +53,8 @@ def _signals_held() -> Iterator[None]:
         yield
         return
     # It lets signals through again when it starts its own process, which must not be now.
+    if _LEFT_BEHIND not in sys.warnoptions:
+        sys.warnoptions.append(_LEFT_BEHIND)
     resource_tracker.ensure_running()
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rlfn_pipe.errors import RlfnPipeError, Taken
+from rlfn_pipe.errors import EngineError, InputError, OutputError, RlfnPipeError, Taken
 from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
 from rlfn_pipe.jobs.ledger import Ledger
@@ -126,7 +126,13 @@ def run(
     for warning in (*plan.warnings, *warnings):
         state.emit(Warned(input, warning))
     if plan.items:
-        state.work(plan.items, ledger, isolate, worker)
+        try:
+            state.work(plan.items, ledger, isolate, worker)
+        except (InputError, OutputError, EngineError) as error:
+            # One of many that were asked for is one of many, also where it is the only one left.
+            if os.path.isfile(input) or len(plan.items) > 1 or state.stopped:
+                raise
+            state.emit(Failed(str(plan.items[0].source), str(error)))
     if ledger is not None and not state.failed:
         ledger.remove()
     return state.report(tuple(str(item.source) for item in plan.skipped), begin)
@@ -158,6 +164,10 @@ class _Run:
         self._lock = threading.Lock()
         self._current = ""
         self._ledger: Ledger | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
 
     @property
     def failed(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlfn_pipe.types import Failed, Finished, MediaInfo, Warned
+from rlfn_pipe.types import Failed, Finished, MediaInfo, PictureInfo, Warned
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class PlanSummary:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     media: MediaInfo | None = None
+    picture: PictureInfo | None = None
 
 
 def loss_notes(frames: int, concealed: int, damaged: int) -> list[str]:

@@ -69,6 +69,8 @@ _warnings_lock = threading.Lock()
 _CONVERT = "convert the picture to 8 or 16 bits"
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 258, 262, 282, 283, 296
+_COMPRESSION = 259
+_UNREAD_COMPRESSIONS = {34712: "JPEG 2000", 34887: "LERC", 50001: "WebP", 50002: "JPEG XL"}
 _XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
 _ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1"
 
@@ -163,6 +165,7 @@ def _decode(
     notes: list[str] = []
     # Loading changes the picture object, so what the header says is taken first.
     depth = _stored_depth(picture, data, format)
+    _check_compression(path, picture)
     rawmode = _rawmode(picture)
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -285,6 +288,15 @@ def _rawmode(picture: ImageFile.ImageFile) -> str:
     arguments = picture.tile[0].args
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
+
+
+def _check_compression(path: Path, picture: ImageFile.ImageFile) -> None:
+    """What libtiff would tell by lines of its own on standard error."""
+    number = picture.tag_v2.get(_COMPRESSION) if isinstance(picture, TiffImagePlugin.TiffImageFile) else None
+    if number in _UNREAD_COMPRESSIONS:
+        raise InputError(
+            f"{path}: {_UNREAD_COMPRESSIONS[number]} compression in a tiff is not read; save it with deflate or LZW"
+        )
 
 
 def _stored_depth(picture: ImageFile.ImageFile, data: bytes, format: str) -> int:

@@ -16,12 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlfn_pipe.media import exif, png_chunks
-from rlfn_pipe.media.image_metadata import LARGEST_JPEG_EXIF, LARGEST_JPEG_XMP, ImageMeta, icc_fits, jpeg_iptc
+from rlfn_pipe.media.image_metadata import (
+    LARGEST_JPEG_EXIF,
+    LARGEST_JPEG_XMP,
+    ImageMeta,
+    icc_fits,
+    icc_space,
+    jpeg_iptc,
+)
 from rlfn_pipe.media.image_read import read_image
 from rlfn_pipe.media.image_write import DEFAULT_QUALITY, output_depth, stays_grey, write_image
 from rlfn_pipe.media.limits import check_output_size
 from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS, format_named, format_of
-from rlfn_pipe.types import RANGE_FULL, ColourInfo, Frame
+from rlfn_pipe.types import RANGE_FULL, ColourInfo, Frame, PictureInfo
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -30,6 +37,7 @@ __all__ = [
     "check_output_size",
     "conversion_notes",
     "output_format",
+    "picture_info",
     "read_image",
     "target_colour",
     "write_image",
@@ -65,6 +73,28 @@ def target_colour(frame: Frame, format: str) -> ColourInfo:
         bit_depth=output_depth(colour.bit_depth, format),
         subsampling="grey" if grey else "rgb",
         chroma_location="left",
+    )
+
+
+def picture_info(path: Path, frame: Frame, meta: ImageMeta) -> PictureInfo:
+    """What `read_image` found, for the person."""
+    blocks = {
+        "EXIF": meta.exif,
+        "XMP": meta.xmp,
+        "IPTC": meta.iptc,
+        "comment": meta.comment,
+        "texts": meta.texts,
+    }
+    return PictureInfo(
+        path=path,
+        format=meta.format,
+        width=frame.width,
+        height=frame.height,
+        size_bytes=path.stat().st_size,
+        colour=frame.colour,
+        icc=icc_space(meta.icc),
+        resolution=meta.dpi,
+        beside=tuple(name for name, found in blocks.items() if found),
     )
 
 

@@ -49,6 +49,10 @@ def find(name: str, scale: float, folder: Path | None = None) -> ModelSpec:
             if near
             else f"there are {', '.join(names)}"
         )
+        if os.path.isfile(name):
+            raise UsageError(
+                f"{name} is no weights file by its name; {known}, or a .safetensors or .pth file"
+            )
         raise UsageError(f"no weights are called {name!r}; {known if names else 'none are installed'}")
     native = {spec.scale: spec for spec in everything if spec.name == name}
     wanted = min(max(scale, 1.0), 4.0)
