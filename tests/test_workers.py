@@ -356,7 +356,7 @@ def test_leaving_at_once_leaves_no_remarks_of_pythons_own() -> None:
         "import multiprocessing, os\n"
         "from rlfn_pipe.jobs.process import WorkerProcess\n"
         "if __name__ == '__main__':\n"
-        "    worker, left = WorkerProcess(), multiprocessing.Semaphore()\n"
+        "    worker, left = WorkerProcess(), multiprocessing.get_context('spawn').Semaphore()\n"
         "    os._exit(130)\n"
     )
     done = subprocess.run(
