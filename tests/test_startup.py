@@ -86,6 +86,31 @@ def test_what_starts_a_worker_loads_nothing_else() -> None:
     assert done.stdout.split() == []
 
 
+SHAPES = """
+import importlib, sys, threading, types
+
+serve = types.ModuleType("rlfn_pipe.jobs.serve")
+serve.serve = lambda connection: [t.join() for t in threading.enumerate() if t.name == "rlfn-pipe torch"]
+sys.modules[serve.__name__] = serve
+from rlfn_pipe.jobs.process import COMPILERS_SHAPES, begin
+begin(None)
+import torch
+print(COMPILERS_SHAPES in sys.modules, hasattr(torch, "_meta_registrations"), "torch._decomp" in sys.modules)
+importlib.import_module(COMPILERS_SHAPES)
+from torch._subclasses.fake_tensor import FakeTensorMode
+with FakeTensorMode():
+    print(*torch.nn.functional.conv2d(torch.empty(1, 3, 8, 8), torch.empty(4, 3, 3, 3)).shape)
+"""
+
+
+def test_a_worker_does_without_the_compilers_shapes_until_they_are_wanted() -> None:
+    """A quarter of PyTorch's import; `rlfn_pipe.models.compiled` imports the module, which is whole then."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHAPES], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.stdout.splitlines() == ["False False False", "1 4 6 6"], done.stderr
+
+
 SIGNALLED = """
 import importlib.abc, os, signal, sys
 

@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from types import ModuleType
 
+#: PyTorch's module of shapes without data, which a worker does without.
+COMPILERS_SHAPES = "torch._meta_registrations"
 #: What the tracker of Python's semaphores, which takes its options from here, says when a second Ctrl-C leaves it some.
 _LEFT_BEHIND = "ignore:resource_tracker"
 
@@ -26,16 +29,22 @@ def begin(connection: Connection) -> None:
     # All that is made while modules load stays: to look through it again and again for rubbish took
     # a seventh of the time.
     gc.disable()
-    threading.Thread(target=_load_torch, name="rlfn-pipe torch", daemon=True).start()
+    # PyTorch's compiler reckons with shapes that one module holds, by being imported: a quarter of the time.
+    # `rlfn_pipe.models.compiled` imports it where it is wanted.
+    stand_in = sys.modules.setdefault(COMPILERS_SHAPES, ModuleType(COMPILERS_SHAPES))
+    threading.Thread(target=_load_torch, args=(stand_in,), name="rlfn-pipe torch", daemon=True).start()
     from rlfn_pipe.jobs.serve import serve
 
     serve(connection)
 
 
-def _load_torch() -> None:
+def _load_torch(stand_in: ModuleType) -> None:
     # Whoever needs it imports it again, and is told what is wrong.
     with suppress(Exception):
-        importlib.import_module("torch")
+        torch = importlib.import_module("torch")
+        vars(torch).pop(COMPILERS_SHAPES.rpartition(".")[2], None)
+    if sys.modules.get(COMPILERS_SHAPES) is stand_in:
+        del sys.modules[COMPILERS_SHAPES]
     gc.freeze()
     gc.enable()
 
