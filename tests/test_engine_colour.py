@@ -236,7 +236,10 @@ def test_colour_is_carried_under_transparency_and_visible_pixels_stay() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 1.0])
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (30, 1), (50, 61)])
-def test_colour_is_carried_as_by_averages_of_whole_pictures(size: tuple[int, int], share: float) -> None:
+def test_colour_is_carried_as_by_averages_of_whole_pictures(
+    size: tuple[int, int], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlfn_pipe.engine.colour._RING_PIXELS", 100)
     generator = torch.Generator().manual_seed(4)
     rgb = 255 * torch.rand(3, *size, generator=generator)
     alpha = (torch.rand(size, generator=generator) < share).float().mul(255).expand(3, -1, -1)

@@ -145,6 +145,8 @@ def alpha_to_grey(frame: Frame, device: torch.device) -> torch.Tensor:
 
 #: How far, in low-resolution pixels, colour is carried under transparent ones: beyond what sharpens an edge.
 _UNDER_ALPHA = 12
+#: Pixels of a ring that are looked up at once.
+_RING_PIXELS = 1 << 18
 
 
 def fill_under_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -167,9 +169,11 @@ def fill_under_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         if not len(rows):
             break
         at = (rows + 1) * stride + columns + 1
-        near = at[:, None] + around
-        weight = there[near].to(rgb.dtype)
-        colours[:, at] = (colours[:, near] * weight).sum(-1) / weight.sum(-1)
+        for some in torch.split(at, _RING_PIXELS):
+            near = some[:, None] + around
+            weight = there[near].to(rgb.dtype)
+            # Pixels of the ring weigh nothing in one another's sums, whichever comes first.
+            colours[:, some] = (colours[:, near] * weight).sum(-1) / weight.sum(-1)
         there[at] = True
     return filled[:, 1:-1, 1:-1]
 

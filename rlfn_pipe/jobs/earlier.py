@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rlfn_pipe.errors import OutputError, Taken
+from rlfn_pipe.errors import OutputError, Taken, reason_of
 from rlfn_pipe.jobs.fingerprint import differences, file_identity
 from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
 
@@ -34,10 +34,10 @@ def read_earlier(path: Path, *, mend: bool) -> Earlier | JournalDamaged | None:
     Raises:
         OutputError: it cannot be read, or with `mend` not mended.
     """
-    if not path.exists():
-        return None
     try:
-        return Journal.load(path, mend=mend)
+        return Journal.load(path, mend=mend) if path.exists() else None
+    except PermissionError as error:  # not a folder of ours
+        raise OutputError(f"{path}: cannot be read ({reason_of(error)}); check its permissions") from None
     except JournalDamaged as error:
         return error
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-#: A JPEG marker segment holds 65533 bytes; a few are left for a new size of the same tags.
-LARGEST_JPEG_EXIF = 65_400
+#: A JPEG marker segment holds 65533 bytes, six of them for the word Exif.
+LARGEST_JPEG_EXIF = 65_527
 
 #: The same for XMP.
 LARGEST_JPEG_XMP = 65_000
@@ -68,6 +68,8 @@ _IN_PIXELS = (
     *((b"GPano:LargestValidInteriorRectLeft", 0), (b"GPano:LargestValidInteriorRectTop", 1)),
     *((b"GPano:LargestValidInteriorRectWidth", 0), (b"GPano:LargestValidInteriorRectHeight", 1)),
 )
+#: Names of elements without an end, after which a packet is given up.
+_MOST_UNCLOSED = 16
 #: What further parts of a file are called in its XMP, and here.
 _PARTS = {b"GainMap": "its gain map (HDR)", b"MotionPhoto": "its short film"}
 
@@ -84,9 +86,8 @@ def clean_xmp(xmp: bytes | str | None) -> tuple[bytes | None, tuple[str, ...]]:
     if re.search(rb"GCamera:(MotionPhoto|MicroVideo)(\s*=\s*[\"']|>\s*)1", xmp):
         parts.add(b"MotionPhoto")
     if parts:
-        xmp = re.sub(rb"<(\w+:Directory)\b.*?</\1>", b"", xmp, flags=re.DOTALL)
         names = rb"(?:hdrgm:\w+|GCamera:(?:MotionPhoto|MicroVideo)\w*)"
-        xmp = re.sub(rb"<(" + names + rb")\b[^>]*>.*?</\1>", b"", xmp, flags=re.DOTALL)
+        xmp = _without_elements(xmp, rb"\w+:Directory|" + names)
         xmp = re.sub(rb"\s" + names + rb"\s*=\s*(\"[^\"]*\"|'[^']*')", b"", xmp)
     named = [_PARTS.get(part, part.decode()) for part in sorted(parts)]
     pointer = (
@@ -97,6 +98,28 @@ def clean_xmp(xmp: bytes | str | None) -> tuple[bytes | None, tuple[str, ...]]:
         xmp = re.sub(pointer, b"", xmp)
         named.append("the XMP data beyond 64 kB")
     return xmp, tuple(named)
+
+
+def _without_elements(xmp: bytes, names: bytes) -> bytes:
+    """The packet without the elements of these names, in one pass whatever it holds."""
+    kept, at, unclosed = [], 0, set[bytes]()
+    for match in re.finditer(rb"<(" + names + rb")\b", xmp):
+        name = match[1]
+        if match.start() < at or name in unclosed:
+            continue
+        behind = xmp.find(b">", match.end())
+        if behind < 0 or len(unclosed) == _MOST_UNCLOSED:
+            break
+        end = behind + 1
+        if xmp[behind - 1 : behind] != b"/":
+            closing = b"</" + name + b">"
+            end = xmp.find(closing, behind) + len(closing)
+            if end < len(closing):
+                unclosed.add(name)
+                continue
+        kept.append(xmp[at : match.start()])
+        at = end
+    return b"".join([*kept, xmp[at:]])
 
 
 def xmp_orientation(xmp: bytes | str | None) -> int:

@@ -11,6 +11,7 @@ import io
 import mmap
 import threading
 import warnings
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -169,14 +170,18 @@ def _decode(
     rawmode = _rawmode(picture)
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tiff_tags = dict(picture.tag_v2) if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+        tiff_tags: dict[int, Any] = {}
+        if isinstance(picture, TiffImagePlugin.TiffImageFile):
+            # All that it warns of it warns of here: loading, which takes long, needs the lock no more.
+            tiff_tags = dict(picture.tag_v2)
+            with suppress(Exception):
+                dict(picture.getexif())
     info = dict(picture.info)
     if getattr(picture, "is_animated", False):
         notes.append("only the first picture in the file is used (the rest: animation, pages or a gain map)")
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        picture.load()  # of a TIFF it turns the pixels as the orientation says
-    beside = _beside(path, picture, format)
+    stored_size = picture.size
+    picture.load()  # of a TIFF it turns the pixels as the orientation says
+    beside = _beside(path, picture, format, tiff_tags, stored_size)
     notes += beside.notes
     turned = beside.orientation if format == "tiff" else 1
     orientation = 1 if format == "tiff" else beside.orientation
@@ -246,18 +251,29 @@ class _Beside(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def _beside(path: Path, picture: ImageFile.ImageFile, format: str) -> _Beside:
+def _beside(
+    path: Path,
+    picture: ImageFile.ImageFile,
+    format: str,
+    tiff_tags: dict[int, Any],
+    stored_size: tuple[int, int],
+) -> _Beside:
     """What lies beside the pixels of a picture that was loaded; metadata may follow them."""
     block, xmp = picture.info.get("exif"), picture.info.get("xmp")
     iptc, icc = iptc_of_jpeg(picture.info) if format == "jpg" else None, None
+    orientation, kept = 0, exif.Kept(None)
     try:
         if format == "tiff":
+            orientation = tiff_tags.get(exif.ORIENTATION, 0)
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tiff:
                 found = exif.parse(tiff)
-            entry = found.first.get(exif.TIFF_IPTC)
-            iptc = iptc_of_tiff(entry.value) if entry else None
-            return _Beside(exif.orientation_of(found) or 1, exif.kept_of_tiff(found), xmp, iptc)
-        if format == "png":
+            kept = exif.kept_of_tiff(found)
+            if entry := found.first.get(exif.TIFF_IPTC):
+                iptc = iptc_of_tiff(entry.value)
+            elif entry := found.first.get(exif.PHOTOSHOP):
+                iptc = iptc_of_photoshop(entry.value)
+            block = None
+        elif format == "png":
             raw = png_chunks.raw_profiles(path)
             segment = raw.get("app1", b"")
             block = block or raw.get("exif") or (segment if segment.startswith(b"Exif") else None)
@@ -267,18 +283,14 @@ def _beside(path: Path, picture: ImageFile.ImageFile, format: str) -> _Beside:
             icc = raw.get("icc") or raw.get("icm")
         while isinstance(block, bytes) and block.startswith(b"Exif\0\0"):
             block = block[6:]
-        orientation, kept = 0, None
         if isinstance(block, bytes) and block:
-            orientation, kept = exif.orientation_of(exif.parse(block)), exif.kept(block)
-        return _Beside(orientation or xmp_orientation(xmp), kept, xmp, iptc, icc)
+            orientation = exif.orientation_of(exif.parse(block))
+            kept = exif.kept(block, stored_size)
+        notes = kept.notes
     except ValueError as error:
-        note = f"the EXIF data is damaged ({error}) and is not kept"
-        turned = (
-            picture.tag_v2.get(exif.ORIENTATION, 1)
-            if isinstance(picture, TiffImagePlugin.TiffImageFile)
-            else 1
-        )
-        return _Beside(turned or xmp_orientation(xmp), None, xmp, iptc, icc, (note,))
+        notes = (f"the EXIF data is damaged ({error}) and is not kept",)
+    upright = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else xmp_orientation(xmp)
+    return _Beside(upright, kept.block, xmp, iptc, icc, notes)
 
 
 def _rawmode(picture: ImageFile.ImageFile) -> str:

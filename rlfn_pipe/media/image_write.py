@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from rlfn_pipe.errors import OutputError, Taken, is_full
+from rlfn_pipe.errors import OutputError, RlfnPipeError, Taken, is_full
 from rlfn_pipe.files import write_atomically
 from rlfn_pipe.media import png_chunks
 from rlfn_pipe.media.exif import (
@@ -24,6 +24,7 @@ from rlfn_pipe.media.exif import (
     Entry,
     Order,
     build,
+    fitting,
     for_tiff,
     longs,
     rationals,
@@ -88,7 +89,9 @@ def write_image(
     check_output_size(path, frame.width, frame.height, format)
     try:
         encoded = _encode(path, _samples(frame, format), frame, meta, format, quality)
-    except (OSError, ValueError, RuntimeError, cv2.error) as error:
+    except (RlfnPipeError, MemoryError):
+        raise
+    except Exception as error:  # encoders raise errors of many kinds
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise OutputError(f"{path}: the {format} encoder failed ({reason}); write png") from error
     _write_atomically(path, encoded, overwrite)
@@ -167,7 +170,9 @@ def _encode(
         extra["dpi"] = meta.dpi
     if icc and format != "bmp":
         extra["icc_profile"] = icc
-    if exif is not None and format != "bmp" and (format != "jpg" or len(exif) <= LARGEST_JPEG_EXIF):
+    if exif is not None and format == "jpg":
+        exif = fitting(exif, LARGEST_JPEG_EXIF)
+    if exif is not None and format != "bmp":
         # AVIF has a place of its own for the orientation, and Pillow takes EXIF that has one apart for it.
         extra["exif"] = b"Exif\0\0" + (without_orientation(exif) if format == "avif" else exif)
     if meta.xmp and (format != "jpg" or len(meta.xmp) <= LARGEST_JPEG_XMP) and format != "bmp":
@@ -244,7 +249,8 @@ def _encode_png(
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
     chunks += [(kind, body) for kind, body in meta.png_chunks if not (icc and kind == b"sRGB")]
     primaries, transfer = frame.colour.primaries, frame.colour.transfer
-    if (primaries, transfer) != (2, 2) and all(kind != b"cICP" for kind, _ in chunks):
+    said = {kind for kind, _ in chunks} & {b"cICP", b"sRGB", b"gAMA", b"cHRM"}
+    if not said and 2 not in (primaries, transfer) and max(primaries, transfer) < 256:
         chunks.append((b"cICP", bytes((primaries, transfer, 0, 1))))
     if meta.dpi:
         x, y = (round(value / _METRES_PER_INCH) for value in meta.dpi)

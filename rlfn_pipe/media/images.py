@@ -113,7 +113,8 @@ def conversion_notes(
         notes.append(f"the ICC profile does not fit the {format} pixels and is not kept")
     if meta.exif and format == "bmp":
         notes.append("bmp has no place for EXIF: it is not kept")
-    if meta.exif and format == "jpg" and len(meta.exif) > LARGEST_JPEG_EXIF:
+    fits = exif.fitting(meta.exif, LARGEST_JPEG_EXIF) if meta.exif and format == "jpg" else meta.exif
+    if meta.exif and fits is None:
         notes.append("the EXIF data is longer than jpg allows and is not kept")
     if meta.xmp and (format == "bmp" or (format == "jpg" and len(meta.xmp) > LARGEST_JPEG_XMP)):
         notes.append(f"{format} has no place for the XMP data: it is not kept")
@@ -125,7 +126,8 @@ def conversion_notes(
         notes.append(
             "avif of more than 8 bits is stored with half the chroma resolution (4:2:0); --quality 100 or png keeps all"
         )
-    if meta.exif and "tiff" in (format, meta.format) and exif.MAKER_NOTE in exif.parse(meta.exif).inner:
+    moved = "tiff" in (format, meta.format) or fits is not meta.exif
+    if meta.exif and fits is not None and moved and exif.MAKER_NOTE in exif.parse(meta.exif).inner:
         notes.append(
             "the camera maker's notes lie elsewhere in the EXIF data now: not every program may read them"
         )

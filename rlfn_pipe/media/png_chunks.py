@@ -16,7 +16,8 @@ _COLOUR_CHUNKS = frozenset({b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI"
 _TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _XMP_KEY = b"XML:com.adobe.xmp\0"
 _RAW_PROFILE = b"Raw profile type "
-_LONGEST_PROFILE = 1 << 26
+_PROFILES = frozenset({"exif", "app1", "xmp", "iptc", "8bim", "icc", "icm"})
+_LONGEST_PROFILE = 1 << 24
 
 
 def colour_chunks(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
@@ -90,16 +91,17 @@ def texts(path: Path) -> tuple[tuple[bytes, bytes], ...]:
 
 def raw_profiles(path: Path) -> dict[str, bytes]:
     """Metadata that ImageMagick and others put into texts, in hexadecimal digits: exif, xmp, iptc, icc, ..."""
-    found = {}
+    found: dict[str, bytes] = {}
     for kind, body in _texts(path):
-        if not body.startswith(_RAW_PROFILE) or kind == b"iTXt":
-            continue
         name, _, text = body.removeprefix(_RAW_PROFILE).partition(b"\0")
+        known = name.decode("latin-1").lower()
+        if not body.startswith(_RAW_PROFILE) or kind == b"iTXt" or known in found or known not in _PROFILES:
+            continue
         try:
             if kind == b"zTXt":
                 text = zlib.decompressobj().decompress(text[1:], _LONGEST_PROFILE)
             _, length, digits = text.split(maxsplit=2)
-            found[name.decode("latin-1").lower()] = bytes.fromhex(digits.decode("ascii"))[: int(length)]
+            found[known] = bytes.fromhex(digits.decode("ascii"))[: int(length)]
         except (ValueError, zlib.error):
             continue  # what is damaged is no profile
     return found
@@ -115,6 +117,8 @@ def _texts(path: Path) -> Iterator[tuple[bytes, bytes]]:
                 file.seek(4, os.SEEK_CUR)
                 if len(body) == length:
                     yield kind, body
+            elif kind == b"IEND":
+                return
             else:
                 file.seek(length + 4, os.SEEK_CUR)
 
