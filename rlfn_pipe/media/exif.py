@@ -301,7 +301,7 @@ def _overlapping(data: bytearray, order: Order, directories: list[int]) -> froze
     """Tags whose values will be written to, and which something else shares: they cannot stay."""
     places = [place for begin in directories for place in _places(data, order, begin)]
     spans = [_span(data, order, begin) for begin in directories]
-    taken = [(begin - 2, begin + 12 * entries + 4, -1) for begin, entries in spans]
+    taken = [(0, 8, -1), *((begin - 2, begin + 12 * entries + 4, -1) for begin, entries in spans)]
     taken += [(p.value, p.value + _BYTES[p.kind] * p.values, p.at) for p in places if p.value != p.at + 8]
     return frozenset(
         place.tag
