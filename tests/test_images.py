@@ -775,3 +775,13 @@ def test_a_tiff_that_no_library_here_decompresses_is_told_quietly(
     with pytest.raises(InputError, match="WebP compression in a tiff is not read"):
         read_image(tmp_path / "a.tif")
     assert capfd.readouterr().err == ""
+
+
+def test_more_bits_than_a_sample_can_have_are_refused_as_input(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif", frame_of(smooth(channels=1, depth=16), 16), ImageMeta(), format="tiff")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    at = data.find(struct.pack("<HHI", 258, 3, 1))
+    data[at + 8 : at + 10] = struct.pack("<H", 255)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(InputError):
+        read_image(tmp_path / "a.tif")

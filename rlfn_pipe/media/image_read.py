@@ -67,6 +67,7 @@ _OPENERS = {
 # The filters of `warnings` are global: only one thread at a time may change them.
 _warnings_lock = threading.Lock()
 
+_UNREAD_SAMPLES = "signed, 32-bit and floating-point samples are not read"
 _CONVERT = "convert the picture to 8 or 16 bits"
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 258, 262, 282, 283, 296
@@ -166,6 +167,8 @@ def _decode(
     notes: list[str] = []
     # Loading changes the picture object, so what the header says is taken first.
     depth = _stored_depth(picture, data, format)
+    if depth > 16:
+        raise InputError(f"{path}: {_UNREAD_SAMPLES}; {_CONVERT}")
     _check_compression(path, picture)
     rawmode = _rawmode(picture)
     with _warnings_lock, warnings.catch_warnings():
@@ -383,7 +386,7 @@ def _decode_shallow(
     """What Pillow decodes by itself: 8-bit pixels of every kind, and 16-bit grey. With its bit depth."""
     mode = picture.mode
     if mode in ("I", "F"):
-        raise InputError(f"{path}: signed, 32-bit and floating-point samples are not read; {_CONVERT}")
+        raise InputError(f"{path}: {_UNREAD_SAMPLES}; {_CONVERT}")
     if mode.startswith("I;16"):
         array = np.array(picture).astype(np.uint16)
         if tiff_tags.get(_PHOTOMETRIC) == 0:
