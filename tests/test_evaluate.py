@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rlfn_pipe.evaluate.report import ImageResult, Report, SetResult, as_data, a
 from rlfn_pipe.evaluate.resize import downscale, upscale
 from rlfn_pipe.evaluate.run import evaluate, super_resolve
 from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.resources import data_path
 from rlfn_pipe.types import ModelSpec
 
 Figures = tuple[float, float]
@@ -450,6 +452,49 @@ def test_command_prints_table_markdown_and_json(tmp_path: Path, capsys: pytest.C
     data: dict[str, Any] = json.loads(out)
     assert code == 0 and len(data["reports"]) == 2
     assert data["reports"][0]["sets"][0]["per_image"][0]["name"] == "a"
+
+
+def test_files_of_one_name_are_told_apart_and_what_cannot_be_had_is_told_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "set" / "a.png", noise(40, 40))
+    files = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        files += [
+            "-m",
+            shutil.copy(data_path("weights") / "rlfn-s-x2.safetensors", tmp_path / folder / "w.safetensors"),
+        ]
+    common = ["--data", str(tmp_path / "set"), "-q", *map(str, files)]
+    code, out, _ = run_command(capsys, *common, "--json", "--save", str(tmp_path / "out"))
+    assert code == 0 and [row["model"] for row in json.loads(out)["reports"]] == ["one-w", "two-w"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"one-w_x2", "two-w_x2"}
+    code, out, err = run_command(capsys, *common, "-m", str(tmp_path / "none.pth"))
+    assert code == 1 and out == "" and "none.pth" in err
+    write(tmp_path / "set" / "b.png", noise(40, 40))
+    (tmp_path / "set" / "b.png").write_bytes((tmp_path / "set" / "a.png").read_bytes()[:600])
+    code, out, err = run_command(capsys, *common)
+    assert code == 1 and "b.png" in err
+
+
+def test_what_was_measured_before_a_failure_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlfn_pipe.evaluate import run
+
+    write(tmp_path / "set" / "a.png", noise(40, 40))
+    measured = run.evaluate
+
+    def fails_for_networks(model: str, *arguments: Any, **options: Any) -> Report:
+        if model != "bicubic":
+            raise EngineError("memory ended")
+        return measured(model, *arguments, **options)
+
+    monkeypatch.setattr(run, "evaluate", fails_for_networks)
+    code, out, err = run_command(
+        capsys, "--data", str(tmp_path / "set"), "-m", "bicubic", "-m", "rlfn-s", "-s", "2", "-q"
+    )
+    assert code == 1 and "bicubic" in out and "memory ended" in err
 
 
 def test_command_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

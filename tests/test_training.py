@@ -11,22 +11,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from training_helpers import RECIPE, picture, write_images
 
-from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.errors import TrainingError, UsageError
 from rlfn_pipe.models import weights
 from rlfn_pipe.resources import data_path
 from rlfn_pipe.training import checkpoint, loop
 from rlfn_pipe.training.__main__ import describe, main, parse_duration
 from rlfn_pipe.training.bench import training_speed
+from rlfn_pipe.training.cache import build_cache
 from rlfn_pipe.training.events import Note, Outcome, Progress, TrainEvent, Validated
+from rlfn_pipe.training.initial import read_weights
 from rlfn_pipe.training.log import read_log
 from rlfn_pipe.training.loop import train
 from rlfn_pipe.training.recipe import Recipe, load_recipe, parse_recipe
 from rlfn_pipe.training.report import write_report
-from rlfn_pipe.training.start import RunOptions
+from rlfn_pipe.training.start import RunOptions, locked
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -309,12 +314,16 @@ def test_runs_are_not_overwritten_and_checkpoints_must_fit(images: Path, tmp_pat
 
 
 def test_devices_that_are_not_there_are_one_sentence(images: Path, tmp_path: Path) -> None:
-    wrong = {"cpu": ("fp16", "trains on CUDA only"), "quantum": ("auto", "is unknown")}
+    wrong = {
+        "cpu": ("fp16", "trains on CUDA only"),
+        "quantum": ("auto", "is unknown"),
+        "meta": ("auto", "none to train on"),
+    }
     if not torch.cuda.is_available():
         wrong["cuda"] = ("auto", "no CUDA device")
     for device, (precision, message) in wrong.items():
         recipe = parse_recipe(RECIPE.replace('precision = "fp32"', f'precision = "{precision}"'))
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises((TrainingError, UsageError), match=message):
             train(recipe, RunOptions(images, tmp_path / device, device=device))
     assert list(tmp_path.iterdir()) == []
 
@@ -322,16 +331,100 @@ def test_devices_that_are_not_there_are_one_sentence(images: Path, tmp_path: Pat
 def test_initial_weights_must_fit(images: Path, tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("hello")
+    torch.save({"conv_1.weight": torch.full((2, 3, 3, 3), float("nan"))}, tmp_path / "nan.pth")
     (tmp_path / "text.safetensors").write_text("hello")
     wanted = {
         "other.pth": "another architecture",
         "text.pth": "is damaged or of another kind",
-        "absent.pth": "cannot be opened",
+        "absent.pth": "there is no such file",
+        "nan.pth": "not finite",
     }
     for name, message in {**wanted, "text.safetensors": "no valid safetensors"}.items():
         text = RECIPE.replace('init = "scratch"', f'init = "{tmp_path / name}"')
         with pytest.raises(TrainingError, match=message):
             run(parse_recipe(text), images, tmp_path / f"run {name}")
+
+
+def test_initial_weights_may_range_over_what_they_like(images: Path, tmp_path: Path) -> None:
+    """The same function from a file in 0..255, as the authors' are: foreign files say nothing of their range."""
+    made = run(parse_recipe(RECIPE.replace("ema = 0.9\n", "")), images, tmp_path / "made")
+    ours = torch.load(tmp_path / "made" / "weights.pth", weights_only=True)
+    ours["params"] = {key: value.contiguous() for key, value in ours["params"].items()}
+    foreign = dict(ours["params"])
+    foreign["conv_1.weight"] = foreign["conv_1.weight"] / 255
+    for name in ("upsampler.0.weight", "upsampler.0.bias"):
+        foreign[name] = foreign[name] * 255
+    torch.save(foreign, tmp_path / "foreign.pth")
+    save_file(foreign, tmp_path / "foreign.safetensors", metadata={"input_range": "255.0"})
+    save_file(ours["params"], tmp_path / "ours.safetensors", metadata={"input_range": "1.0"})
+    for name in (
+        "foreign.pth",
+        "foreign.safetensors",
+        "ours.safetensors",
+        "made/weights.pth",
+        "made/checkpoint.pt",
+    ):
+        found = read_weights(tmp_path / name, 1.0)
+        for key, value in ours["params"].items():
+            torch.testing.assert_close(found[key], value, msg=f"{name} {key}")
+    text = RECIPE.replace('init = "scratch"', f'init = "{tmp_path / "foreign.pth"}"').replace(
+        "rate = 1e-3", "rate = 1e-9"
+    )
+    text = text[: text.rindex("[[stage]]")].replace("ema = 0.9\n", "")
+    assert run(parse_recipe(text), images, tmp_path / "again").psnr == pytest.approx(made.psnr, abs=0.01)
+
+
+def test_an_average_that_is_wished_for_later_begins_with_what_is_there(images: Path, tmp_path: Path) -> None:
+    """It began with the random values of a new network, most of which were still in it at the end."""
+    plain = RECIPE.replace("ema = 0.9\n", "").replace("rate = 1e-3", "rate = 1e-9")
+    assert not run(parse_recipe(plain), images, tmp_path / "run", stop_after=7).finished
+    before = checkpoint.load(tmp_path / "run" / "checkpoint.pt").model
+    wished = RECIPE.replace("ema = 0.9", "ema = 0.999").replace("rate = 1e-3", "rate = 1e-9")
+    assert not run(parse_recipe(wished), images, tmp_path / "run", stop_after=1, resume=True).finished
+    average = checkpoint.load(tmp_path / "run" / "checkpoint.pt").ema
+    assert average is not None
+    for key, value in before.items():
+        torch.testing.assert_close(average[key], value, atol=1e-6, rtol=1e-4)
+
+
+def test_one_folder_is_for_one_run_at_a_time(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with locked(out), pytest.raises(TrainingError, match="another process trains in it"):
+        run(parse_recipe(RECIPE), images, out)
+    assert list(out.iterdir()) == []
+    assert run(parse_recipe(RECIPE), images, out).finished and not (out / ".lock").exists()
+
+
+def test_other_images_are_told_of(images: Path, tmp_path: Path) -> None:
+    assert not run(parse_recipe(RECIPE), images, tmp_path / "run", stop_after=2).finished
+    more = write_images(tmp_path / "more" / "images", 6)
+    for folder, told in ((images, 0), (more, 1), (more, 0)):
+        events: list[TrainEvent] = []
+        run(parse_recipe(RECIPE), folder, tmp_path / "run", stop_after=1, events=events, resume=True)
+        assert sum("images are others" in e.message for e in events if isinstance(e, Note)) == told
+
+
+def test_files_of_later_stages_are_looked_for_first(images: Path, tmp_path: Path) -> None:
+    text = RECIPE.replace('name = "second"', 'name = "second"\ninit = "absent.pth"')
+    with pytest.raises(TrainingError, match=r"stage 2 \(second\): init names absent.pth"):
+        run(parse_recipe(text), images, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_deep_grey_photographs_are_what_they_show(tmp_path: Path) -> None:
+    """Pillow's own conversion makes white of them."""
+    ramp = np.linspace(0, 65535, 96 * 96).reshape(96, 96).astype(np.uint16)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(np.roll(ramp, number)).save(folder / f"{number}.png")
+    cache = build_cache(folder, tmp_path / "cache", (2,))
+    for number, image in enumerate(cache.open(1)):
+        wanted = np.rint(np.roll(ramp, number) / 257.0)
+        assert abs(image[..., 1].astype(float) - wanted[: image.shape[0], : image.shape[1]]).max() <= 0.5
+    Image.fromarray(ramp.astype(np.int32)).save(folder / "3.tif")
+    with pytest.raises(TrainingError, match="samples of 32 bit"):
+        build_cache(folder, tmp_path / "cache", (2,))
 
 
 # ------------------------------------------------------------------- commands
@@ -348,7 +441,7 @@ def test_module_command_trains_and_tells_exit_codes(
     assert main([*given, "--out", str(tmp_path / "run")]) == 1
     assert "already holds a run" in capsys.readouterr().err
     assert main([*given, "--out", str(tmp_path / "run"), "--resume"]) == 0
-    assert main([*given, "--out", str(tmp_path / "other"), "--until", "soon"]) == 1
+    assert main([*given, "--out", str(tmp_path / "other"), "--until", "soon"]) == 2
     assert "no duration" in capsys.readouterr().err
 
 

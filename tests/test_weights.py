@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -271,6 +272,23 @@ def test_another_content_is_not_kept(server: tuple[str, Path]) -> None:
         official.fetch(file, url)
     with pytest.raises(WeightsError, match="cannot be fetched"):
         official.fetch(replace(file, file="absent.pth"), url)
+    assert list(official.cache_folder().iterdir()) == []
+
+
+def test_a_connection_that_breaks_is_no_change_of_the_file(
+    server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = server
+    (folder / "file.pth").write_bytes(bytes(300_000))
+    file = pinned(folder / "file.pth")
+
+    def copyfile(self: Quiet, source: Any, out: Any) -> None:
+        out.write(source.read(100_000))
+        self.close_connection = True
+
+    monkeypatch.setattr(Quiet, "copyfile", copyfile)
+    with pytest.raises(WeightsError, match="connection broke"):
+        official.fetch(file, url)
     assert list(official.cache_folder().iterdir()) == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,6 +100,7 @@ def evaluate(
     if json and markdown:
         raise UsageError("--json and --markdown exclude one another; give one of them")
     from ..evaluate.report import as_data, as_markdown, as_table
+    from ..evaluate.run import check
     from ..evaluate.run import evaluate as measure
     from .text import json_line, printable
 
@@ -108,25 +109,47 @@ def evaluate(
             figures = f"{result.psnr_y:.2f} dB, {result.seconds:.2f} s"
             typer.echo(printable(f"{name} {set_name} {done}/{total} {result.name}: {figures}"), err=True)
 
+    wishes: dict[str, Any] = {
+        "scale": scale,
+        "low_source": lr.value,
+        "device": device,
+        "precision": precision.value,
+        "tta": tta,
+        "save": save,
+        "overwrite": overwrite,
+    }
+    models = model or ["rlfn-s"]
+    names = _names(models)
+    # What cannot be had is told before hours of what can.
+    for each, name in zip(models, names, strict=True):
+        check(each, data, name=name, **wishes)
     reports = []
-    for each in model or ["rlfn-s"]:
-        label = Path(each).stem
-        reports.append(
-            measure(
-                each,
-                data,
-                scale=scale,
-                low_source=lr.value,
-                device=device,
-                precision=precision.value,
-                tta=tta,
-                lpips=lpips,
-                save=save,
-                overwrite=overwrite,
-                on_image=lambda *progress, label=label: say(label, *progress),
+    try:
+        for each, name in zip(models, names, strict=True):
+            label = name or Path(each).stem
+            reports.append(
+                measure(
+                    each,
+                    data,
+                    lpips=lpips,
+                    name=name,
+                    on_image=lambda *progress, label=label: say(label, *progress),
+                    **wishes,
+                )
             )
-        )
-    if json:
-        typer.echo(json_line(as_data(reports, per_image)))
-    else:
-        typer.echo(as_markdown(reports, per_image) if markdown else as_table(reports, per_image))
+    finally:
+        if reports and json:
+            typer.echo(json_line(as_data(reports, per_image)))
+        elif reports:
+            typer.echo(as_markdown(reports, per_image) if markdown else as_table(reports, per_image))
+
+
+def _names(models: list[str]) -> list[str | None]:
+    """What each model is called: None for its own name, with its folder where files share a name."""
+    stems = [
+        Path(each).stem if Path(each).suffix in (".pth", ".pt", ".safetensors") else each for each in models
+    ]
+    return [
+        f"{Path(each).resolve().parent.name}-{stem}" if stems.count(stem) > 1 and stem != each else None
+        for each, stem in zip(models, stems, strict=True)
+    ]

@@ -62,7 +62,8 @@ def show_weights(
 
     spec, _ = weights.load(model, scale)
     if scale is not None and spec.scale != scale:
-        there = ", ".join(f"x{each}" for each in registry.native_scales(spec.name)) or f"x{spec.scale}"
+        scales = (spec.scale,) if registry.is_file(model) else registry.native_scales(spec.name)
+        there = ", ".join(f"x{each}" for each in scales)
         raise UsageError(f"{model} has no weights for scale {scale:g}; there are {there}")
     known = registry.details(spec)
     facts: dict[str, Any] = {

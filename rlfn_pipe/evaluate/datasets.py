@@ -18,6 +18,7 @@ from natsort import natsorted
 from PIL import Image, ImageOps
 
 from rlfn_pipe.errors import InputError
+from rlfn_pipe.evaluate.pictures import rgb8
 from rlfn_pipe.evaluate.resize import downscale
 
 __all__ = [
@@ -90,15 +91,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I;16"):
-                grey = np.asarray(picture, dtype=np.float64)
-                return np.repeat(np.rint(grey / 257.0).astype(np.uint8)[..., None], 3, axis=2)
-            if picture.mode in ("I", "F"):
-                raise InputError(f"{path} has {picture.mode} samples of 32 bit; convert it to 8 bit RGB")
-            if picture.mode in ("P", "PA"):
-                picture = picture.convert("RGBA")
-            return np.array(picture.convert("RGB"))
+            return rgb8(ImageOps.exif_transpose(opened))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow's decoders report damage through all of these.
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).rstrip(".")

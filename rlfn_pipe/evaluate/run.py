@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +59,12 @@ def evaluate(
     lpips: bool = False,
     save: Path | None = None,
     overwrite: bool = False,
+    name: str | None = None,
     on_image: OnImage | None = None,
 ) -> Report:
     """PSNR, SSIM and cost of `model` on every set in or directly below `data`.
 
+    `name` is what the model is called, where its own or its file's is not wanted.
     `model` is a name, a weights file, "bicubic", or a spec with its module (taken over as it is, moved to
     `device` and put into evaluation mode). `scale` is needed for "bicubic" only. Networks run whole pictures
     in `precision` ("fp32", "bf16", "fp16"), channels last; `tta` averages 8 flips and turns. `save` receives
@@ -74,6 +76,7 @@ def evaluate(
     """
     device = _resolved_device(device)
     method = _method(model, scale, device, precision, tta)
+    method = replace(method, name=name or method.name)
     sets = find_sets(data, method.scale, low_source)
     targets = {each.name: _save_folder(save, method, each.name, overwrite) for each in sets}
     distance = metrics.load_lpips(device) if lpips else None
@@ -99,6 +102,25 @@ def evaluate(
         precision=precision if method.complexity else "",
         tta=tta,
     )
+
+
+def check(
+    model: str | Path,
+    data: Path,
+    *,
+    scale: int | None = None,
+    low_source: LowSource = "auto",
+    device: str = "auto",
+    precision: str = "fp32",
+    tta: bool = False,
+    save: Path | None = None,
+    overwrite: bool = False,
+    name: str | None = None,
+) -> None:
+    """Raise what `evaluate` with these arguments would raise before it measures anything."""
+    method = _method(model, scale, _resolved_device(device), precision, tta)
+    for each in find_sets(data, method.scale, low_source):
+        _save_folder(save, replace(method, name=name or method.name), each.name, overwrite)
 
 
 def super_resolve(

@@ -158,6 +158,10 @@ def _download(url: str, write: Callable[[bytes], object], on_bytes: Callable[[in
             except OSError as error:
                 raise WeightsError(f"{url}: the connection broke ({error}); try again") from error
             if not block:
+                if total is not None and done < total:
+                    raise WeightsError(
+                        f"{url}: the connection broke after {done} of {total} bytes; try again"
+                    )
                 return digest.hexdigest()
             done += len(block)
             if done > _LARGEST:

@@ -6,27 +6,29 @@ Trains where only torch, numpy and Pillow exist.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
 from pathlib import Path
 
-from rlfn_pipe.errors import RlfnPipeError, TrainingError
+from rlfn_pipe.errors import RlfnPipeError, UsageError
 from rlfn_pipe.training.events import Note, Progress, TrainEvent, Validated
 from rlfn_pipe.training.loop import train
 from rlfn_pipe.training.recipe import load_recipe
+from rlfn_pipe.training.report import write_report
 from rlfn_pipe.training.start import RunOptions
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of "90", "90s", "25m", "1.5h" or "1h30m"; TrainingError for anything else."""
+    """Seconds of "90", "90s", "25m", "1.5h" or "1h30m"; UsageError for anything else."""
     parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip().lower())
     if not parts or not any(parts.groups()):
-        raise TrainingError(f"{text!r} is no duration; write for example 25m, 90s or 1h30m")
+        raise UsageError(f"{text!r} is no duration; write for example 25m, 90s or 1h30m")
     try:
         hours, minutes, seconds = (float(part or 0) for part in parts.groups())
     except ValueError as error:
-        raise TrainingError(f"{text!r} is no duration; write for example 25m, 90s or 1h30m") from error
+        raise UsageError(f"{text!r} is no duration; write for example 25m, 90s or 1h30m") from error
     return 3600 * hours + 60 * minutes + seconds
 
 
@@ -58,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     given = parser.parse_args(arguments)
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads {given.threads} is too few; give 1 or more")
     caught: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
@@ -81,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RlfnPipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_report(given.out)
     state = "finished" if outcome.finished else "paused; the same command with --resume goes on"
     print(f"{state}: {outcome.images} patches, {outcome.seconds / 60:.1f} minutes", file=sys.stderr)
     return 128 + caught[0] if caught else 0

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.evaluate.pictures import rgb8
 from rlfn_pipe.evaluate.resize import downscale
 from rlfn_pipe.files import atomic_path, write_atomically
 from rlfn_pipe.training.hashes import find_test_image, load_test_hashes, orientation_hashes
@@ -26,7 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
 MULTIPLE = 12
 #: Images with a shorter side than this (pixels) are left out: no patch fits.
 SMALLEST_SIDE = 96
-_FORMAT = 2
+_FORMAT = 3
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -90,7 +91,7 @@ def _read(path: Path) -> tuple[np.ndarray, list[bytes]]:
     """Decode one image to RGB uint8, cropped to the multiple, and hash it before the crop."""
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            image = np.asarray(opened.convert("RGB"))
+            image = rgb8(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise TrainingError(f"{path}: cannot be read as an image ({error}); repair or remove it") from error
     height, width = (side // MULTIPLE * MULTIPLE for side in image.shape[:2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ class State:
     finished: bool = False
     version: str = ""
     device: str = ""
+    #: Which images the run was made of: a digest of their names.
+    images_of: str = ""
     format: int = _FORMAT
 
     def next_stage(self) -> None:
@@ -74,6 +78,10 @@ def save_tensors(path: Path, data: dict[str, Any]) -> None:
             torch.save(data, out)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # PyTorch's writer does not say why it failed.
+        with suppress(OSError):
+            if shutil.disk_usage(path.parent).free < 1 << 20:
+                reason = "the disk is full"
         raise TrainingError(
             f"{path}: the checkpoint cannot be saved ({reason}); the one before it is kept,"
             " make room and start the same command with --resume"

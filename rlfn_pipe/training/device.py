@@ -13,7 +13,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.errors import TrainingError, UsageError
 
 Module = TypeVar("Module", bound=nn.Module)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -89,7 +89,9 @@ def choose_compute(device: str, precision: str) -> Compute:
     try:
         chosen = torch.device(kind)
     except RuntimeError as error:
-        raise TrainingError(f"device {device!r} is unknown; use auto, cpu or cuda") from error
+        raise UsageError(f"--device {device} is unknown; use auto, cpu or cuda") from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {device} is none to train on; use auto, cpu or cuda")
     if chosen.type == "cuda":
         chosen = torch.device("cuda", chosen.index or 0)
         torch.cuda.set_device(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -28,7 +29,16 @@ from rlfn_pipe.training.optimisers import Optimisers
 from rlfn_pipe.training.recipe import Recipe, Stage
 from rlfn_pipe.training.resident import patches, where_it_fits
 from rlfn_pipe.training.schedules import learning_rate
-from rlfn_pipe.training.start import CHECKPOINT, LOG, WEIGHTS, RunOptions, first_state, load_pairs
+from rlfn_pipe.training.start import (
+    CHECKPOINT,
+    LOG,
+    WEIGHTS,
+    RunOptions,
+    check_files,
+    first_state,
+    load_pairs,
+    locked,
+)
 from rlfn_pipe.training.validate import Validation
 
 #: A run that meets NaN this often in one stage is given up.
@@ -47,7 +57,9 @@ def train(
     moving average if there is one), `log.jsonl` and `recipe.toml`. Raises TrainingError with one
     sentence for wrong data, recipe or checkpoint; what was saved before stays.
     """
-    return _Run(recipe, options, on_event, should_stop).go()
+    choose_compute(options.device, recipe.precision)  # what cannot be had leaves no folder behind
+    with locked(options.out):
+        return _Run(recipe, options, on_event, should_stop).go()
 
 
 class _Run:
@@ -71,6 +83,7 @@ class _Run:
         self.path = options.out / CHECKPOINT
         self.log = Log(options.out / LOG)
         self.state = first_state(recipe, self.spec, options, self.leader, self._note)
+        check_files(recipe, self.state)
         pairs = load_pairs(recipe, options, self.compute, self._note)
         self.training_pairs, held_back = split(pairs, recipe.data.held_back)
         device = self.compute.device
@@ -78,6 +91,7 @@ class _Run:
         self.validation = Validation(
             held_back, recipe.run.validation_images, recipe.run.validation_crop, device
         )
+        self._compare_images(pairs.names)
         self.model = self._new_model()
         self.average: RLFN | None = None
         self.scaler = torch.amp.GradScaler(
@@ -87,6 +101,15 @@ class _Run:
 
     def _note(self, message: str) -> None:
         self.on_event(Note(message))
+
+    def _compare_images(self, names: tuple[str, ...]) -> None:
+        """Say so where a run goes on with other images than it began with."""
+        found = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        if self.state.images_of not in ("", found):
+            self._note(
+                "the images are others than before: some that were trained on may be among those held back now"
+            )
+        self.state.images_of = found
 
     # ------------------------------------------------------------------ set-up
 
@@ -105,7 +128,8 @@ class _Run:
                 self.model.load_state_dict(self.average.state_dict())
         else:
             path = Path(stage.init)
-            left = take(self.model, read_weights(path), stage.init_fit, str(path))
+            weights = read_weights(path, self.spec.input_range)
+            left = take(self.model, weights, stage.init_fit, str(path))
             self.on_event(
                 Note(f"stage {stage.name}: weights of {path}, new layers: {', '.join(left) or 'none'}")
             )
@@ -158,8 +182,9 @@ class _Run:
     def _restore(self, state: State, optimisers: Optimisers) -> None:
         """Take up weights, average, optimiser and generators of `state`."""
         self.model.load_state_dict(state.model)
-        if self.average is not None and state.ema is not None:
-            self.average.load_state_dict(state.ema)
+        if self.average is not None:
+            # A recipe that asks for an average from now on has it begin with what is there.
+            self.average.load_state_dict(state.ema or state.model)
         if state.optimiser is not None:
             try:
                 optimisers.load_state_dict(state.optimiser)

@@ -127,7 +127,7 @@ _LARGEST_NUMBER = 1e15
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe file; TrainingError with one sentence when anything in it is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path}: the recipe cannot be read ({error})") from error
     return parse_recipe(text, str(path))
@@ -172,7 +172,8 @@ def _build(kind: type, table: Any, where: str, section: str, extra: dict[str, An
     try:
         return kind(**values)
     except TypeError as error:
-        raise TrainingError(f"{where}: {section} lacks a key ({error})") from error
+        missing = ", ".join(key for key in known if f"'{key}'" in str(error)) or str(error)
+        raise TrainingError(f"{where}: {section} lacks the key {missing}; add it") from error
 
 
 def _typed(value: Any, kind: str, what: str) -> Any:
@@ -211,8 +212,13 @@ def _check(recipe: Recipe, where: str) -> None:
         )
     if recipe.run.log_every < 1 or recipe.run.validate_every < 1:
         raise TrainingError(f"{where}: log_every and validate_every are numbers of steps, 1 or more")
+    if recipe.data.variants < 1 or not 0 <= recipe.seed < 1 << 63 or recipe.run.save_seconds < 0:
+        raise TrainingError(f"{where}: variants is 1 or more, seed and save_seconds are 0 or more")
     for number, stage in enumerate(recipe.stages, 1):
         what = f"{where}: stage {number} ({stage.name})"
+        for meant, works in _ranges(stage).items():
+            if not works:
+                raise TrainingError(f"{what}: {meant}")
         _one_of(stage.schedule, SCHEDULES, f"{what}: schedule")
         _one_of(stage.optimiser, OPTIMISERS, f"{what}: optimiser")
         _one_of(stage.init_fit, FITS, f"{what}: init_fit")
@@ -235,6 +241,28 @@ def _check(recipe: Recipe, where: str) -> None:
             raise TrainingError(f"{what}: a cyclic schedule needs the cycle's length in steps (cycle = N)")
         if "contrastive_vgg" in stage.losses and not stage.vgg:
             raise TrainingError(f'{what}: contrastive_vgg needs the weights of VGG-19 (vgg = "FILE")')
+
+
+#: More patches a step, or pixels a patch's side, than any machine holds.
+_LARGEST_BATCH, _LARGEST_PATCH = 1 << 16, 1 << 14
+
+
+def _ranges(stage: Stage) -> dict[str, bool]:
+    """What holds for a stage's numbers, in words, and whether it does."""
+    return {
+        "steps, epochs and minutes are not negative": min(stage.steps, stage.epochs, stage.minutes) >= 0,
+        "an epoch has 1 step or more (epoch_steps)": stage.epoch_steps >= 1,
+        f"batch is at most {_LARGEST_BATCH}, patch at most {_LARGEST_PATCH}": stage.batch <= _LARGEST_BATCH
+        and stage.patch <= _LARGEST_PATCH,
+        "betas lie between 0 and 1, 1 left out": all(0 <= beta < 1 for beta in stage.betas),
+        "epsilon is above 0": stage.epsilon > 0,
+        "halve_every is 1 step or more": stage.halve_every >= 1,
+        "warmup and cycle are 0 steps or more": stage.warmup >= 0 and stage.cycle >= 0,
+        "floor is a share of the rate, from 0 to 1": 0 <= stage.floor <= 1,
+        "ema is a decay from 0 to 1, 1 left out": 0 <= stage.ema < 1,
+        "losses have weights of 0 or more, one of them above 0": min(stage.losses.values(), default=1.0) >= 0
+        and (not stage.losses or max(stage.losses.values()) > 0),
+    }
 
 
 def _one_of(value: str, allowed: tuple[str, ...], what: str) -> None:

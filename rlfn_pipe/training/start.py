@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as distributed
+from filelock import FileLock, Timeout
 
 from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.training import checkpoint
@@ -40,6 +43,43 @@ class RunOptions:
     resume: bool = False
     device: str = "auto"
     threads: int | None = None
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a run's folder, made when missing. TrainingError where another process trains in it."""
+    if int(os.environ.get("RANK", "0")):
+        yield  # the leading process of several holds it
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(
+            f"{out}: another process trains in it; wait for that one or choose another folder"
+        ) from None
+    except OSError as error:
+        raise TrainingError(f"{out}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (out / ".lock").unlink()
+        lock.release()
+
+
+def check_files(recipe: Recipe, state: State) -> None:
+    """TrainingError for a file that a stage which is still to come would look for in vain."""
+    for number, stage in enumerate(recipe.stages, 1):
+        begun = number <= state.stage or (number == state.stage + 1 and bool(state.model))
+        from_file = stage.init not in ("scratch", "previous") and not begun
+        named = {"init": stage.init if from_file else "", "vgg": stage.vgg if number > state.stage else ""}
+        for key, path in named.items():
+            if path and not Path(path).is_file():
+                raise TrainingError(
+                    f"stage {number} ({stage.name}): {key} names {path}, and there is no such file"
+                )
 
 
 def first_state(
