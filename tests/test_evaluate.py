@@ -483,14 +483,11 @@ def test_what_was_measured_before_a_failure_is_printed(
     from rlfn_pipe.evaluate import run
 
     write(tmp_path / "set" / "a.png", noise(40, 40))
-    measured = run.evaluate
 
-    def fails_for_networks(model: str, *arguments: Any, **options: Any) -> Report:
-        if model != "bicubic":
-            raise EngineError("memory ended")
-        return measured(model, *arguments, **options)
+    def fails(*_: Any) -> torch.Tensor:
+        raise EngineError("memory ended")
 
-    monkeypatch.setattr(run, "evaluate", fails_for_networks)
+    monkeypatch.setattr(run, "super_resolve", fails)
     code, out, err = run_command(
         capsys, "--data", str(tmp_path / "set"), "-m", "bicubic", "-m", "rlfn-s", "-s", "2", "-q"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,8 +101,7 @@ def evaluate(
     if json and markdown:
         raise UsageError("--json and --markdown exclude one another; give one of them")
     from ..evaluate.report import as_data, as_markdown, as_table
-    from ..evaluate.run import check
-    from ..evaluate.run import evaluate as measure
+    from ..evaluate.run import Measurement
     from .text import json_line, printable
 
     def say(name: str, set_name: str, done: int, total: int, result: ImageResult) -> None:
@@ -121,22 +121,13 @@ def evaluate(
     models = model or ["rlfn-s"]
     names = _names(models)
     # What cannot be had is told before hours of what can.
-    for each, name in zip(models, names, strict=True):
-        check(each, data, name=name, **wishes)
+    ready = [Measurement(each, data, name=name, **wishes) for each, name in zip(models, names, strict=True)]
     reports = []
     try:
-        for each, name in zip(models, names, strict=True):
+        for each, name, measurement in zip(models, names, ready, strict=True):
             label = name or Path(each).stem
-            reports.append(
-                measure(
-                    each,
-                    data,
-                    lpips=lpips,
-                    name=name,
-                    on_image=lambda *progress, label=label: say(label, *progress),
-                    **wishes,
-                )
-            )
+            said = partial(say, label)
+            reports.append(measurement.run(lpips=lpips, on_image=said))
     finally:
         if reports and json:
             typer.echo(json_line(as_data(reports, per_image)))

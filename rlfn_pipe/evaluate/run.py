@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from rlfn_pipe.evaluate.resize import upscale
 from rlfn_pipe.files import atomic_path
 from rlfn_pipe.types import ModelSpec
 
-__all__ = ["BICUBIC", "evaluate", "super_resolve"]
+__all__ = ["BICUBIC", "Measurement", "evaluate", "super_resolve"]
 
 #: Name of the pseudo model that interpolates.
 BICUBIC = "bicubic"
@@ -47,80 +48,83 @@ class _Method:
     sha256: str
 
 
+class Measurement:
+    """`model`, made ready to be measured on every set in or directly below `data`.
+
+    `model` is a name, a weights file, "bicubic", or a spec with its module (taken over as it is, moved to
+    `device` and put into evaluation mode). `scale` is needed for "bicubic" only. Networks run whole pictures
+    in `precision` ("fp32", "bf16", "fp16"), channels last; `tta` averages 8 flips and turns. `save` receives
+    the pictures as `<model>_x<scale>/<set>/<name>.png`. `name` is what the model is called, where its own or
+    its file's is not wanted.
+
+    Raises UsageError for an impossible wish, WeightsError from loading, InputError for data that is missing,
+    OutputError when `save` holds pictures already (unless `overwrite`) or cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | tuple[ModelSpec, nn.Module],
+        data: Path,
+        *,
+        scale: int | None = None,
+        low_source: LowSource = "auto",
+        device: str = "auto",
+        precision: str = "fp32",
+        tta: bool = False,
+        save: Path | None = None,
+        overwrite: bool = False,
+        name: str | None = None,
+    ) -> None:
+        self._device, self._precision, self._tta = _resolved_device(device), precision, tta
+        method = _method(model, scale, self._device, precision, tta)
+        self._method = replace(method, name=name or method.name)
+        self._sets = find_sets(data, method.scale, low_source)
+        self._targets = {
+            each.name: _save_folder(save, self._method, each.name, overwrite) for each in self._sets
+        }
+
+    def run(self, *, lpips: bool = False, on_image: OnImage | None = None) -> Report:
+        """PSNR, SSIM and cost; `on_image(set, done, total, result)` follows.
+
+        Raises InputError for pictures that are damaged or do not fit, OutputError when one cannot be written,
+        EngineError when the device runs out of memory, UsageError when `lpips` is not installed.
+        """
+        method = self._method
+        distance = metrics.load_lpips(self._device) if lpips else None
+        results = []
+        for each in self._sets:
+            images: list[ImageResult] = []
+            for pair in each.pairs:
+                enlarged, result = _measure(method, pair, distance)
+                folder = self._targets[each.name]
+                if folder is not None:
+                    _write(enlarged, folder / f"{pair.name}.png")
+                images.append(result)
+                if on_image is not None:
+                    on_image(each.name, len(images), len(each.pairs), result)
+            results.append(SetResult(each.name, tuple(images), low_is_read=each.low_is_read))
+        return Report(
+            model=method.name,
+            scale=method.scale,
+            sets=tuple(results),
+            complexity=method.complexity,
+            sha256=method.sha256,
+            device=self._device if method.complexity else "cpu",
+            precision=self._precision if method.complexity else "",
+            tta=self._tta,
+        )
+
+
 def evaluate(
     model: str | Path | tuple[ModelSpec, nn.Module],
     data: Path,
     *,
-    scale: int | None = None,
-    low_source: LowSource = "auto",
-    device: str = "auto",
-    precision: str = "fp32",
-    tta: bool = False,
     lpips: bool = False,
-    save: Path | None = None,
-    overwrite: bool = False,
-    name: str | None = None,
     on_image: OnImage | None = None,
+    **wish: Any,
 ) -> Report:
-    """PSNR, SSIM and cost of `model` on every set in or directly below `data`.
-
-    `name` is what the model is called, where its own or its file's is not wanted.
-    `model` is a name, a weights file, "bicubic", or a spec with its module (taken over as it is, moved to
-    `device` and put into evaluation mode). `scale` is needed for "bicubic" only. Networks run whole pictures
-    in `precision` ("fp32", "bf16", "fp16"), channels last; `tta` averages 8 flips and turns. `save` receives
-    the pictures as `<model>_x<scale>/<set>/<name>.png`. `on_image(set, done, total, result)` follows.
-
-    Raises UsageError for an impossible wish, WeightsError from loading, InputError for data that is missing,
-    damaged or does not fit, OutputError when `save` holds pictures already (unless `overwrite`) or cannot be
-    written, EngineError when the device runs out of memory.
-    """
-    device = _resolved_device(device)
-    method = _method(model, scale, device, precision, tta)
-    method = replace(method, name=name or method.name)
-    sets = find_sets(data, method.scale, low_source)
-    targets = {each.name: _save_folder(save, method, each.name, overwrite) for each in sets}
-    distance = metrics.load_lpips(device) if lpips else None
-    results = []
-    for each in sets:
-        images: list[ImageResult] = []
-        for pair in each.pairs:
-            enlarged, result = _measure(method, pair, distance)
-            folder = targets[each.name]
-            if folder is not None:
-                _write(enlarged, folder / f"{pair.name}.png")
-            images.append(result)
-            if on_image is not None:
-                on_image(each.name, len(images), len(each.pairs), result)
-        results.append(SetResult(each.name, tuple(images), low_is_read=each.low_is_read))
-    return Report(
-        model=method.name,
-        scale=method.scale,
-        sets=tuple(results),
-        complexity=method.complexity,
-        sha256=method.sha256,
-        device=device if method.complexity else "cpu",
-        precision=precision if method.complexity else "",
-        tta=tta,
-    )
-
-
-def check(
-    model: str | Path,
-    data: Path,
-    *,
-    scale: int | None = None,
-    low_source: LowSource = "auto",
-    device: str = "auto",
-    precision: str = "fp32",
-    tta: bool = False,
-    save: Path | None = None,
-    overwrite: bool = False,
-    name: str | None = None,
-) -> None:
-    """Raise what `evaluate` with these arguments would raise before it measures anything."""
-    method = _method(model, scale, _resolved_device(device), precision, tta)
-    for each in find_sets(data, method.scale, low_source):
-        _save_folder(save, replace(method, name=name or method.name), each.name, overwrite)
+    """Measure one model; arguments and errors as those of `Measurement` and its `run`."""
+    return Measurement(model, data, **wish).run(lpips=lpips, on_image=on_image)
 
 
 def super_resolve(
