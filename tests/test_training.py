@@ -404,6 +404,13 @@ def test_other_images_are_told_of(images: Path, tmp_path: Path) -> None:
         assert sum("images are others" in e.message for e in events if isinstance(e, Note)) == told
 
 
+def test_the_recipe_beside_a_run_is_the_one_that_it_goes_on_with(images: Path, tmp_path: Path) -> None:
+    assert not run(parse_recipe(RECIPE), images, tmp_path / "run", stop_after=2).finished
+    changed = RECIPE.replace("rate = 1e-3", "rate = 2e-3")
+    run(parse_recipe(changed), images, tmp_path / "run", stop_after=1, resume=True)
+    assert (tmp_path / "run" / "recipe.toml").read_text() == changed
+
+
 def test_files_of_later_stages_are_looked_for_first(images: Path, tmp_path: Path) -> None:
     text = RECIPE.replace('name = "second"', 'name = "second"\ninit = "absent.pth"')
     with pytest.raises(TrainingError, match=r"stage 2 \(second\): init names absent.pth"):

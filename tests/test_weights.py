@@ -261,6 +261,12 @@ def test_fetched_weights_are_kept_and_usable_by_name(
     assert (spec.input_range, spec.path, spec.psnr) == (255.0, path, {"Set5": 32.1})
     (folder / "file.pth").unlink()
     assert official.fetch(file, url) == path, "a good file is not fetched again"
+    monkeypatch.setattr(official, "OFFICIAL", (file,))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        WeightsError, match="damaged; rlfn-pipe weights fetch official-rlfn-ntire gets it again"
+    ):
+        registry.verify(spec)
 
 
 def test_another_content_is_not_kept(server: tuple[str, Path]) -> None:

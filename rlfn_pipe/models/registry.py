@@ -84,15 +84,21 @@ def details(spec: ModelSpec, folder: Path | None = None) -> dict[str, Any]:
 def verify(spec: ModelSpec) -> None:
     """Compare the file's SHA-256 with the index; WeightsError when it is missing or differs."""
     if spec.path is None or not spec.path.is_file():
-        raise WeightsError(
-            f"{spec.name} x{spec.scale}: its file {spec.path} is missing; install the package again"
-        )
+        raise WeightsError(f"{spec.name} x{spec.scale}: its file {spec.path} is missing; {_remedy(spec)}")
     found = file_sha256(spec.path)
     if found != spec.sha256:
         raise WeightsError(
             f"{spec.path}: its SHA-256 is {found[:12]}..., not {spec.sha256[:12]}... as indexed;"
-            " the file was changed or damaged, install it again"
+            f" the file was changed or damaged; {_remedy(spec)}"
         )
+
+
+def _remedy(spec: ModelSpec) -> str:
+    """What mends a file that is missing or damaged."""
+    for file in OFFICIAL:
+        if spec.path == official_path(file):
+            return f"rlfn-pipe weights fetch {file.name} gets it again"
+    return "install the package again"
 
 
 def file_sha256(path: Path) -> str:

@@ -109,18 +109,23 @@ def first_state(
             )
         if state.recipe != recipe.text:
             note("the recipe has changed since the checkpoint; going on with the new one")
+            if leader:
+                _write_recipe(options.out, recipe)
         if leader:
             log.cut(state.stage, state.step)
         return state
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        if leader:
-            (options.out / "recipe.toml").write_text(recipe.text, encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"{options.out}: cannot be written ({error.strerror or error})") from error
     if leader:
+        _write_recipe(options.out, recipe)
         log.cut(-1, -1)
     return State(model={}, architecture=ours, recipe=recipe.text, recipe_name=recipe.name)
+
+
+def _write_recipe(out: Path, recipe: Recipe) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.toml").write_text(recipe.text, encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def load_pairs(recipe: Recipe, options: RunOptions, compute: Compute, note: Callable[[str], None]) -> Pairs:
