@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from rlfn_pipe.jobs import process
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNNY = ROOT / "tests" / "data" / "bunny.mp4"
@@ -108,7 +111,29 @@ def test_a_worker_does_without_the_compilers_shapes_until_they_are_wanted() -> N
     done = subprocess.run(
         [sys.executable, "-c", SHAPES], capture_output=True, text=True, cwd=ROOT, check=False
     )
-    assert done.stdout.splitlines() == ["False False False", "1 4 6 6"], done.stderr
+    with_shapes = "True True True" if not process._does_without_shapes() else "False False False"
+    assert done.stdout.splitlines() == [with_shapes, "1 4 6 6"], done.stderr
+
+
+def test_versions_of_pytorch_that_were_not_tried_are_loaded_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = torch.__version__.startswith(tuple(f"{version}." for version in process._WITHOUT_SHAPES))
+    assert process._does_without_shapes() == tried
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.syspath_prepend(tmp_path)
+    for text, wanted in (
+        ("__version__ = '2.130.0'", False),
+        ("__version__ = '2.13.1+cu130'", True),
+        ("", False),
+    ):
+        (package / "version.py").write_text(text)
+        assert process._does_without_shapes() == wanted
+    (package / "version.py").unlink()
+    assert not process._does_without_shapes()
 
 
 SIGNALLED = """

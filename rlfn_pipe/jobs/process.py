@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -16,10 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import ModuleType
 
 #: PyTorch's module of shapes without data, which a worker does without.
 COMPILERS_SHAPES = "torch._meta_registrations"
+#: Versions that were tried so.
+_WITHOUT_SHAPES = ("2.13",)
 #: What the tracker of Python's semaphores, which takes its options from here, says when a second Ctrl-C leaves it some.
 _LEFT_BEHIND = "ignore:resource_tracker"
 
@@ -29,20 +33,36 @@ def begin(connection: Connection) -> None:
     # All that is made while modules load stays: to look through it again and again for rubbish took
     # a seventh of the time.
     gc.disable()
-    # PyTorch's compiler reckons with shapes that one module holds, by being imported: a quarter of the time.
-    # `rlfn_pipe.models.compiled` imports it where it is wanted.
-    stand_in = sys.modules.setdefault(COMPILERS_SHAPES, ModuleType(COMPILERS_SHAPES))
+    stand_in = ModuleType(COMPILERS_SHAPES)
+    if _does_without_shapes():
+        sys.modules.setdefault(COMPILERS_SHAPES, stand_in)
     threading.Thread(target=_load_torch, args=(stand_in,), name="rlfn-pipe torch", daemon=True).start()
     from rlfn_pipe.jobs.serve import serve
 
     serve(connection)
 
 
+def _does_without_shapes() -> bool:
+    """Whether PyTorch is of a version that is known to load without the shapes that its compiler reckons with.
+
+    One module holds them, by being imported, in a quarter of the time; `rlfn_pipe.models.compiled` imports it where it
+    is wanted.
+    """
+    with suppress(Exception):
+        found = importlib.util.find_spec("torch")
+        if found is not None and found.origin is not None:
+            text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+            return any(f"__version__ = '{version}." in text for version in _WITHOUT_SHAPES)
+    return False
+
+
 def _load_torch(stand_in: ModuleType) -> None:
     # Whoever needs it imports it again, and is told what is wrong.
     with suppress(Exception):
         torch = importlib.import_module("torch")
-        vars(torch).pop(COMPILERS_SHAPES.rpartition(".")[2], None)
+        name = COMPILERS_SHAPES.rpartition(".")[2]
+        if vars(torch).get(name) is stand_in:
+            delattr(torch, name)
     if sys.modules.get(COMPILERS_SHAPES) is stand_in:
         del sys.modules[COMPILERS_SHAPES]
     gc.freeze()
