@@ -18,8 +18,7 @@ __all__ = ["resize"]
 
 _LOBES = 3.0
 #: Outputs of a band: fewer waste less on zeros, more are fewer calls, which is what a GPU has to wait for.
-_BAND = {"cpu": 32}
-_BAND_ELSEWHERE = 256
+_BAND, _BAND_ON_A_GPU = 32, 256
 
 
 class _Bands(NamedTuple):
@@ -45,7 +44,7 @@ def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _resampled(image: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    band = _BAND.get(image.device.type, _BAND_ELSEWHERE)
+    band = _BAND if image.device.type == "cpu" else _BAND_ON_A_GPU
     bands = _bands(size, image.shape[dim], band, image.device)
     reach = bands.weights.shape[-1]
     shape = list(image.shape)

@@ -287,8 +287,8 @@ def _beside(
         while isinstance(block, bytes) and block.startswith(b"Exif\0\0"):
             block = block[6:]
         if isinstance(block, bytes) and block:
-            orientation = exif.orientation_of(exif.parse(block))
             kept = exif.kept(block, stored_size)
+            orientation = kept.orientation
         notes = kept.notes
     except ValueError as error:
         notes = (f"the EXIF data is damaged ({error}) and is not kept",)
