@@ -122,7 +122,6 @@ def first_state(
 
 def _write_recipe(out: Path, recipe: Recipe) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{out}: cannot be written ({error.strerror or error})") from error
