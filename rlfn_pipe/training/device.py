@@ -95,6 +95,8 @@ def choose_compute(device: str, precision: str) -> Compute:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", chosen.index or 0)
         torch.cuda.set_device(chosen)
+        # All steps of a stage have one shape: cuDNN's search for the fastest way pays within seconds.
+        torch.backends.cudnn.benchmark = True
     if world > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     if precision == "auto":
