@@ -1,4 +1,4 @@
-"""What Triton's kernels and frames ahead of the host gain on a GPU, in turns in one process, and how far each is from fp32.
+"""What the kernels and frames ahead of the host gain on a GPU, in turns in one process, and how far each is from fp32.
 
 python benchmarks/gpu.py [--model rlfn-s] [--size 960x540] [--rounds 7] [--tile 0] [--batch N] [--baseline official]
 """
@@ -20,10 +20,10 @@ from rlfn_pipe.bench.engine import engine_speed
 from rlfn_pipe.bench.timing import in_turns, repeats
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.transfer import AHEAD
+from rlfn_pipe.models.cuda.trial import WISH
 from rlfn_pipe.models.fuse import InferenceFactory
-from rlfn_pipe.models.fused import WISH
 from rlfn_pipe.models.weights import load
-from rlfn_pipe.pipeline.planes import from_rgb
+from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 from rlfn_pipe.types import Frame, Target
 
 
@@ -38,7 +38,7 @@ class Variant:
         spec, module = load(options.model, options.scale)
         self.engine = Engine(
             InferenceFactory(spec, module), spec, device=options.device, precision=precision, reuse="off",
-            tile=options.tile, batch=options.batch, to_planes=from_rgb,
+            tile=options.tile, batch=options.batch, to_rgb=to_rgb, to_planes=from_rgb,
         )  # fmt: skip
         self.engine.ahead = ahead
 

@@ -69,6 +69,15 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def cache_folder(kind: str) -> Path:
+    """Where things of a kind are kept that can be had again: in `RLFN_PIPE_CACHE`, else in the user's cache folder."""
+    chosen = os.environ.get("RLFN_PIPE_CACHE")
+    if chosen:
+        return Path(chosen) / kind
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    return (Path(base) if base else Path.home() / ".cache") / "rlfn-pipe" / kind
+
+
 def current_umask() -> int:
     """The process' umask, told without setting it where the system says (threads share it)."""
     try:

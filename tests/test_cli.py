@@ -664,16 +664,31 @@ def test_doctor_tells_whether_a_gpu_has_its_kernels(monkeypatch: pytest.MonkeyPa
     import torch
 
     from rlfn_pipe.cli.doctor import _kernels
+    from rlfn_pipe.models.cuda import library
 
     cuda = torch.device("cuda")
-    monkeypatch.delenv("RLFN_PIPE_TRITON", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert _kernels(cuda).status == "ok" and "used for fp16" in _kernels(cuda).detail
-    monkeypatch.setenv("RLFN_PIPE_TRITON", "off")
-    assert _kernels(cuda).detail == "not used: RLFN_PIPE_TRITON=off"
-    monkeypatch.delenv("RLFN_PIPE_TRITON")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert (_kernels(cuda).status, _kernels(cuda).advice) == ("warning", "pip install triton")
+    monkeypatch.delenv("RLFN_PIPE_KERNELS", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def check() -> Any:
+        library.why_not.cache_clear()
+        return _kernels(cuda)
+
+    try:
+        monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+        found = check()
+        assert (found.status, found.advice) == ("warning", "pip install 'cuda-bindings==13.*'")
+        assert "cuda-bindings is not installed" in found.detail
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert "compute capability 7.5, 8.0 is needed" in check().detail
+        monkeypatch.setenv("RLFN_PIPE_KERNELS", "off")
+        assert check().detail == "not used: RLFN_PIPE_KERNELS=off"
+        monkeypatch.delenv("RLFN_PIPE_KERNELS")
+        monkeypatch.setattr(torch.version, "cuda", None)
+        assert check().status == "warning"
+    finally:
+        library.why_not.cache_clear()
 
 
 def test_doctor_names_what_is_missing_and_how_to_get_it(

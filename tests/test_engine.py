@@ -30,6 +30,7 @@ from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.engine.transfer import Arrival, fetch
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.jobs.room import EngineRoom
+from rlfn_pipe.models.cuda import trial
 from rlfn_pipe.models.fuse import InferenceFactory, form_on
 from rlfn_pipe.models.native.library import cpu_form
 from rlfn_pipe.models.rlfn import RLFN
@@ -229,9 +230,13 @@ def test_settings_are_found_once_and_given_back() -> None:
 
 def test_jobs_know_by_which_road_their_pixels_came(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.delenv("RLFN_PIPE_TRITON", raising=False)
-    assert (form_on(cuda, "fp16"), form_on(cuda, "fp32")) == ("kernels", "operators")
-    monkeypatch.setenv("RLFN_PIPE_TRITON", "off")
+    monkeypatch.delenv(trial.WISH, raising=False)
+    monkeypatch.setattr(trial, "why_not", lambda device: (None, ""))
+    assert (form_on(cuda, "fp16"), form_on(cuda, "fp32")) == ("cuda", "operators")
+    monkeypatch.setenv(trial.WISH, "off")
+    assert form_on(cuda, "fp16") == "operators"
+    monkeypatch.delenv(trial.WISH)
+    monkeypatch.setattr(trial, "why_not", lambda device: ("it is too old", ""))
     assert form_on(cuda, "fp16") == "operators"
     assert form_on(torch.device("cpu"), "fp32") == cpu_form("fp32")
 

@@ -19,6 +19,7 @@ import torch
 
 from rlfn_pipe.cli.app import main
 from rlfn_pipe.errors import OutputError, UsageError, WeightsError
+from rlfn_pipe.files import cache_folder
 from rlfn_pipe.models import official, registry, weights
 from rlfn_pipe.models.architectures import ARCHITECTURES, architecture
 from rlfn_pipe.models.rlfn import RLFN
@@ -278,7 +279,7 @@ def test_another_content_is_not_kept(server: tuple[str, Path]) -> None:
         official.fetch(file, url)
     with pytest.raises(WeightsError, match="cannot be fetched"):
         official.fetch(replace(file, file="absent.pth"), url)
-    assert list(official.cache_folder().iterdir()) == []
+    assert list(cache_folder("weights").iterdir()) == []
 
 
 def test_a_connection_that_breaks_is_no_change_of_the_file(
@@ -295,7 +296,7 @@ def test_a_connection_that_breaks_is_no_change_of_the_file(
     monkeypatch.setattr(Quiet, "copyfile", copyfile)
     with pytest.raises(WeightsError, match="connection broke"):
         official.fetch(file, url)
-    assert list(official.cache_folder().iterdir()) == []
+    assert list(cache_folder("weights").iterdir()) == []
 
 
 def test_unreachable_server_is_one_sentence() -> None:
@@ -362,7 +363,7 @@ def test_fetch_command_uses_the_cache(
     torch.save(make().state_dict(), folder / "file.pth")
     monkeypatch.setattr(official, "OFFICIAL", (pinned(folder / "file.pth"),))
     code, out, _ = command(capsys, "fetch", "rlfn-ntire", "--url", url)
-    assert code == 0 and str(official.cache_folder() / "file.pth") in out
+    assert code == 0 and str(cache_folder("weights") / "file.pth") in out
     assert json.loads(command(capsys, "fetch", "all", "--url", url, "--json")[1])[0]["scale"] == 4
     assert command(capsys, "fetch", "edsr")[0] == 2
 

@@ -12,13 +12,12 @@ from rlfn_pipe.bench.baselines import BASELINES, Baseline, Subject
 from rlfn_pipe.bench.ceilings import Ceilings, ceiling_roads
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
 from rlfn_pipe.bench.timing import Road, in_turns, repeats
-from rlfn_pipe.engine.colour import to_rgb
 from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.evaluate.complexity import count
 from rlfn_pipe.models.fuse import InferenceFactory
 from rlfn_pipe.models.weights import load
-from rlfn_pipe.pipeline.planes import from_rgb
+from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 from rlfn_pipe.types import Frame, Target
 
 #: A run of the engine is about this long, and has at least two frames and at most so many.
@@ -102,7 +101,9 @@ def build_engine(
     """
     spec, module = load(model, scale)
     factory = InferenceFactory(spec, module, compile=compile)
-    engine = Engine(factory, spec, device=device, precision=precision, threads=threads, to_planes=from_rgb)
+    engine = Engine(
+        factory, spec, device=device, precision=precision, threads=threads, to_rgb=to_rgb, to_planes=from_rgb
+    )
     return engine, factory
 
 

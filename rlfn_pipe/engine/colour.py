@@ -83,10 +83,17 @@ def upload(plane: np.ndarray, device: torch.device) -> torch.Tensor:
 
     16-bit samples travel as int16 bits, since few devices convert unsigned 16-bit integers.
     """
+    values = sent(plane, device)
     if plane.dtype == np.uint8:
-        return send(plane, device).to(torch.float32)
-    bits = plane.astype(np.uint16, copy=False).view(np.int16)
-    return send(bits, device).to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
+        return values.to(torch.float32)
+    return values.to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
+
+
+def sent(plane: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy of a uint8 or uint16 plane on the device: uint8, or the bits of uint16 as int16."""
+    return send(
+        plane if plane.dtype == np.uint8 else plane.astype(np.uint16, copy=False).view(np.int16), device
+    )
 
 
 def quantise(values: torch.Tensor, bit_depth: int) -> torch.Tensor:
@@ -112,7 +119,7 @@ def samples(planes: list[torch.Tensor]) -> list[np.ndarray]:
 def to_rgb(frame: Frame, device: torch.device) -> torch.Tensor:
     """The colour planes of a frame as RGB, (3, h, w) float32, 0..255, not clamped."""
     colour = frame.colour
-    _check_planes(frame)
+    check_planes(frame)
     black, span, zero, chroma_span = levels(colour)
     if colour.subsampling == "rgb":
         rgb = torch.stack([upload(plane, device) for plane in frame.planes[:3]])
@@ -178,7 +185,8 @@ def fill_under_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return filled[:, 1:-1, 1:-1]
 
 
-def _check_planes(frame: Frame) -> None:
+def check_planes(frame: Frame) -> None:
+    """EngineError for planes whose number, sizes or depth is not what the layout has."""
     colour, planes = frame.colour, frame.planes
     expected = (1 if colour.subsampling == "grey" else 3) + colour.alpha
     chroma = chroma_size(frame.height, frame.width, colour.subsampling)
@@ -286,19 +294,24 @@ def upsample(x: torch.Tensor, dim: int, size: int, cosited: bool) -> torch.Tenso
 
     `cosited`: sample i lies on output 2 i; otherwise between outputs 2 i and 2 i + 1.
     """
-    evens, odds = (0.0, 0.5) if cosited else (-0.25, 0.25)
     shape = list(x.shape)
     shape[dim] = size
     result = torch.empty(shape, dtype=x.dtype, device=x.device)
-    for first, offset in ((0, evens), (1, odds)):
+    for first, taps in enumerate(interpolation(cosited)):
         count = (size + 1 - first) // 2
         if count:
-            values = _filter(x, dim, count, 1, _taps(offset, 1.0))
+            values = _filter(x, dim, count, 1, taps)
             if dim == -1:
                 result[..., first::2] = values
             else:
                 result[..., first::2, :] = values
     return result
+
+
+def interpolation(cosited: bool) -> tuple[Taps, Taps]:
+    """The filters of `upsample` for even and for odd samples."""
+    evens, odds = (0.0, 0.5) if cosited else (-0.25, 0.25)
+    return _taps(evens, 1.0), _taps(odds, 1.0)
 
 
 def downsample(x: torch.Tensor, dim: int, cosited: bool) -> torch.Tensor:

@@ -18,10 +18,20 @@ from rlfn_pipe.types import Frame, Target
 __all__ = ["opened", "output_of", "planes_of"]
 
 
-def opened(frame: Frame, target: Target, scale: int, minimum: int, device: torch.device) -> Job:
-    """A frame's job: its colours and, where wanted and not the same everywhere, its alpha as pictures on `device`."""
+def opened(
+    frame: Frame,
+    target: Target,
+    scale: int,
+    minimum: int,
+    device: torch.device,
+    to_rgb: Callable[[Frame, torch.device], torch.Tensor] | None,
+) -> Job:
+    """A frame's job: its colours and, where wanted and not the same everywhere, its alpha as pictures on `device`.
+
+    `to_rgb` as in `Engine`.
+    """
     depth = depth_of(frame, target)
-    rgb = colour.to_rgb(frame, device)
+    rgb = (to_rgb or colour.to_rgb)(frame, device)
     alpha: Picture | float | None = None
     if target.colour.alpha:
         alpha = 1.0

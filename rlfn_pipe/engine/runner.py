@@ -89,7 +89,8 @@ class Engine:
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
     may take (None: by what is free); `reuse` is exact, near or off, with `reuse_tolerance` in code values of
-    8 bit for near; `to_planes` does what `rlfn_pipe.engine.colour.from_rgb` does (None) in another way.
+    8 bit for near; `to_rgb` and `to_planes` do in another way what `to_rgb` and `from_rgb` of
+    `rlfn_pipe.engine.colour` do (None).
     `statistics` counts what the runs computed. `on_warning` gets one sentence for each step that memory
     forced and for each tile redone in fp32.
     Raises UsageError for impossible settings.
@@ -110,6 +111,7 @@ class Engine:
         budget: int | None = None,
         reuse: str = "exact",
         reuse_tolerance: float = 2.0,
+        to_rgb: Callable[[Frame, torch.device], torch.Tensor] | None = None,
         to_planes: Callable[..., list[torch.Tensor]] | None = None,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
@@ -133,7 +135,7 @@ class Engine:
             raise UsageError(f"--reuse {reuse} is not known; use exact, near or off")
         self.reuse, self.reuse_tolerance, self.statistics = reuse, reuse_tolerance, Statistics()
         self.threads, self._budget = settings.threads, settings.budget
-        self.to_planes = to_planes
+        self.to_rgb, self.to_planes = to_rgb, to_planes
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
         self._remembering: dict[tuple[torch.dtype, bool], Remembering] = {}
@@ -300,8 +302,8 @@ class Engine:
         computed so is not computed again. Without it several threads may call this at once on the CPU.
 
         On the CPU tiles whose result is not finite are computed again in fp32 at once. On a device that
-        works behind our back nobody waits for that to be known: zeros stand for such tiles, and flags (N,)
-        come with the results, False for tiles that `redo` has to compute.
+        works behind our back nobody waits for that to be known: zeros stand for such tiles, unless they are whole
+        frames, and flags (N,) come with the results, False for tiles that `redo` has to compute.
         """
         with self._exact_float32():
             result = self._infer(pixels, tiles, self._dtype, edge_fp32, remember)
@@ -309,7 +311,9 @@ class Engine:
             if self._dtype != torch.float32:
                 finite = finite_tiles(result)
                 if self.late_checks:
-                    result = without_bad_tiles(result, finite)
+                    # A tile that is a whole frame is put in the place of what was there.
+                    if not tiles[0].whole:
+                        result = without_bad_tiles(result, finite)
                 else:
                     for i in torch.nonzero(~finite).flatten().tolist():
                         result[i] = self.redo(pixels[i], tiles[i])

@@ -230,7 +230,7 @@ class Run:
     @torch.inference_mode()
     def _open(self, frame: Frame, target: Target) -> Job:
         engine = self._engine
-        return opened(frame, target, engine.scale, engine.spec.minimum_side, engine.device)
+        return opened(frame, target, engine.scale, engine.spec.minimum_side, engine.device, engine.to_rgb)
 
     @torch.inference_mode()
     def _close(self, job: Job) -> bool:

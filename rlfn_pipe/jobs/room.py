@@ -123,7 +123,7 @@ class EngineRoom:
         from rlfn_pipe.engine.runner import Engine
         from rlfn_pipe.models.fuse import InferenceFactory
         from rlfn_pipe.models.weights import load
-        from rlfn_pipe.pipeline.planes import from_rgb
+        from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 
         spec, module = load(self._options.model, factor)
         settings, options = self._resolve(), self._options
@@ -142,6 +142,7 @@ class EngineRoom:
             budget=settings.budget,
             reuse=options.reuse,
             reuse_tolerance=options.reuse_tolerance,
+            to_rgb=to_rgb,
             to_planes=from_rgb,
             on_warning=self._on_warning,
         )

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlfn_pipe.errors import EngineError
+from rlfn_pipe.files import cache_folder
 from rlfn_pipe.models.fuse import Grid, build_inference
-from rlfn_pipe.models.official import cache_folder
 
 if TYPE_CHECKING:
     from rlfn_pipe.models.rlfn import RLFN
@@ -33,7 +33,7 @@ class CompiledNetwork:
 
     def __init__(self, spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool = False) -> None:
         # Read when the compiler first runs; the user's own choice wins.
-        os.environ.setdefault(_CACHE, str(cache_folder().parent / "compiled"))
+        os.environ.setdefault(_CACHE, str(cache_folder("compiled")))
         self._net = build_inference(spec, module, dtype, edge_fp32=edge_fp32)
         self._run = self._compiled()
         self._seen: set[tuple[tuple[int, ...], bool]] = set()

@@ -87,26 +87,21 @@ class InferenceBlock(nn.Module):
         y = F.leaky_relu_(self.c1(x), SLOPE)
         y = F.leaky_relu_(self.c2(y), SLOPE)
         y = F.leaky_relu_(self.c3(y), SLOPE).add_(x)
-        attention = self.widen(attention_of(self, y, grid)).sigmoid_()
+        small = self.convolved(F.max_pool2d(self.reduce(y), 7, 3), grid)
+        attention = self.widen(self.direct(y).add_(_stretch(small, y, grid))).sigmoid_()
         result: torch.Tensor = self.c5(y)
         return result.mul_(attention)
 
+    def convolved(self, small: torch.Tensor, grid: Grid | None) -> torch.Tensor:
+        """ESA's 3x3 convolution of its small map (N, f, h3, w3).
 
-def attention_of(block: InferenceBlock, y: torch.Tensor, grid: Grid | None) -> torch.Tensor:
-    """ESA up to its last convolution: (N, f, h, w) of a block's sum (N, C, h, w)."""
-    small = _padded(F.max_pool2d(block.reduce(y), 7, 3), grid)
-    small = F.conv2d(small, block.small.weight, block.small.bias, padding=0 if grid else 1)
-    result: torch.Tensor = block.direct(y)
-    return result.add_(_stretch(small, y, grid))
-
-
-def _padded(small: torch.Tensor, grid: Grid | None) -> torch.Tensor:
-    """The small map with the border that its 3x3 convolution reads.
-
-    At a frame's edge that is zeros, as in the network. At a tile's inner edge the frame's map goes on, and
-    its outermost cell is a far better guess than zero (docs/performance.md has the difference).
-    """
-    return small if grid is None else F.pad(small, (1, 1, 1, 1), mode="replicate").mul_(grid[2])
+        At a frame's edge zeros lie around the map, as in the network. At a tile's inner edge the frame's map goes on,
+        and its outermost cell is a far better guess than zero (docs/performance.md has the difference).
+        """
+        weight, bias = self.small.weight, self.small.bias
+        if grid is None:
+            return F.conv2d(small, weight, bias, padding=1)
+        return F.conv2d(F.pad(small, (1, 1, 1, 1), mode="replicate").mul_(grid[2]), weight, bias)
 
 
 def _stretch(small: torch.Tensor, like: torch.Tensor, grid: Grid | None) -> torch.Tensor:
@@ -145,12 +140,12 @@ class InferenceNet(nn.Module):
     0 beyond the frame's edges.
     """
 
-    def __init__(self, spec: ModelSpec, module: RLFN, block: type[InferenceBlock] = InferenceBlock) -> None:
+    def __init__(self, spec: ModelSpec, module: RLFN) -> None:
         super().__init__()
         self.scale = spec.scale
         self.prescale = prescale(spec)
         self.head = folded_head(spec, module)
-        self.blocks = nn.ModuleList(block(each) for each in module.blocks())
+        self.blocks = nn.ModuleList(InferenceBlock(block) for block in module.blocks())
         self.body = _copied(module.conv_2)
         self.tail = folded_tail(spec, module)
         self.centre: nn.Parameter | None = None
@@ -166,10 +161,6 @@ class InferenceNet(nn.Module):
         y = shallow
         for block in self.blocks:
             y = block(y, grid)
-        return self._picture(y, shallow)
-
-    def _picture(self, y: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
-        """What follows the blocks: their sum with what the first layer gave, and the enlarged image."""
         y = self.body(y).add_(shallow)
         image = self.tail(y.to(self.tail.weight.dtype))
         if self.centre is not None:
@@ -183,17 +174,16 @@ def build_inference(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
     edge_fp32: bool = False,
-    block: type[InferenceBlock] = InferenceBlock,
     form: type[InferenceNet] = InferenceNet,
 ) -> InferenceNet:
     """A copy of `module` (an RLFN of `spec`) in inference form; `module` is left as it is.
 
     Folding is done in float64, then rounded to `dtype` once. `edge_fp32` keeps the first and the last
     convolution in float32, for sources and targets above 8 bit: bf16 holds 8 significant bits.
-    `form` and `block` may be subclasses that compute the same in another way.
+    `form` may be a subclass that computes the same in another way.
     """
     with torch.no_grad():
-        net = form(spec, module, block).eval()
+        net = form(spec, module).eval()
         head, tail = net.head, net.tail
         net.head, net.tail = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
         net.to(dtype=dtype)
@@ -213,24 +203,23 @@ def build_inference(
 def for_device(
     spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool, device: torch.device | str
 ) -> InferenceNet:
-    """The inference form for a device that is not the CPU: in Triton's kernels where they work."""
-    from rlfn_pipe.models.fused import fused_or
+    """The inference form for a device that is not the CPU: by kernels of our own where they work."""
+    from rlfn_pipe.models.cuda.trial import kernels_or
 
     plain = build_inference(spec, module, dtype, edge_fp32=edge_fp32).to(device)
-    return fused_or(
-        plain,
-        lambda form, block: build_inference(spec, module, dtype, edge_fp32=edge_fp32, form=form, block=block),
+    return kernels_or(
+        plain, lambda form: build_inference(spec, module, dtype, edge_fp32=edge_fp32, form=form)
     )
 
 
 def form_on(device: torch.device, precision: str) -> str:
     """The form that networks in `precision` have on a device, for what depends on their last bits."""
-    from rlfn_pipe.models.fused import kernels_wanted
+    from rlfn_pipe.models.cuda.trial import wanted
     from rlfn_pipe.models.native.library import cpu_form
 
     if device.type == "cpu":
         return cpu_form(precision)
-    return "kernels" if precision == "fp16" and kernels_wanted(device) else "operators"
+    return "cuda" if precision == "fp16" and wanted(device) else "operators"
 
 
 class InferenceFactory:

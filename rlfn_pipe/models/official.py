@@ -7,7 +7,6 @@ they can be used by name (`official-rlfn`, ...). Values are 0..255 at both ends.
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlfn_pipe.errors import OutputError, UsageError, WeightsError
-from rlfn_pipe.files import atomic_path
+from rlfn_pipe.files import atomic_path, cache_folder
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.types import ModelSpec
 
@@ -83,18 +82,9 @@ OFFICIAL = (
 )  # fmt: skip
 
 
-def cache_folder() -> Path:
-    """Where fetched files are kept: `RLFN_PIPE_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get("RLFN_PIPE_CACHE")
-    if chosen:
-        return Path(chosen) / "weights"
-    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
-    return (Path(base) if base else Path.home() / ".cache") / "rlfn-pipe" / "weights"
-
-
 def official_path(file: OfficialFile) -> Path:
     """Where `file` is, or will be, once fetched."""
-    return cache_folder() / file.file
+    return cache_folder("weights") / file.file
 
 
 def choose(name: str) -> list[OfficialFile]:

@@ -1,31 +1,37 @@
-"""Results to planes by the compiled part on the CPU, where it is used: one pass instead of some forty."""
+"""Samples to RGB and results to samples, one pass each: on the CPU by the compiled part, on NVIDIA GPUs by kernels."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.models.fused import TRIED, kernels_wanted, near_or_warn, on
+from rlfn_pipe.models.cuda import pictures
+from rlfn_pipe.models.cuda.library import Maker
+from rlfn_pipe.models.cuda.trial import TRIED, maker_on, near_or_warn, on
 from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
-from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo
+from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo, Frame
 
-__all__ = ["from_rgb"]
+__all__ = ["from_rgb", "to_rgb"]
+
+#: Layouts that have kernels.
+_YUV = ("420", "422", "440", "444")
 
 
 def from_rgb(
     rgb: torch.Tensor, colour: ColourInfo, *, neutral: bool = False, excess: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """As `rlfn_pipe.engine.colour.from_rgb`, which it calls for all that the compiled part does not do.
+    """As `rlfn_pipe.engine.colour.from_rgb`, which it calls for all that neither the compiled part nor kernels do.
 
     Code values may differ by one where a value lies between two, since sums are rounded in another order.
     """
-    chroma = colour.subsampling in ("420", "422", "440", "444") and not neutral
-    if chroma and kernels_wanted(rgb.device) and _kernels_work(rgb.device):
-        return by_kernels(conversions.add_excess(rgb, excess), colour)
+    chroma = colour.subsampling in _YUV and not neutral
+    if chroma and (maker := maker_on(rgb.device)) and _down_works(rgb.device):
+        return by_maker(maker, rgb, colour, excess)
     found = any_library()
     if found is None or rgb.device.type != "cpu" or not chroma:
         return conversions.from_rgb(rgb, colour, neutral=neutral, excess=excess)
@@ -61,34 +67,90 @@ def from_rgb(
     return planes
 
 
-def by_kernels(rgb: torch.Tensor, colour: ColourInfo) -> list[torch.Tensor]:
-    """As `from_rgb` for a layout with chroma, by Triton's kernels; see `rlfn_pipe.models.kernels`."""
-    from rlfn_pipe.models import kernels
+def to_rgb(frame: Frame, device: torch.device) -> torch.Tensor:
+    """As `rlfn_pipe.engine.colour.to_rgb`, which it calls for all but YUV on a GPU with kernels for it."""
+    if frame.colour.subsampling in _YUV and (maker := maker_on(device)) and _up_works(device):
+        return rgb_by(maker, frame, device)
+    return conversions.to_rgb(frame, device)
 
+
+def rgb_by(maker: Maker, frame: Frame, device: torch.device) -> torch.Tensor:
+    """As `to_rgb` for a layout with chroma, by kernels of that maker."""
+    conversions.check_planes(frame)
+    colour, white = frame.colour, conversions.WHITE
+    black, span, zero, chroma_span = conversions.levels(colour)
+    kr, kg, kb = conversions.luma_weights(colour)
+    along = conversions.interpolation(colour.chroma_location != "centre")
+    down = conversions.interpolation(colour.chroma_location == "topleft")
+    samples = [conversions.sent(plane, device) for plane in frame.planes[:3]]
+    with on(device):
+        return pictures.rgb(
+            maker,
+            samples,
+            (black, white / span, zero, white / chroma_span),
+            (
+                2.0 * (1.0 - kr),
+                -2.0 * (1.0 - kb) * kb / kg,
+                -2.0 * (1.0 - kr) * kr / kg,
+                2.0 * (1.0 - kb),
+            ),
+            along if colour.subsampling in ("420", "422") else None,
+            down if colour.subsampling in ("420", "440") else None,
+        )
+
+
+def by_maker(
+    maker: Maker, rgb: torch.Tensor, colour: ColourInfo, excess: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """As `from_rgb` for a layout with chroma, by kernels of that maker."""
     numbers = _Numbers.of(colour)
     with on(rgb.device):
-        return kernels.planes(
-            rgb, numbers.luma, numbers.gains, numbers.offsets, colour.bit_depth, numbers.along, numbers.down
-        )
+        return pictures.planes(
+            maker, rgb, numbers.luma, numbers.gains, numbers.offsets, colour.bit_depth, numbers.along, numbers.down,
+            excess,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=8)
-def _kernels_work(device: torch.device) -> bool:
-    """Whether Triton's kernels make planes as the engine does, tried once."""
+def _down_works(device: torch.device) -> bool:
+    """Whether kernels make planes as the engine does, tried once."""
+    maker = maker_on(device)
+    assert maker is not None
     layout = ColourInfo(MATRIX_BT709, range=RANGE_LIMITED)
-    roads = [by_kernels, conversions.from_rgb]
     for _, height, width in TRIED:
         rgb = (255.0 * torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))).to(device)
+        roads = [
+            lambda rgb=rgb: by_maker(maker, rgb, layout),
+            lambda rgb=rgb: conversions.from_rgb(rgb.clone(), layout),
+        ]
+        one, other = (lambda road=road: torch.cat([p.flatten() for p in road()]) for road in roads)
+        if not near_or_warn(one, other, device):
+            return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def _up_works(device: torch.device) -> bool:
+    """Whether kernels make RGB as the engine does, tried once."""
+    maker = maker_on(device)
+    assert maker is not None
+    layout = ColourInfo(MATRIX_BT709, range=RANGE_LIMITED)
+    random = np.random.default_rng(0)
+    for _, height, width in TRIED:
+        small = conversions.chroma_size(height, width, layout.subsampling)
+        planes = tuple(random.integers(16, 235, size, np.uint8) for size in ((height, width), small, small))
+        frame = Frame(planes, layout)
         one, other = (
-            lambda road=road, rgb=rgb: torch.cat([p.flatten() for p in road(rgb, layout)]) for road in roads
+            lambda frame=frame: rgb_by(maker, frame, device),
+            lambda frame=frame: conversions.to_rgb(frame, device),
         )
-        if not near_or_warn(one, other):
+        if not near_or_warn(one, other, device):
             return False
     return True
 
 
 class _Numbers(NamedTuple):
-    """What a layout's planes are made with; fields as the arguments of `rlfn_pipe.models.kernels.planes`."""
+    """What a layout's planes are made with; fields as the arguments of `rlfn_pipe.models.cuda.pictures.planes`."""
 
     luma: tuple[float, float, float]
     gains: tuple[float, float, float]

@@ -1,0 +1,81 @@
+"""Kernels are used where they are wanted, can be had, and give on the device at hand what PyTorch's operators give."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
+
+import torch
+
+from rlfn_pipe.models.cuda.library import Maker, gpu, why_not
+from rlfn_pipe.models.cuda.network import ESA, KernelNet
+from rlfn_pipe.models.fuse import InferenceBlock, InferenceNet
+
+__all__ = ["TRIED", "WISH", "kernels_or", "maker_on", "near_or_warn", "on", "wanted"]
+
+#: Environment variable; "off" keeps the kernels off.
+WISH = "RLFN_PIPE_KERNELS"
+#: Root mean square of what two roads in fp16 may differ by, in code values of 8 bit; it is 0.1 where all is well.
+_NEAR = 1.0
+#: Of a network that the kernels hold in shared memory.
+_MOST_CHANNELS = 64
+#: Pictures, rows and columns that kernels are tried on.
+TRIED = ((1, 24, 36), (2, 33, 47))
+
+
+def wanted(device: torch.device) -> bool:
+    """Whether kernels can be tried on `device`: they can be had, and nobody said no."""
+    return device.type == "cuda" and os.environ.get(WISH) != "off" and why_not(device)[0] is None
+
+
+def maker_on(device: torch.device) -> Maker | None:
+    """Where kernels for `device` come from, if they are `wanted`."""
+    return gpu(device) if wanted(device) else None
+
+
+def kernels_or(plain: InferenceNet, build: Callable[[type[InferenceNet]], InferenceNet]) -> InferenceNet:
+    """`plain`, or what `build` makes of the same network, by kernels, where these work on its device."""
+    weight = plain.body.weight
+    maker = maker_on(weight.device)
+    if weight.dtype != torch.float16 or maker is None or not _fits(plain):
+        return plain
+    made = cast(KernelNet, build(KernelNet).to(weight.device))
+    made.maker = maker
+    for count, height, width in TRIED:
+        picture = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+        picture = picture.mul_(128.0).add_(64.0).to(weight.device)
+        if not near_or_warn(lambda x=picture: made(x), lambda x=picture: plain(x), weight.device):  # type: ignore[misc]
+            return plain
+    return made
+
+
+def _fits(net: InferenceNet) -> bool:
+    """Whether the kernels are written for a network of these sizes."""
+    blocks = [cast(InferenceBlock, block) for block in net.blocks]
+    most = max(max(block.c1.in_channels, block.c1.out_channels) for block in blocks)
+    return net.scale <= 4 and most <= _MOST_CHANNELS and all(b.direct.out_channels == ESA for b in blocks)
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Where kernels have to be called: they go to the current device, whatever their tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@torch.inference_mode()
+def near_or_warn(
+    one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor], device: torch.device
+) -> bool:
+    """Whether kernels (`one`) give what PyTorch's operators give, within rounding. A warning says why not."""
+    wanted = other().float()
+    try:
+        with on(device):
+            off = float((one().float() - wanted).square().mean().sqrt())
+        reason, good = f"they are {off:.3g} code values off", off < _NEAR
+    except Exception as error:  # whatever CUDA's libraries may raise: there is another road
+        reason, good = f"{type(error).__name__}: {error}".splitlines()[0], False
+    if not good:
+        warnings.warn(f"the kernels for CUDA are not used, {reason}", RuntimeWarning, stacklevel=2)
+    return good
