@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlfn_pipe.engine import transfer
 from rlfn_pipe.engine.device import is_out_of_memory, resolve_device, resolve_precision
 from rlfn_pipe.engine.limits import PATIENCE, Limits
 from rlfn_pipe.engine.network import Grid
@@ -759,3 +760,23 @@ def test_large_buffers_suit_the_allocator(wish: str) -> None:
     assert found[0] == ("huge pages" if wish == "1" and possible else "kept")
     held, left = int(found[1]), int(found[2])
     assert held >= 60 and (left < 10 if found[0] == "huge pages" else left >= 60)
+
+
+def test_tensors_that_lie_together_travel_as_one() -> None:
+    flat = torch.arange(40, dtype=torch.int16)
+    parts = transfer.apart(flat, [(4, 5), (2, 6), (8,)])
+    assert [tuple(part.shape) for part in parts] == [(4, 5), (2, 6), (8,)]
+    one = transfer.together(parts)
+    assert one is not None and torch.equal(one, flat) and one.data_ptr() == flat.data_ptr()
+    assert torch.equal(transfer.together(parts[1:]), flat[20:])
+    for others in (
+        [parts[0], parts[2]],
+        [parts[1], parts[0]],
+        [parts[0].T, parts[1]],
+        [parts[0], torch.arange(12, dtype=torch.int16).view(2, 6)],
+        [flat[:10].view(torch.uint8), flat[10:]],
+    ):
+        assert transfer.together(others) is None
+    arrays = [np.arange(6, dtype=np.uint8).reshape(2, 3)[:, ::2], np.ones((3, 1), np.uint8)]
+    sent = transfer.send_together(arrays, torch.device("cpu"))
+    assert all(np.array_equal(tensor.numpy(), array) for tensor, array in zip(sent, arrays, strict=True))

@@ -12,13 +12,14 @@ clamped; odd sizes have their chroma rounded up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from rlfn_pipe.engine.transfer import send
+from rlfn_pipe.engine.transfer import send_together
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.types import (
     MATRIX_BT470BG,
@@ -83,17 +84,16 @@ def upload(plane: np.ndarray, device: torch.device) -> torch.Tensor:
 
     16-bit samples travel as int16 bits, since few devices convert unsigned 16-bit integers.
     """
-    values = sent(plane, device)
+    (values,) = sent([plane], device)
     if plane.dtype == np.uint8:
         return values.to(torch.float32)
     return values.to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
 
 
-def sent(plane: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy of a uint8 or uint16 plane on the device: uint8, or the bits of uint16 as int16."""
-    return send(
-        plane if plane.dtype == np.uint8 else plane.astype(np.uint16, copy=False).view(np.int16), device
-    )
+def sent(planes: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Copies of uint8 or uint16 planes on the device: uint8, or the bits of uint16 as int16."""
+    bits = [p if p.dtype == np.uint8 else p.astype(np.uint16, copy=False).view(np.int16) for p in planes]
+    return send_together(bits, device)
 
 
 def quantise(values: torch.Tensor, bit_depth: int) -> torch.Tensor:

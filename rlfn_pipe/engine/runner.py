@@ -138,7 +138,10 @@ class Engine:
         self.to_rgb, self.to_planes = to_rgb, to_planes
         self._warn = on_warning or (lambda message: None)
         self._networks: dict[tuple[torch.dtype, bool], Network] = {}
-        self._remembering: dict[tuple[torch.dtype, bool], Remembering] = {}
+        #: What networks are, asked once each: Python takes long to look for a protocol's parts.
+        self._beside: dict[tuple[torch.dtype, bool], SideBySide | None] = {}
+        self._remembering: dict[tuple[torch.dtype, bool], Remembering | None] = {}
+        self._pixel_bytes: float | None = None
         self._building = threading.RLock()
         self._limits, self._share = Limits(), 1.0
         #: Whether overflow is looked for when a frame is closed, instead of after each batch.
@@ -185,13 +188,18 @@ class Engine:
 
     def _bytes_per_pixel(self) -> float:
         """Peak bytes for a low-resolution pixel, result included (measured: docs/performance.md)."""
+        if self._pixel_bytes is None:
+            self._pixel_bytes = self._reckoned_bytes()
+        return self._pixel_bytes
+
+    def _reckoned_bytes(self) -> float:
         samples = 3.0 * self.scale**2
         size = self._dtype.itemsize
         width = max(self.spec.channels, self.spec.mid_channels)
         if self.device.type != "cpu":
             return 5.0 * width * size + samples * (2 * size + 4)
-        network = self._network(self._dtype, False)
-        if isinstance(network, SideBySide):
+        network = self._side_by_side(False)
+        if network is not None:
             # The picture and what lies around it, the result and its planes.
             return network.pixel_bytes + 24.0 + 5.0 * samples
         # The first layer's output, two blocks' sums and ESA's maps; all else lasts for a few rows.
@@ -240,7 +248,7 @@ class Engine:
             return 1
         together = self._bytes_per_pixel() * height * width * self.threads
         fits = together + CPU_STRIPS <= self._room
-        return self.threads if fits and isinstance(self._network(self._dtype, edge_fp32), SideBySide) else 1
+        return self.threads if fits and self._side_by_side(edge_fp32) is not None else 1
 
     def keeps_layers(self, height: int, width: int, edge_fp32: bool) -> bool:
         """Whether the network can keep a whole frame's layers, for a next one that is like it in places."""
@@ -287,7 +295,7 @@ class Engine:
         if self.device.type == "cuda":
             # Triton's kernels go to the current one, whatever their tensors are on.
             return torch.cuda.device(self.device)
-        if isinstance(self._network(self._dtype, edge_fp32), SideBySide):
+        if self._side_by_side(edge_fp32) is not None:
             return only_compiled(self.threads)
         torch.set_num_threads(self.threads)
         return nullcontext()
@@ -374,8 +382,14 @@ class Engine:
         key = (dtype, edge_fp32 and dtype != torch.float32)
         with self._building:
             if key not in self._networks:
-                self._networks[key] = self._factory(*key).to(self.device)
+                self._networks[key] = made = self._factory(*key).to(self.device)
+                self._beside[key] = made if isinstance(made, SideBySide) else None
             return self._networks[key]
+
+    def _side_by_side(self, edge_fp32: bool) -> SideBySide | None:
+        """The network in the engine's number format, where frames can be computed beside one another by it."""
+        self._network(self._dtype, edge_fp32)
+        return self._beside[self._dtype, edge_fp32 and self._dtype != torch.float32]
 
     def _remembering_network(self, dtype: torch.dtype, edge_fp32: bool) -> Remembering | None:
         """The network with a memory of the last frame, where it can be had so."""
@@ -383,14 +397,15 @@ class Engine:
         with self._building:
             if key not in self._remembering:
                 network = self._network(*key)
-                if not isinstance(network, Memorable):
-                    return None
-                self._remembering[key] = network.remembering(min(LAYERS, self._budget))
+                found = (
+                    network.remembering(min(LAYERS, self._budget)) if isinstance(network, Memorable) else None
+                )
+                self._remembering[key] = found
             return self._remembering[key]
 
     def forget(self) -> bool:
         """Hand back what networks keep of the last frame. False when nothing was kept."""
-        kept = [network.forget() for network in self._remembering.values()]
+        kept = [network.forget() for network in self._remembering.values() if network is not None]
         return any(kept)
 
     @property

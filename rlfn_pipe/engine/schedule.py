@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -254,7 +253,7 @@ class Run:
                 job.frame, job.target, job.tiles, len(job.pictures), keep=steady
             )
         job.waiting = None if job.answers is None else [a for answers in job.answers for a in answers]
-        key = replace(key_of(job.tiles[0], job.frame, job.target), remember=job.remember)
+        key = key_of(job.tiles[0], job.frame, job.target, job.remember)
         for number, picture in enumerate(job.pictures):
             answers: Sequence[Answer | None] = [None] * len(job.tiles)
             if job.answers is None:

@@ -6,13 +6,14 @@ has an engine for each, beside that for kernels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-__all__ = ["AHEAD", "Arrival", "fetch", "frames_ahead", "send"]
+__all__ = ["AHEAD", "Arrival", "apart", "fetch", "frames_ahead", "send", "send_together", "together"]
 
 #: Frames that may be on their way to the host while the device computes the next ones.
 AHEAD = 2
@@ -25,10 +26,16 @@ def frames_ahead(device: torch.device) -> int:
 
 def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A copy of an array on the device, of any type that PyTorch has."""
+    return send_together([array], device)[0]
+
+
+def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Copies of arrays of one type on the device; they travel as one."""
     if device.type != "cuda":
-        return torch.from_numpy(np.array(array, order="C")).to(device)
-    pinned = torch.empty(array.shape, dtype=_dtype(array), pin_memory=True)
-    np.copyto(pinned.numpy(), array)
+        return [torch.from_numpy(np.array(array, order="C")).to(device) for array in arrays]
+    pinned = torch.empty(sum(array.size for array in arrays), dtype=_dtype(arrays[0]), pin_memory=True)
+    for part, array in zip(apart(pinned, [array.shape for array in arrays]), arrays, strict=True):
+        np.copyto(part.numpy(), array)
     up, _ = _streams(device)
     with torch.cuda.stream(up):
         values = pinned.to(device, non_blocking=True)
@@ -36,7 +43,26 @@ def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     current.wait_stream(up)
     # The allocator knows of the stream only on which the memory was taken.
     values.record_stream(current)
-    return values
+    return apart(values, [array.shape for array in arrays])
+
+
+def apart(flat: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """Views of `flat`, one behind the other."""
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def together(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The one flat tensor that `tensors` are views of, as `apart` makes them; None where they are not."""
+    end = tensors[0].data_ptr()
+    for tensor in tensors:
+        if tensor.dtype != tensors[0].dtype or not tensor.is_contiguous() or tensor.data_ptr() != end:
+            return None
+        end += tensor.nbytes
+    first = tensors[0]
+    if first.untyped_storage().data_ptr() + first.untyped_storage().nbytes() < end:
+        return None
+    return first.as_strided((sum(tensor.numel() for tensor in tensors),), (1,))
 
 
 class Arrival:
@@ -55,18 +81,23 @@ class Arrival:
 
 
 def fetch(tensors: Sequence[torch.Tensor]) -> Arrival:
-    """Bring tensors of one device to the host. Those of the CPU are passed on as they are."""
+    """Bring tensors of one device to the host, as one where they lie together.
+
+    Those of the CPU are passed on as they are.
+    """
     device = tensors[0].device
     if device.type != "cuda":
         return Arrival(list(tensors), None)
     _, down = _streams(device)
     down.wait_stream(torch.cuda.current_stream(device))
-    for tensor in tensors:
+    one = together(tensors)
+    leaving = list(tensors) if one is None else [one]
+    for tensor in leaving:
         tensor.record_stream(down)
     with torch.cuda.stream(down):
-        copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in leaving]
         landed = torch.cuda.current_stream(device).record_event()
-    return Arrival(copies, landed)
+    return Arrival(copies if one is None else apart(copies[0], [t.shape for t in tensors]), landed)
 
 
 @lru_cache(maxsize=8)

@@ -57,6 +57,11 @@ class Job:
     planes: Arrival | None = None
     doubts: int = 0
     mends: int = 0
+    #: Low-resolution pixels that are computed for it.
+    pixels: int = 0
+
+    def __post_init__(self) -> None:
+        self.pixels = self.frame.width * self.frame.height * max(1, len(self.pictures))
 
     @property
     def settled(self) -> bool:
@@ -79,10 +84,6 @@ class Job:
         while self.waiting and self.waiting[-1].part is not None:
             self.waiting.pop()
         return not self.waiting
-
-    @property
-    def pixels(self) -> int:
-        return sum(picture.pixels for picture in self.pictures) or self.frame.width * self.frame.height
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,9 +116,10 @@ def depth_of(frame: Frame, target: Target) -> int:
     return max(frame.colour.bit_depth, target.colour.bit_depth)
 
 
-def key_of(tile: Tile, frame: Frame, target: Target) -> Key:
+def key_of(tile: Tile, frame: Frame, target: Target, remember: bool = False) -> Key:
     """All tiles of a frame have one size; a frame of a video has a time."""
-    return Key(tile.y.size, tile.x.size, tile.whole, depth_of(frame, target) > 8, frame.pts is not None)
+    edge_fp32 = depth_of(frame, target) > 8
+    return Key(tile.y.size, tile.x.size, tile.whole, edge_fp32, frame.pts is not None, remember)
 
 
 def like(done: Job, frame: Frame) -> Frame:

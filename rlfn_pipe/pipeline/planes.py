@@ -82,7 +82,7 @@ def rgb_by(maker: Maker, frame: Frame, device: torch.device) -> torch.Tensor:
     kr, kg, kb = conversions.luma_weights(colour)
     along = conversions.interpolation(colour.chroma_location != "centre")
     down = conversions.interpolation(colour.chroma_location == "topleft")
-    samples = [conversions.sent(plane, device) for plane in frame.planes[:3]]
+    samples = conversions.sent(frame.planes[:3], device)
     with on(device):
         return pictures.rgb(
             maker,

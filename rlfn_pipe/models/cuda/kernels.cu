@@ -505,7 +505,7 @@ DEVICE float around(const float* excess, int row, int column, int rows, int colu
            lower * ((1 - right) * excess[below * columns + left] + right * excess[below * columns + beside]);
 }
 
-KERNEL __launch_bounds__(256) planes(const float* rgb, int plane, int pitch, const float* excess, const int* any,
+KERNEL __launch_bounds__(256) planes(const float* rgb, int plane, int pitch, const float* excess, const u8* any,
                                      const float* numbers, SAMPLE* luma, SAMPLE* cb, SAMPLE* cr, int height, int width) {
     __shared__ float blues[REGION_Y][REGION_X], reds[REGION_Y][REGION_X], wide[2][REGION_Y][FEWER];
     const float *along = numbers + 9, *down = numbers + 17;

@@ -77,15 +77,16 @@ def planes(
     step_x, step_y = (2 if len(taps) > 1 else 1 for taps in (along, down))
     columns, rows = -(-width // step_x), -(-height // step_y)
     dtype = torch.uint8 if bit_depth == 8 else torch.int16
-    made = [
-        picture.new_empty(size, dtype=dtype) for size in ((height, width), (rows, columns), (rows, columns))
-    ]
+    # They lie together, so that they can travel together.
+    flat = picture.new_empty(height * width + 2 * rows * columns, dtype=dtype)
+    parts = torch.split(flat, [height * width, rows * columns, rows * columns])
+    made = [part.view(-1, side) for part, side in zip(parts, (width, columns, columns), strict=True)]
     scale, there = 1, None
     if excess is not None:
         excess = excess.contiguous()
         scale = height // excess.shape[-2]
         # Nobody waits to know whether there is any: it is next to never there.
-        there = (excess != 0).any().to(torch.int32)
+        there = excess.any()
     kernel = maker.kernel(
         "planes",
         {
