@@ -35,6 +35,7 @@ LAYERS = ("", "media", "models", "engine", "pipeline", "jobs", "training", "eval
 MAP = re.compile(r"(<!-- file map: made by docs/make.py -->\n).*?(<!-- end of the file map -->)", re.S)
 #: What is no module.
 OTHER_FILES = {
+    "rlfn_pipe/models/cuda/kernels.cu": "The kernels themselves: convolutions, ESA, a block's end, pictures.",
     "rlfn_pipe/models/native/*.cpp, *.hpp": "The compiled network: vectors, products, transforms, passes, changes, threads.",
     "presets/": "Presets of `upscale`; in `training/` the recipes.",
     "weights/": "The weights that ship, with `index.toml`: checksums, how trained, measured PSNR.",
