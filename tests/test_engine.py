@@ -307,7 +307,7 @@ OUT_OF_MEMORY: list[Callable[[], BaseException]] = [
     cpu_allocator_error,
     MemoryError,
     lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    lambda: RuntimeError("Triton Error [CUDA]: out of memory"),
+    lambda: RuntimeError("CUDA: CUDA_ERROR_OUT_OF_MEMORY"),
     lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 

@@ -21,8 +21,8 @@ _ALLOCATOR_MESSAGES = (
     "MPS backend out of memory",
     # Of pinned memory.
     "CUDA error: out of memory",
-    # Of a kernel's first call, and of the libraries' own workspaces.
-    "Triton Error [CUDA]: out of memory",
+    # Of a kernel as it is loaded or started, and of the libraries' own workspaces.
+    "CUDA_ERROR_OUT_OF_MEMORY",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )

@@ -293,7 +293,7 @@ class Engine:
     def _threads(self, edge_fp32: bool) -> AbstractContextManager[None]:
         """The threads, or the device, that the network and operators around it take in the calling thread."""
         if self.device.type == "cuda":
-            # Triton's kernels go to the current one, whatever their tensors are on.
+            # Kernels go to the current one, whatever their tensors are on.
             return torch.cuda.device(self.device)
         if self._side_by_side(edge_fp32) is not None:
             return only_compiled(self.threads)
