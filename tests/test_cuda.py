@@ -56,6 +56,7 @@ def test_convolutions(
     tmp_path: Path, maker: Emulated, inputs: int, outputs: int, how: dict[str, int], shared: int
 ) -> None:
     generator = torch.Generator().manual_seed(inputs)
+    how = dict(how)
     stride, scale = how.pop("stride", 1), how.get("scale", 0)
     conv = torch.nn.Conv2d(inputs, outputs, 3, stride, 0 if stride == 2 else 1).half()
     made = Convolution(Emulated(maker.folder, shared), conv, **how)
@@ -151,8 +152,7 @@ def test_they_are_used_where_they_give_what_pytorch_gives(
     """As on a GPU, but on the CPU: right kernels, wrong ones, and such that do not compile."""
     monkeypatch.setattr(trial, "maker_on", lambda device: maker)
     monkeypatch.setattr(trial, "TRIED", ((1, 15, 16),))
-    monkeypatch.setattr(planes, "TRIED", ((1, 15, 16),))
-    monkeypatch.setattr(planes, "maker_on", lambda device: maker)
+    monkeypatch.setattr(planes, "_maker_on", lambda device: maker)
     spec = replace(architecture("rlfn-ntire", 4), blocks=1)
     torch.manual_seed(5)
     module = RLFN(spec).eval().requires_grad_(False)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.models.cuda import pictures
-from rlfn_pipe.models.cuda.library import Maker
-from rlfn_pipe.models.cuda.trial import TRIED, maker_on, near_or_warn, on
 from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo, Frame
+
+if TYPE_CHECKING:
+    from rlfn_pipe.models.cuda.library import Maker
 
 __all__ = ["from_rgb", "to_rgb"]
 
@@ -30,7 +30,7 @@ def from_rgb(
     Code values may differ by one where a value lies between two, since sums are rounded in another order.
     """
     chroma = colour.subsampling in _YUV and not neutral
-    if chroma and (maker := maker_on(rgb.device)) and _down_works(rgb.device):
+    if chroma and (maker := _maker_on(rgb.device)) and _down_works(rgb.device):
         return by_maker(maker, rgb, colour, excess)
     found = any_library()
     if found is None or rgb.device.type != "cpu" or not chroma:
@@ -69,13 +69,25 @@ def from_rgb(
 
 def to_rgb(frame: Frame, device: torch.device) -> torch.Tensor:
     """As `rlfn_pipe.engine.colour.to_rgb`, which it calls for all but YUV on a GPU with kernels for it."""
-    if frame.colour.subsampling in _YUV and (maker := maker_on(device)) and _up_works(device):
+    if frame.colour.subsampling in _YUV and (maker := _maker_on(device)) and _up_works(device):
         return rgb_by(maker, frame, device)
     return conversions.to_rgb(frame, device)
 
 
+def _maker_on(device: torch.device) -> Maker | None:
+    """As `rlfn_pipe.models.cuda.trial.maker_on`, which is imported only where there is a GPU."""
+    if device.type != "cuda":
+        return None
+    from rlfn_pipe.models.cuda.trial import maker_on
+
+    return maker_on(device)
+
+
 def rgb_by(maker: Maker, frame: Frame, device: torch.device) -> torch.Tensor:
     """As `to_rgb` for a layout with chroma, by kernels of that maker."""
+    from rlfn_pipe.models.cuda import pictures
+    from rlfn_pipe.models.cuda.trial import on
+
     conversions.check_planes(frame)
     colour, white = frame.colour, conversions.WHITE
     black, span, zero, chroma_span = conversions.levels(colour)
@@ -103,6 +115,9 @@ def by_maker(
     maker: Maker, rgb: torch.Tensor, colour: ColourInfo, excess: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
     """As `from_rgb` for a layout with chroma, by kernels of that maker."""
+    from rlfn_pipe.models.cuda import pictures
+    from rlfn_pipe.models.cuda.trial import on
+
     numbers = _Numbers.of(colour)
     with on(rgb.device):
         return pictures.planes(
@@ -114,7 +129,9 @@ def by_maker(
 @lru_cache(maxsize=8)
 def _down_works(device: torch.device) -> bool:
     """Whether kernels make planes as the engine does, tried once."""
-    maker = maker_on(device)
+    from rlfn_pipe.models.cuda.trial import TRIED, near_or_warn
+
+    maker = _maker_on(device)
     assert maker is not None
     layout = ColourInfo(MATRIX_BT709, range=RANGE_LIMITED)
     for _, height, width in TRIED:
@@ -132,7 +149,9 @@ def _down_works(device: torch.device) -> bool:
 @lru_cache(maxsize=8)
 def _up_works(device: torch.device) -> bool:
     """Whether kernels make RGB as the engine does, tried once."""
-    maker = maker_on(device)
+    from rlfn_pipe.models.cuda.trial import TRIED, near_or_warn
+
+    maker = _maker_on(device)
     assert maker is not None
     layout = ColourInfo(MATRIX_BT709, range=RANGE_LIMITED)
     random = np.random.default_rng(0)
