@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "rlfn_pipe"
-GROUND = {"types", "errors", "files", "options", "values", "presets", "resources", "threads"}
+GROUND = {"types", "errors", "files", "options", "values", "presets", "resources", "threads", "memory"}
 #: Layer -> what it may import of the package besides the ground and itself.
 ALLOWED: dict[str, set[str]] = {
     "media": set(),

@@ -680,6 +680,18 @@ def test_doctor_tells_whether_a_gpu_has_its_kernels(monkeypatch: pytest.MonkeyPa
         found = check()
         assert (found.status, found.advice) == ("warning", "pip install 'cuda-bindings==13.*'")
         assert "cuda-bindings is not installed" in found.detail
+        monkeypatch.delitem(sys.modules, "cuda.bindings")
+        nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+        driver = pytest.importorskip("cuda.bindings.driver")
+        compiler = nvrtc.nvrtcVersion()[1]
+        for version, words in (
+            (compiler * 1000, "used for fp16"),
+            (11080, "the driver is for CUDA 11 and the compiler of CUDA"),
+        ):
+            monkeypatch.setattr(
+                driver, "cuDriverGetVersion", lambda v=version: (driver.CUresult.CUDA_SUCCESS, v)
+            )
+            assert words in check().detail
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
         assert "compute capability 7.5, 8.0 is needed" in check().detail
         monkeypatch.setenv("RLFN_PIPE_KERNELS", "off")

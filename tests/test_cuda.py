@@ -177,21 +177,34 @@ def test_they_are_used_where_they_give_what_pytorch_gives(
     layout, rgb = ColourInfo(1, range=1), 255 * torch.rand(3, 20, 30)
     frame = Frame(tuple(plane.numpy() for plane in conversions.from_rgb(rgb.clone(), layout)), layout)
     tried = (planes._down_works, planes._up_works)
+    excess = torch.randn(3, 10, 15)
     for each in tried:
         each.cache_clear()
-    assert torch.equal(planes.to_rgb(frame, CPU), planes.rgb_by(maker, frame, CPU))
-    assert all(map(torch.equal, planes.from_rgb(rgb, layout), planes.by_maker(maker, rgb, layout)))
-    for each in tried:
-        each.cache_clear()
-    monkeypatch.setattr(pictures, "planes", fails)
-    monkeypatch.setattr(pictures, "rgb", fails)
-    with pytest.warns(RuntimeWarning, match="not used"):
-        planes.from_rgb(rgb, layout)
-    with pytest.warns(RuntimeWarning, match="not used"):
-        planes.to_rgb(frame, CPU)
-    assert not planes._down_works(CPU) and not planes._up_works(CPU), "tried once"
-    for each in tried:
-        each.cache_clear()
+    try:
+        assert torch.equal(planes.to_rgb(frame, CPU), planes.rgb_by(maker, frame, CPU))
+        for plus in (None, excess):
+            got = planes.from_rgb(rgb, layout, excess=plus)
+            assert all(map(torch.equal, got, planes.by_maker(maker, rgb, layout, plus)))
+        for each in tried:
+            each.cache_clear()
+        monkeypatch.setattr(pictures, "planes", fails)
+        monkeypatch.setattr(pictures, "rgb", fails)
+        with pytest.warns(RuntimeWarning, match="not used"):
+            planes.from_rgb(rgb, layout)
+        with pytest.warns(RuntimeWarning, match="not used"):
+            planes.to_rgb(frame, CPU)
+        assert not planes._down_works(CPU, layout, None) and not planes._up_works(CPU, layout), "tried once"
+
+        def no_room(*_: object, **__: object) -> torch.Tensor:
+            raise RuntimeError("CUDA: CUDA_ERROR_OUT_OF_MEMORY")
+
+        monkeypatch.setattr(pictures, "planes", no_room)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="OUT_OF_MEMORY"):
+                planes.from_rgb(rgb, layout, excess=excess)
+    finally:
+        for each in tried:
+            each.cache_clear()
 
 
 def test_networks_that_the_kernels_are_not_written_for_run_by_operators(
@@ -261,5 +274,9 @@ def test_they_compile_for_gpus_and_registers_suffice(
         code == library.machine_code(made[-1][1], architecture_name)
         and len(list(tmp_path.rglob("*.cubin"))) == 1
     )
-    with pytest.raises(RuntimeError, match="NVRTC: "):
+    with pytest.raises(RuntimeError, match=r"NVRTC: NVRTC_ERROR_COMPILATION: kernels.cu.* error: .*u9"):
         library.machine_code({"SAMPLES": 1, "SAMPLE": "u9", "HALF_X": 1, "HALF_Y": 1}, architecture_name)
+    # An empty log was written into Python's only blank of one byte.
+    assert library.compiled(b"__device__ int one;", [f"--gpu-architecture={architecture_name}"])[1] == ""
+    assert bytes([32]) == b"\x20"
+    assert library.architecture_for(9, 0) == "sm_90" and library.architecture_for(12, 9) == "sm_121"

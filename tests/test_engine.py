@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from rlfn_pipe.engine import transfer
-from rlfn_pipe.engine.device import is_out_of_memory, resolve_device, resolve_precision
+from rlfn_pipe.engine.device import resolve_device, resolve_precision
 from rlfn_pipe.engine.limits import PATIENCE, Limits
 from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.overflow import Doubts
@@ -31,6 +31,7 @@ from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.engine.transfer import Arrival, fetch
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.jobs.room import EngineRoom
+from rlfn_pipe.memory import is_out_of_memory
 from rlfn_pipe.models.cuda import trial
 from rlfn_pipe.models.fuse import InferenceFactory, form_on
 from rlfn_pipe.models.native.library import cpu_form

@@ -14,19 +14,6 @@ from rlfn_pipe.errors import UsageError
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_ALLOCATOR_MESSAGES = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "not enough memory: you tried to allocate",
-    "MPS backend out of memory",
-    # Of pinned memory.
-    "CUDA error: out of memory",
-    # Of a kernel as it is loaded or started, and of the libraries' own workspaces.
-    "CUDA_ERROR_OUT_OF_MEMORY",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-
 
 def _mps_available() -> bool:
     return torch.backends.mps.is_available()
@@ -154,22 +141,3 @@ def _huge_pages() -> bool:
         return False
     held = [torch.empty(size << 20, dtype=torch.uint8) for size in (4, 5, 6, 7)]
     return all(buffer.data_ptr() % mmap.PAGESIZE == 0 for buffer in held)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the exceptions by which PyTorch and Python report exhausted memory.
-
-    Accelerators raise `torch.OutOfMemoryError`; the CPU allocator, and CUDA itself, raise a RuntimeError, known
-    by its own wording, which is matched exactly rather than by any mention of a device.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATOR_MESSAGES)
-
-
-def release_cached(device: torch.device) -> None:
-    """Hand cached blocks of the allocator back before trying again with less."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()

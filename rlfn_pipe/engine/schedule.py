@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from rlfn_pipe.engine.batching import Buckets
-from rlfn_pipe.engine.device import is_out_of_memory, release_cached
 from rlfn_pipe.engine.ends import opened, output_of, planes_of
 from rlfn_pipe.engine.hold import Hold
 from rlfn_pipe.engine.lanes import Lanes, Lone
@@ -19,6 +18,7 @@ from rlfn_pipe.engine.tiling import Tile, plan
 from rlfn_pipe.engine.transfer import fetch
 from rlfn_pipe.engine.work import Job, Key, Piece, depth_of, key_of, like
 from rlfn_pipe.errors import EngineError
+from rlfn_pipe.memory import is_out_of_memory, release_cached
 from rlfn_pipe.types import Frame, Target
 
 if TYPE_CHECKING:

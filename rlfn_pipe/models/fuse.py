@@ -214,11 +214,12 @@ def for_device(
 
 def form_on(device: torch.device, precision: str) -> str:
     """The form that networks in `precision` have on a device, for what depends on their last bits."""
-    from rlfn_pipe.models.cuda.trial import wanted
-    from rlfn_pipe.models.native.library import cpu_form
-
     if device.type == "cpu":
+        from rlfn_pipe.models.native.library import cpu_form
+
         return cpu_form(precision)
+    from rlfn_pipe.models.cuda.trial import wanted
+
     return "cuda" if precision == "fp16" and wanted(device) else "operators"
 
 

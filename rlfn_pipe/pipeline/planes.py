@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from rlfn_pipe.engine import colour as conversions
 from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
-from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo, Frame
+from rlfn_pipe.types import ColourInfo, Frame
 
 if TYPE_CHECKING:
     from rlfn_pipe.models.cuda.library import Maker
@@ -20,6 +21,8 @@ __all__ = ["from_rgb", "to_rgb"]
 
 #: Layouts that have kernels.
 _YUV = ("420", "422", "440", "444")
+#: Kernels count a plane's samples in 32 bits.
+_MOST_PIXELS = (1 << 31) - 1
 
 
 def from_rgb(
@@ -30,8 +33,10 @@ def from_rgb(
     Code values may differ by one where a value lies between two, since sums are rounded in another order.
     """
     chroma = colour.subsampling in _YUV and not neutral
-    if chroma and (maker := _maker_on(rgb.device)) and _down_works(rgb.device):
-        return by_maker(maker, rgb, colour, excess)
+    if chroma and (maker := _maker_on(rgb.device)) and rgb[0].numel() <= _MOST_PIXELS:
+        scale = None if excess is None else rgb.shape[-2] // excess.shape[-2]
+        if _down_works(rgb.device, colour, scale):
+            return by_maker(maker, rgb, colour, excess)
     found = any_library()
     if found is None or rgb.device.type != "cpu" or not chroma:
         return conversions.from_rgb(rgb, colour, neutral=neutral, excess=excess)
@@ -69,7 +74,7 @@ def from_rgb(
 
 def to_rgb(frame: Frame, device: torch.device) -> torch.Tensor:
     """As `rlfn_pipe.engine.colour.to_rgb`, which it calls for all but YUV on a GPU with kernels for it."""
-    if frame.colour.subsampling in _YUV and (maker := _maker_on(device)) and _up_works(device):
+    if frame.colour.subsampling in _YUV and (maker := _maker_on(device)) and _up_works(device, frame.colour):
         return rgb_by(maker, frame, device)
     return conversions.to_rgb(frame, device)
 
@@ -126,39 +131,49 @@ def by_maker(
         )  # fmt: skip
 
 
-@lru_cache(maxsize=8)
-def _down_works(device: torch.device) -> bool:
-    """Whether kernels make planes as the engine does, tried once."""
+@lru_cache(maxsize=64)
+def _down_works(device: torch.device, layout: ColourInfo, scale: int | None) -> bool:
+    """Whether kernels make planes of a layout as the engine does, tried once; `scale`: of an excess, or None for none."""
     from rlfn_pipe.models.cuda.trial import TRIED, near_or_warn
 
     maker = _maker_on(device)
     assert maker is not None
-    layout = ColourInfo(MATRIX_BT709, range=RANGE_LIMITED)
+    random = torch.Generator().manual_seed(0)
+    # Planes are compared in code values of 8 bit, whatever the depth.
+    unit = float(1 << (layout.bit_depth - 8))
     for _, height, width in TRIED:
-        rgb = (255.0 * torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))).to(device)
-        roads = [
-            lambda rgb=rgb: by_maker(maker, rgb, layout),
-            lambda rgb=rgb: conversions.from_rgb(rgb.clone(), layout),
-        ]
-        one, other = (lambda road=road: torch.cat([p.flatten() for p in road()]) for road in roads)
-        if not near_or_warn(one, other, device):
-            return False
+        large = 255.0 * torch.rand(3, height * (scale or 1), width * (scale or 1), generator=random)
+        some = torch.randn(3, height, width, generator=random)
+        for excess in (None,) if scale is None else (some, torch.zeros_like(some)):
+            rgb, plus = large.to(device), None if excess is None else excess.to(device)
+            roads = (
+                lambda r=rgb, p=plus: by_maker(maker, r, layout, p),
+                lambda r=rgb, p=plus: conversions.from_rgb(r.clone(), layout, excess=p),
+            )
+            one, other = (lambda road=road: _joined(road()).div_(unit) for road in roads)
+            if not near_or_warn(one, other, device):
+                return False
     return True
 
 
-@lru_cache(maxsize=8)
-def _up_works(device: torch.device) -> bool:
-    """Whether kernels make RGB as the engine does, tried once."""
+def _joined(planes: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([plane.flatten().to(torch.int32).bitwise_and_(0xFFFF) for plane in planes]).float()
+
+
+@lru_cache(maxsize=64)
+def _up_works(device: torch.device, layout: ColourInfo) -> bool:
+    """Whether kernels make RGB of a layout as the engine does, tried once."""
     from rlfn_pipe.models.cuda.trial import TRIED, near_or_warn
 
     maker = _maker_on(device)
     assert maker is not None
-    layout = ColourInfo(MATRIX_BT709, range=RANGE_LIMITED)
     random = np.random.default_rng(0)
+    dtype = np.uint8 if layout.bit_depth == 8 else np.uint16
     for _, height, width in TRIED:
         small = conversions.chroma_size(height, width, layout.subsampling)
-        planes = tuple(random.integers(16, 235, size, np.uint8) for size in ((height, width), small, small))
-        frame = Frame(planes, layout)
+        sizes = ((height, width), small, small)
+        planes = tuple(random.integers(0, 1 << layout.bit_depth, size).astype(dtype) for size in sizes)
+        frame = Frame(planes, replace(layout, alpha=False))
         one, other = (
             lambda frame=frame: rgb_by(maker, frame, device),
             lambda frame=frame: conversions.to_rgb(frame, device),

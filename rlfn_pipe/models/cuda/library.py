@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -15,7 +16,17 @@ import torch
 
 from rlfn_pipe.files import cache_folder, write_atomically
 
-__all__ = ["Argument", "Gpu", "Kernel", "Maker", "compiled", "gpu", "machine_code", "why_not"]
+__all__ = [
+    "Argument",
+    "Gpu",
+    "Kernel",
+    "Maker",
+    "architecture_for",
+    "compiled",
+    "gpu",
+    "machine_code",
+    "why_not",
+]
 
 #: Tensors are passed as addresses, None as none, numbers as int32 or float32.
 Argument = torch.Tensor | int | float | None
@@ -49,7 +60,9 @@ class Gpu:
 
         self._driver, self._device = driver, device
         properties = torch.cuda.get_device_properties(device)
-        self._architecture = f"sm_{properties.major}{properties.minor}"
+        self._architecture = architecture_for(properties.major, properties.minor)
+        #: Threads in which the device's context is known to be current.
+        self._entered = threading.local()
         self.processors: int = properties.multi_processor_count
         self.shared: int = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
         self._made: dict[tuple[str, tuple[tuple[str, object], ...]], _Loaded] = {}
@@ -66,14 +79,26 @@ class Gpu:
 
     def loaded(self, code: bytes, name: str) -> Any:
         """The function of that name in machine code, on the device that is current."""
+        self._enter()
+        module = _checked(self._driver.cuModuleLoadData(code))
+        return _checked(self._driver.cuModuleGetFunction(module, name.encode()))
+
+    def _enter(self) -> None:
+        """In a thread that has not worked on a GPU yet no context is current (pytorch/pytorch#195256): make it so."""
+        if getattr(self._entered, "yes", False):
+            return
         driver = self._driver
-        module = _checked(driver.cuModuleLoadData(code))
-        return _checked(driver.cuModuleGetFunction(module, name.encode()))
+        if not int(_checked(driver.cuCtxGetCurrent())):
+            ordinal = _checked(driver.cuDeviceGet(self._device.index))
+            context = _checked(driver.cuDevicePrimaryCtxRetain(ordinal))
+            _checked(driver.cuCtxSetCurrent(context))
+        self._entered.yes = True
 
     def start(
         self, function: Any, grid: tuple[int, int], block: int, shared: int, arguments: tuple[Argument, ...]
     ) -> None:
         """Start it on the current stream of the device."""
+        self._enter()
         values: list[object] = []
         types: list[object] = []
         for argument in arguments:
@@ -126,7 +151,8 @@ def machine_code(defines: Defines, architecture: str) -> bytes:
     """
     from cuda.bindings import nvrtc
 
-    options = [f"--gpu-architecture={architecture}", "--std=c++17"]
+    # Each variant leaves some of the primitives unused.
+    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--diag-suppress=177"]
     options += [f"-D{key}={value}" for key, value in sorted(defines.items())]
     source = _SOURCE.read_bytes()
     version = _checked(nvrtc.nvrtcVersion())
@@ -149,17 +175,30 @@ def compiled(source: bytes, options: Sequence[str]) -> tuple[bytes, str]:
     from cuda.bindings import nvrtc
 
     program = _checked(nvrtc.nvrtcCreateProgram(source, b"kernels.cu", 0, [], []))
-    encoded = [option.encode() for option in options]
-    (result,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
-    log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
-    _checked(nvrtc.nvrtcGetProgramLog(program, log))
-    words = log.decode(errors="replace").strip("\0 \n")
-    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise RuntimeError(f"NVRTC: {words}")
-    code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-    _checked(nvrtc.nvrtcGetCUBIN(program, code))
-    _checked(nvrtc.nvrtcDestroyProgram(program))
-    return code, words
+    try:
+        encoded = [option.encode() for option in options]
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+        # Written to, so never `b" " * size`: of one byte there is a single object in all of Python.
+        log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
+        _checked(nvrtc.nvrtcGetProgramLog(program, log))
+        words = log.decode(errors="replace").strip("\0 \n")
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            fault = next((line for line in words.splitlines() if "error" in line), words)
+            raise RuntimeError(f"NVRTC: {result.name}: {fault}")
+        code = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program)))
+        _checked(nvrtc.nvrtcGetCUBIN(program, code))
+        return bytes(code), words
+    finally:
+        _checked(nvrtc.nvrtcDestroyProgram(program))
+
+
+def architecture_for(major: int, minor: int) -> str:
+    """The newest architecture that the compiler knows and a GPU of this compute capability can run."""
+    from cuda.bindings import nvrtc
+
+    known = _checked(nvrtc.nvrtcGetSupportedArchs())
+    fitting = [number for number in known if number // 10 == major and number % 10 <= minor]
+    return f"sm_{max(fitting, default=10 * major + minor)}"
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:
@@ -169,12 +208,16 @@ def _checked(answer: tuple[Any, ...]) -> Any:
     return answer[1] if len(answer) == 2 else answer[1:]
 
 
-@lru_cache(maxsize=16)
 def gpu(device: torch.device) -> Gpu | None:
     """The GPU, or None where the kernels cannot run; see `why_not`."""
     if why_not(device)[0] is not None:
         return None
-    return Gpu(device if device.index is not None else torch.device("cuda", torch.cuda.current_device()))
+    return _gpu(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@lru_cache(maxsize=16)
+def _gpu(index: int) -> Gpu:
+    return Gpu(torch.device("cuda", index))
 
 
 @lru_cache(maxsize=16)
@@ -187,11 +230,13 @@ def why_not(device: torch.device) -> tuple[str | None, str]:
         return f"it has compute capability {major}.{minor}, 8.0 is needed", ""
     install = f"pip install 'cuda-bindings=={torch.version.cuda.partition('.')[0]}.*'"
     try:
-        from cuda.bindings import nvrtc
+        from cuda.bindings import driver, nvrtc
 
-        _checked(nvrtc.nvrtcVersion())
+        compiler, runs = _checked(nvrtc.nvrtcVersion())[0], _checked(driver.cuDriverGetVersion()) // 1000
     except ImportError:
         return "cuda-bindings is not installed", install
-    except RuntimeError as error:
-        return f"CUDA's compiler cannot be used ({str(error).splitlines()[0]})", install
+    except Exception as error:  # whatever looking for CUDA's libraries may raise: there is another road
+        return f"CUDA's compiler cannot be used ({f'{error}'.partition(chr(10))[0]})", install
+    if runs < compiler:
+        return f"the driver is for CUDA {runs} and the compiler of CUDA {compiler}", install
     return None, ""

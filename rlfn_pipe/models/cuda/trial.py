@@ -6,13 +6,16 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 
+from rlfn_pipe.memory import is_out_of_memory
 from rlfn_pipe.models.cuda.library import Maker, gpu, why_not
 from rlfn_pipe.models.cuda.network import ESA, KernelNet
-from rlfn_pipe.models.fuse import InferenceBlock, InferenceNet
+from rlfn_pipe.models.fuse import Grid, InferenceBlock, InferenceNet
 
 __all__ = ["TRIED", "WISH", "kernels_or", "maker_on", "near_or_warn", "on", "wanted"]
 
@@ -47,9 +50,24 @@ def kernels_or(plain: InferenceNet, build: Callable[[type[InferenceNet]], Infere
     for count, height, width in TRIED:
         picture = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
         picture = picture.mul_(128.0).add_(64.0).to(weight.device)
-        if not near_or_warn(lambda x=picture: made(x), lambda x=picture: plain(x), weight.device):  # type: ignore[misc]
-            return plain
+        # As a picture of its own, and as a tile of a frame.
+        for grid in (None, _grid(count, height, width, weight)):
+            roads = (partial(net, picture, grid) for net in (made, plain))
+            if not near_or_warn(*roads, weight.device):
+                return plain
     return made
+
+
+def _grid(count: int, height: int, width: int, like: torch.Tensor) -> Grid:
+    """Some place in a frame, for tiles of that size."""
+    cells = [((side - 3) // 2 - 6) // 3 + 1 for side in (height, width)]
+    rows, columns = (
+        F.interpolate(torch.eye(few)[None], size=side, mode="linear").mT.expand(count, -1, -1).to(like.device)
+        for few, side in zip(cells, (height, width), strict=True)
+    )
+    border = torch.ones(count, 1, cells[0] + 2, cells[1] + 2, device=like.device)
+    border[:, :, 0] = 0.0
+    return rows, columns, border
 
 
 def _fits(net: InferenceNet) -> bool:
@@ -68,13 +86,18 @@ def on(device: torch.device) -> AbstractContextManager[object]:
 def near_or_warn(
     one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor], device: torch.device
 ) -> bool:
-    """Whether kernels (`one`) give what PyTorch's operators give, within rounding. A warning says why not."""
+    """Whether kernels (`one`) give what PyTorch's operators give, within rounding. A warning says why not.
+
+    Memory that ends is passed on: that says nothing of the kernels.
+    """
     wanted = other().float()
     try:
         with on(device):
             off = float((one().float() - wanted).square().mean().sqrt())
         reason, good = f"they are {off:.3g} code values off", off < _NEAR
     except Exception as error:  # whatever CUDA's libraries may raise: there is another road
+        if is_out_of_memory(error):
+            raise
         reason, good = f"{type(error).__name__}: {error}".splitlines()[0], False
     if not good:
         warnings.warn(f"the kernels for CUDA are not used, {reason}", RuntimeWarning, stacklevel=2)
