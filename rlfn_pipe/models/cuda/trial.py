@@ -52,8 +52,8 @@ def kernels_or(plain: InferenceNet, build: Callable[[type[InferenceNet]], Infere
         picture = picture.mul_(128.0).add_(64.0).to(weight.device)
         # As a picture of its own, and as a tile of a frame.
         for grid in (None, _grid(count, height, width, weight)):
-            roads = (partial(net, picture, grid) for net in (made, plain))
-            if not near_or_warn(*roads, weight.device):
+            one, other = partial(made, picture, grid), partial(plain, picture, grid)
+            if not near_or_warn(one, other, weight.device):
                 return plain
     return made
 
