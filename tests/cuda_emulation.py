@@ -39,7 +39,7 @@ class _Compiled:
             compiler = shutil.which("g++")
             assert compiler, "the emulation needs g++"
             found = subprocess.run(
-                [compiler, "-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas",
+                [compiler, "-x", "c++", "-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas",
                  "-Wno-unused-function", *flags, "-", "-o", str(target)],
                 input=text, text=True, capture_output=True, check=False,
             )  # fmt: skip
