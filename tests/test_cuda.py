@@ -1,7 +1,8 @@
-"""The kernels for NVIDIA GPUs against what they replace, as C++ on the CPU (see cuda_emulation.hpp)."""
+"""The kernels for NVIDIA GPUs against what they replace: on a GPU where there is one, else as C++ on the CPU."""
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlfn_pipe.engine import colour as conversions
 from rlfn_pipe.engine.tiling import border_mask, plan, stretch_matrix
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.cuda import library, pictures, trial
+from rlfn_pipe.models.cuda.library import Maker
 from rlfn_pipe.models.cuda.network import Convolution, KernelNet
 from rlfn_pipe.models.fuse import InferenceNet, build_inference, for_device
 from rlfn_pipe.models.rlfn import RLFN
@@ -23,6 +25,7 @@ from rlfn_pipe.pipeline import planes
 from rlfn_pipe.types import MATRIX_BT709, RANGE_FULL, RANGE_LIMITED, ColourInfo, Frame
 
 CPU = torch.device("cpu")
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
 LAYOUTS = [
     ColourInfo(MATRIX_BT709, range=RANGE_LIMITED, subsampling="420", chroma_location="left"),
     ColourInfo(MATRIX_BT709, range=RANGE_FULL, subsampling="420", chroma_location="centre", bit_depth=10),
@@ -34,8 +37,26 @@ LAYOUTS = [
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     return Emulated(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def maker(emulated: Emulated) -> Maker:
+    """Kernels for `DEVICE`."""
+    if DEVICE == CPU:
+        return emulated
+    found = library.gpu(DEVICE)
+    if found is None:
+        pytest.skip(f"no kernels for this GPU: {library.why_not(DEVICE)[0]}")
+    return found
+
+
+class Limited:
+    """A maker with less shared memory."""
+
+    def __init__(self, maker: Maker, shared: int) -> None:
+        self.shared, self.processors, self.kernel = min(shared, maker.shared), maker.processors, maker.kernel
 
 
 @pytest.mark.parametrize(
@@ -52,14 +73,12 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     ],
 )
 @pytest.mark.parametrize("shared", [227 << 10, 99 << 10])
-def test_convolutions(
-    tmp_path: Path, maker: Emulated, inputs: int, outputs: int, how: dict[str, int], shared: int
-) -> None:
+def test_convolutions(maker: Maker, inputs: int, outputs: int, how: dict[str, int], shared: int) -> None:
     generator = torch.Generator().manual_seed(inputs)
     how = dict(how)
     stride, scale = how.pop("stride", 1), how.get("scale", 0)
     conv = torch.nn.Conv2d(inputs, outputs, 3, stride, 0 if stride == 2 else 1).half()
-    made = Convolution(Emulated(maker.folder, shared), conv, **how)
+    made = Convolution(Limited(maker, shared), copy.deepcopy(conv).to(DEVICE), **how)
     x = torch.randn(2, inputs, 19, 21, generator=generator).half()
     wanted = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), stride, conv.padding)
     if how.get("active"):
@@ -68,7 +87,7 @@ def test_convolutions(
     if how.get("skip"):
         plus = torch.randn(wanted.shape, generator=generator).half()
         wanted, skip = wanted + plus, filled(plus)
-    got = made(filled(x), skip)
+    got = made(filled(x).to(DEVICE), None if skip is None else skip.to(DEVICE)).cpu()
     if scale:
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), F.pixel_shuffle(wanted, scale), atol=1e-5, rtol=1e-5)
@@ -85,7 +104,7 @@ def filled(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "scale"), [("rlfn-s", 4), ("rlfn", 2), ("rlfn-ntire", 3)])
-def test_the_network_is_the_folded_one(maker: Emulated, name: str, scale: int) -> None:
+def test_the_network_is_the_folded_one(maker: Maker, name: str, scale: int) -> None:
     spec = replace(architecture(name, scale), blocks=1)
     torch.manual_seed(2)
     module = RLFN(spec).eval().requires_grad_(False)
@@ -93,20 +112,20 @@ def test_the_network_is_the_folded_one(maker: Emulated, name: str, scale: int) -
     exact = build_inference(spec, module.double(), torch.float64)(x.double())
     for edge in (False, True) if name == "rlfn-s" else (False,):
         plain = build_inference(spec, module, torch.float16, edge_fp32=edge)
-        made = build_inference(spec, module, torch.float16, edge_fp32=edge, form=KernelNet)
+        made = build_inference(spec, module, torch.float16, edge_fp32=edge, form=KernelNet).to(DEVICE)
         made.maker = maker
-        got = made(x)
+        got = made(x.to(DEVICE)).cpu()
         assert got.shape == exact.shape and got.dtype == torch.float32
         loss = (plain(x) - exact).square().mean()
         assert (got - exact).square().mean() < 1.1 * loss, "no worse than PyTorch's fp16"
 
 
-def test_tiles_lie_on_their_frame_s_grid(maker: Emulated) -> None:
+def test_tiles_lie_on_their_frame_s_grid(maker: Maker) -> None:
     spec = replace(architecture("rlfn-s", 2), blocks=1)
     torch.manual_seed(2)
     module = RLFN(spec).eval().requires_grad_(False)
     plain = build_inference(spec, module.double(), torch.float64)
-    made = build_inference(spec, module, torch.float16, form=KernelNet)
+    made = build_inference(spec, module, torch.float16, form=KernelNet).to(DEVICE)
     made.maker = maker
     tiles = plan(61, 73, 36, 12)[:3]
     x = 255 * torch.rand(len(tiles), 3, tiles[0].y.size, tiles[0].x.size)
@@ -116,7 +135,8 @@ def test_tiles_lie_on_their_frame_s_grid(maker: Emulated) -> None:
         for each in ([stretch_matrix(t.y) for t in tiles], [stretch_matrix(t.x) for t in tiles], masks)
     )
     wanted = plain(x.double(), tuple(each.double() for each in grid))
-    off, other = ((each - wanted).square().mean().sqrt() for each in (made(x, grid), plain(x.double())))
+    got = made(x.to(DEVICE), tuple(each.to(DEVICE) for each in grid)).cpu()
+    off, other = ((each - wanted).square().mean().sqrt() for each in (got, plain(x.double())))
     assert off < 0.04 and other > 2 * off, "as in the frame, not as in a picture of its own"
 
 
@@ -124,9 +144,7 @@ def test_tiles_lie_on_their_frame_s_grid(maker: Emulated) -> None:
     "layout", LAYOUTS, ids=lambda c: f"{c.subsampling} {c.chroma_location} {c.bit_depth}"
 )
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (37, 71)])
-def test_pictures_are_those_of_the_engine(
-    maker: Emulated, layout: ColourInfo, height: int, width: int
-) -> None:
+def test_pictures_are_those_of_the_engine(maker: Maker, layout: ColourInfo, height: int, width: int) -> None:
     random = np.random.default_rng(height)
     top, dtype = 1 << layout.bit_depth, np.uint8 if layout.bit_depth == 8 else np.uint16
     small = conversions.chroma_size(height, width, layout.subsampling)
@@ -134,12 +152,14 @@ def test_pictures_are_those_of_the_engine(
         tuple(random.integers(0, top, size).astype(dtype) for size in ((height, width), small, small)), layout
     )
     rgb = conversions.to_rgb(frame, CPU)
-    torch.testing.assert_close(planes.rgb_by(maker, frame, CPU), rgb, atol=2e-3, rtol=1e-5)
+    torch.testing.assert_close(planes.rgb_by(maker, frame, DEVICE).cpu(), rgb, atol=2e-3, rtol=1e-5)
     excess = torch.randn(3, height, width, generator=torch.Generator().manual_seed(1))
     large = 255 * torch.rand(3, 2 * height + 2, 2 * width + 3, generator=torch.Generator().manual_seed(2))
     large = large[:, : 2 * height, : 2 * width]
     for plus in (None, excess, torch.zeros_like(excess)):
-        got = conversions.samples(planes.by_maker(maker, large, layout, plus))
+        there = None if plus is None else plus.to(DEVICE)
+        made = planes.by_maker(maker, large.to(DEVICE), layout, there)
+        got = conversions.samples([plane.cpu() for plane in made])
         wanted = conversions.samples(conversions.from_rgb(large, layout, excess=plus))
         for p, q in zip(got, wanted, strict=True):
             off = np.abs(p.astype(int) - q)
@@ -147,12 +167,12 @@ def test_pictures_are_those_of_the_engine(
 
 
 def test_they_are_used_where_they_give_what_pytorch_gives(
-    maker: Emulated, monkeypatch: pytest.MonkeyPatch
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, but on the CPU: right kernels, wrong ones, and such that do not compile."""
-    monkeypatch.setattr(trial, "maker_on", lambda device: maker)
+    monkeypatch.setattr(trial, "maker_on", lambda device: emulated)
     monkeypatch.setattr(trial, "TRIED", ((1, 15, 16),))
-    monkeypatch.setattr(planes, "_maker_on", lambda device: maker)
+    monkeypatch.setattr(planes, "_maker_on", lambda device: emulated)
     spec = replace(architecture("rlfn-ntire", 4), blocks=1)
     torch.manual_seed(5)
     module = RLFN(spec).eval().requires_grad_(False)
@@ -181,10 +201,10 @@ def test_they_are_used_where_they_give_what_pytorch_gives(
     for each in tried:
         each.cache_clear()
     try:
-        assert torch.equal(planes.to_rgb(frame, CPU), planes.rgb_by(maker, frame, CPU))
+        assert torch.equal(planes.to_rgb(frame, CPU), planes.rgb_by(emulated, frame, CPU))
         for plus in (None, excess):
             got = planes.from_rgb(rgb, layout, excess=plus)
-            assert all(map(torch.equal, got, planes.by_maker(maker, rgb, layout, plus)))
+            assert all(map(torch.equal, got, planes.by_maker(emulated, rgb, layout, plus)))
         for each in tried:
             each.cache_clear()
         monkeypatch.setattr(pictures, "planes", fails)
@@ -208,9 +228,9 @@ def test_they_are_used_where_they_give_what_pytorch_gives(
 
 
 def test_networks_that_the_kernels_are_not_written_for_run_by_operators(
-    maker: Emulated, monkeypatch: pytest.MonkeyPatch
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "maker_on", lambda device: maker)
+    monkeypatch.setattr(trial, "maker_on", lambda device: emulated)
     for spec in (
         replace(architecture("rlfn", 4), blocks=1, channels=80),
         replace(architecture("rlfn", 4), blocks=1, esa_channels=8),
