@@ -91,7 +91,7 @@ def _maker_on(device: torch.device) -> Maker | None:
 def rgb_by(maker: Maker, frame: Frame, device: torch.device) -> torch.Tensor:
     """As `to_rgb` for a layout with chroma, by kernels of that maker."""
     from rlfn_pipe.models.cuda import pictures
-    from rlfn_pipe.models.cuda.trial import on
+    from rlfn_pipe.models.cuda.library import on
 
     conversions.check_planes(frame)
     colour, white = frame.colour, conversions.WHITE
@@ -121,7 +121,7 @@ def by_maker(
 ) -> list[torch.Tensor]:
     """As `from_rgb` for a layout with chroma, by kernels of that maker."""
     from rlfn_pipe.models.cuda import pictures
-    from rlfn_pipe.models.cuda.trial import on
+    from rlfn_pipe.models.cuda.library import on
 
     numbers = _Numbers.of(colour)
     with on(rgb.device):

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ __all__ = [
     "compiled",
     "gpu",
     "machine_code",
+    "on",
     "why_not",
 ]
 
@@ -206,6 +208,11 @@ def _checked(answer: tuple[Any, ...]) -> Any:
     if int(answer[0]):
         raise RuntimeError(f"CUDA: {answer[0].name}")
     return answer[1] if len(answer) == 2 else answer[1:]
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Where kernels have to be called: they go to the current device, whatever their tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def gpu(device: torch.device) -> Gpu | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import cast
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rlfn_pipe.models.cuda.layout import groups_of, in_memory, in_registers, packed, results, shuffled
-from rlfn_pipe.models.cuda.library import Maker
+from rlfn_pipe.models.cuda.library import Maker, on
 from rlfn_pipe.models.fuse import Grid, InferenceBlock, InferenceNet
 
 __all__ = ["KernelNet"]
@@ -148,7 +147,7 @@ class KernelNet(InferenceNet):
     _made: tuple[Convolution, list[Block], Convolution, Convolution | None] | None = None
 
     def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
-        with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        with on(x.device):
             return self._enlarged(x, grid)
 
     def _enlarged(self, x: torch.Tensor, grid: Grid | None) -> torch.Tensor:

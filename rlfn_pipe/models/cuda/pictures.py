@@ -12,7 +12,7 @@ from rlfn_pipe.models.cuda.library import Maker
 __all__ = ["planes", "rgb"]
 
 #: (sample, weight), without gaps.
-Taps = Sequence[tuple[int, float]]
+Taps = tuple[tuple[int, float], ...]
 #: Columns and rows of luma that a block of `planes` makes.
 _BLOCK = (64, 32)
 _MOST_TAPS = 8
@@ -37,7 +37,6 @@ def rgb(
     height, width = luma.shape
     rows, columns = samples[1].shape
     out = torch.empty((3, height, width), dtype=torch.float32, device=luma.device)
-    taps = [tuple(tuple(each) for each in pair) if pair else None for pair in (along, down)]
     kernel = maker.kernel(
         "samples",
         {
@@ -47,7 +46,7 @@ def rgb(
             "HALF_Y": int(down is not None),
         },
     )
-    numbers = _numbers_up(levels, mix, taps[0], taps[1], luma.device)
+    numbers = _numbers_up(levels, mix, along, down, luma.device)
     kernel((-(-height * width // 256), 1), 256, 0, *samples, numbers, out, height, width, rows, columns)
     return out
 
@@ -95,7 +94,7 @@ def planes(
         },
     )  # fmt: skip
     top = float((1 << bit_depth) - 1)
-    numbers = _numbers_down((*luma, *gains, *offsets, top), tuple(along), tuple(down), picture.device)
+    numbers = _numbers_down((*luma, *gains, *offsets, top), along, down, picture.device)
     grid = (-(-width // _BLOCK[0]), -(-height // _BLOCK[1]))
     kernel(
         grid,

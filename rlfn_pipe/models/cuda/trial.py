@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import cast
 
@@ -13,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from rlfn_pipe.memory import is_out_of_memory
-from rlfn_pipe.models.cuda.library import Maker, gpu, why_not
+from rlfn_pipe.models.cuda.library import Maker, gpu, on, why_not
 from rlfn_pipe.models.cuda.network import ESA, KernelNet
 from rlfn_pipe.models.fuse import Grid, InferenceBlock, InferenceNet
 
-__all__ = ["TRIED", "WISH", "kernels_or", "maker_on", "near_or_warn", "on", "wanted"]
+__all__ = ["TRIED", "WISH", "kernels_or", "maker_on", "near_or_warn", "wanted"]
 
 #: Environment variable; "off" keeps the kernels off.
 WISH = "RLFN_PIPE_KERNELS"
@@ -75,11 +74,6 @@ def _fits(net: InferenceNet) -> bool:
     blocks = [cast(InferenceBlock, block) for block in net.blocks]
     most = max(max(block.c1.in_channels, block.c1.out_channels) for block in blocks)
     return net.scale <= 4 and most <= _MOST_CHANNELS and all(b.direct.out_channels == ESA for b in blocks)
-
-
-def on(device: torch.device) -> AbstractContextManager[object]:
-    """Where kernels have to be called: they go to the current device, whatever their tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @torch.inference_mode()
