@@ -14,12 +14,24 @@
 namespace rlfn {
 
 // The calling thread's tile registers, set up for rows of `inputs` (33 .. 64) numbers while this lives: 0 .. 3 hold
-// sums, 4 and 5 a row's first 32 numbers and their weights, 6 and 7 the rest's.
+// sums, 4 and 5 a row's first 32 numbers and their weights, 6 and 7 the rest's. Where one lives within another's life,
+// the other's set-up, which takes some 160 cycles, is kept or restored.
 class Tiles {
    public:
     static constexpr int ROWS = 16, FIRST = 32;
 
-    explicit Tiles(int inputs) {
+    explicit Tiles(int inputs) : before_(current_) { set_up(inputs); }
+    ~Tiles() { set_up(before_); }
+    Tiles(const Tiles&) = delete;
+
+   private:
+    const int before_;
+    static inline thread_local int current_ = 0;
+
+    static void set_up(int inputs) {
+        if (inputs == current_) return;
+        current_ = inputs;
+        if (inputs == 0) return _tile_release();
         struct {
             uint8_t palette = 1, start = 0, reserved[14] = {};
             uint16_t bytes[16] = {};
@@ -33,12 +45,19 @@ class Tiles {
         fence(&config);
         _tile_loadconfig(&config);
     }
-    ~Tiles() { _tile_release(); }
-    Tiles(const Tiles&) = delete;
+
+   public:
+    // Where the first 32 numbers of a row lie, and the rest.
+    struct Halves {
+        const bf16 *first, *rest;
+        explicit Halves(const bf16* row) : first(row), rest(row + FIRST) {}
+        Halves(const bf16* first, const bf16* rest) : first(first), rest(rest) {}
+    };
 
     // Sums over `taps` of 16 rows times N vectors of weights: the rows of a tap begin at from(tap), STRIDE numbers
-    // apart, its weights STEP numbers after the tap's before. N vectors a row go to `to`. All 16 rows are read.
-    template <int N, int STRIDE, class From>
+    // apart (REST for their second half), its weights STEP numbers after the tap's before. N vectors a row go to `to`.
+    // All 16 rows are read.
+    template <int N, int STRIDE, int REST = STRIDE, class From>
     __attribute__((always_inline)) void products(int taps, From&& from, const bf16* weights, size_t step,
                                                  float* to) const {
         static_assert(N >= 1 && N <= 4);
@@ -48,7 +67,7 @@ class Tiles {
         if constexpr (N > 1) _tile_zero(1);
         if constexpr (N > 2) _tile_zero(2);
         if constexpr (N > 3) _tile_zero(3);
-        constexpr long ROW = 2 * STRIDE, WEIGHTS = 2 * 2 * N * LANES;
+        constexpr long WEIGHTS = 2 * 2 * N * LANES;
 // The numbers of registers have to be literals.
 #define RLFN_ADD(sums, rows, weights)                        \
     if constexpr (N > sums) {                                \
@@ -56,14 +75,15 @@ class Tiles {
         _tile_dpbf16ps(sums, rows, weights);                 \
     }
         for (int t = 0; t < taps; t++) {
-            const bf16 *a = from(t), *w = weights + t * step;
-            _tile_loadd(4, a, ROW);
+            const Halves a = from(t);
+            const bf16* w = weights + t * step;
+            _tile_loadd(4, a.first, 2 * STRIDE);
             RLFN_ADD(0, 4, 5);
             RLFN_ADD(1, 4, 5);
             RLFN_ADD(2, 4, 5);
             RLFN_ADD(3, 4, 5);
             w += FIRST * N * LANES;
-            _tile_loadd(6, a + FIRST, ROW);
+            _tile_loadd(6, a.rest, 2 * REST);
             RLFN_ADD(0, 6, 7);
             RLFN_ADD(1, 6, 7);
             RLFN_ADD(2, 6, 7);
@@ -75,6 +95,26 @@ class Tiles {
         if constexpr (N > 1) _tile_stored(1, to + LANES, SUMS);
         if constexpr (N > 2) _tile_stored(2, to + 2 * LANES, SUMS);
         if constexpr (N > 3) _tile_stored(3, to + 3 * LANES, SUMS);
+    }
+
+    // The same for 16 rows of FIRST numbers that lie side by side, of one tap.
+    template <int N>
+    __attribute__((always_inline)) void short_products(const bf16* rows, const bf16* weights, float* to) const {
+        fence(to);
+        constexpr long WEIGHTS = 2 * 2 * N * LANES, SUMS = 4 * N * LANES;
+        _tile_loadd(4, rows, 2 * FIRST);
+#define RLFN_ONE(sums)                                       \
+    if constexpr (N > sums) {                                \
+        _tile_zero(sums);                                    \
+        _tile_loadd(5, weights + sums * 2 * LANES, WEIGHTS); \
+        _tile_dpbf16ps(sums, 4, 5);                          \
+        _tile_stored(sums, to + sums * LANES, SUMS);         \
+    }
+        RLFN_ONE(0);
+        RLFN_ONE(1);
+        RLFN_ONE(2);
+        RLFN_ONE(3);
+#undef RLFN_ONE
     }
 
    private:
@@ -103,7 +143,7 @@ bool tiles_multiply(int inputs) {
                 weights[t * step + static_cast<size_t>(k / 2) * CS * 2 + o * 2 + k % 2] = short_of(weight(t, k, o));
         }
     Tiles(inputs).products<N, CS>(
-        TAPS, [&](int t) { return rows[t]; }, weights, step, sums);
+        TAPS, [&](int t) { return Tiles::Halves(rows[t]); }, weights, step, sums);
     for (int m = 0; m < Tiles::ROWS; m++)
         for (int o = 0; o < CS; o++) {
             int wanted = 0;

@@ -31,7 +31,7 @@ PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("fp32
 #: Of a filter of `Planes`.
 MOST_TAPS = 12
 #: `RLFN_VERSION` of network.cpp.
-VERSION = 6
+VERSION = 7
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})

@@ -7,7 +7,7 @@
 #include "planes.hpp"
 
 // Raised whenever what Python packs changes its meaning.
-#define RLFN_VERSION 6
+#define RLFN_VERSION 7
 
 namespace rlfn {
 

@@ -154,12 +154,35 @@ class Network {
         const Vector upper = splat(job_.stretch.row_share[2 * y]), lower = splat(job_.stretch.row_share[2 * y + 1]);
         // So many pixels that what lies between the products stays in the first-level cache.
 #if RLFN_AMX
-        constexpr int PIXELS = 2 * Tiles::ROWS;
-        alignas(64) float summed[Tiles::ROWS * CS];
+        constexpr int PIXELS = 4 * Tiles::ROWS, WIDE = Tiles::FIRST;
+        alignas(64) Kept hint[PIXELS * WIDE];
+        alignas(64) float summed[PIXELS * CS], mask[PIXELS * CS];
         const Tiles tiles(net_.inputs);
+        for (int from = first; from < last; from += PIXELS) {
+            const int count = std::min(last - from, PIXELS);
+            const Kept *reduced_here = reduced + static_cast<size_t>(from) * F16,
+                       *total_here = total + static_cast<size_t>(from) * CS;
+            for (int i = 0; i < count; i++) copy_wide(hint + i * WIDE, reduced_here + i * F16);
+            for (int i = 0; i < count; i += Tiles::ROWS)
+                tiles.short_products<1>(hint + i * WIDE, b.conv_f, summed + i * F16);
+            for (int i = 0; i < count; i++) {
+                const size_t at = static_cast<size_t>(from + i) * F16;
+                const Vector map = fma(upper, load(above + at), lower * load(below + at));
+                store_wide(hint + i * WIDE, load(summed + i * F16) + load(b.conv_f_bias) + map);
+            }
+            for (int i = 0; i < count; i += Tiles::ROWS) {
+                tiles.short_products<NV>(hint + i * WIDE, b.conv4, mask + i * CS);
+                tiles.products<NV, CS>(
+                    1, [=](int) { return Tiles::Halves(total_here + i * CS); }, b.c5, 0, summed + i * CS);
+            }
+            float* to = line + (from - left) * CS;
+            for (int i = 0; i < count * CS; i += CS)
+                for (int n = 0; n < CS; n += LANES)
+                    store(to + i + n, (load(summed + i + n) + load(b.c5_bias + n)) *
+                                          sigmoid(load(mask + i + n) + load(b.conv4_bias + n)));
+        }
 #else
         constexpr int PIXELS = 24;
-#endif
         alignas(64) Kept hint[PIXELS * F16];
         alignas(64) float mask[PIXELS * CS];
         for (int from = first; from < last; from += PIXELS) {
@@ -178,27 +201,16 @@ class Network {
                 from, to, b.conv4_bias,
                 [&](auto& sums, int x) { sums.template add<F16, NV>(hint + (x - from) * F16, F16, b.conv4); },
                 [&](int x, int n, Vector sum) { store(mask + (x - from) * CS + n * LANES, sigmoid(sum)); });
-            auto finish = [&](int x, int n, Vector sum) {
-                store(line + (x - left) * CS + n * LANES, sum * load(mask + (x - from) * CS + n * LANES));
-            };
-#if RLFN_AMX
-            for (int begin = from; begin < to; begin += Tiles::ROWS) {
-                const bf16* rows = total + static_cast<size_t>(begin) * CS;
-                tiles.products<NV, CS>(
-                    1, [rows](int) { return rows; }, b.c5, 0, summed);
-                for (int x = begin; x < std::min(to, begin + Tiles::ROWS); x++)
-                    for (int n = 0; n < NV; n++)
-                        finish(x, n, load(summed + (x - begin) * CS + n * LANES) + load(b.c5_bias + n * LANES));
-            }
-#else
             products<NV>(
                 from, to, b.c5_bias,
                 [&](auto& sums, int x) {
                     sums.template add<CS, NV>(total + static_cast<size_t>(x) * CS, net_.inputs, b.c5);
                 },
-                finish);
-#endif
+                [&](int x, int n, Vector sum) {
+                    store(line + (x - left) * CS + n * LANES, sum * load(mask + (x - from) * CS + n * LANES));
+                });
         }
+#endif
     }
 
     // The rows that a convolution's band reads, from the one above it to the one below; zeros stand for rows beyond the
@@ -241,12 +253,22 @@ class Network {
         const Vector slope = splat(SLOPE);
         auto leaky = [slope](Vector v) { return most(v, v * slope); };
         s.clear(p_);
+#if RLFN_AMX
+        const Tiles tiles(net_.inputs);
+#endif
         for (int a = top - 3; a < bottom + 3; a++) {
             rows_of(a, [&](int y) {
                 input_row(k, y, xa, xb, s.x(y), left, s);
                 prepare<NV>(s.x(y), s.row(0, y), p_.quads, first.first, first.last);
             });
             auto inner = [&](int stage, int band, const Range& now, const Range& next, int inputs) {
+#if RLFN_BF16
+                convolve_on<NV>(around(stage, band, s).rows, p_.quads, b.conv[stage], inputs, now.first, now.last,
+                                right, s.sum, s.row(stage + 1, band), next.first, next.last,
+                                [leaky, bias = b.conv_bias[stage]](int v, Vector value) {
+                                    return leaky(value + load(bias + v * LANES));
+                                });
+#else
                 float* lines[BAND];
                 for (int i = 0; i < BAND; i++) lines[i] = s.inner(stage, band * BAND + i);
                 convolve<NV, NV>(
@@ -254,14 +276,8 @@ class Network {
                     [lines, leaky, bias = b.conv_bias[stage]](int x, int row, int v, Vector value) {
                         store(lines[row] + x * CS + v * LANES, leaky(value + load(bias + v * LANES)));
                     },
-                    [&, from = next.first](int quad) mutable {
-                        // A quad reads a pixel of the next one.
-                        const int to = quad == now.last ? next.last : std::min(quad - 1, next.last);
-                        rows_of(band, [&](int y) {
-                            prepare<NV>(s.inner(stage, y), s.row(stage + 1, y), p_.quads, from, to);
-                        });
-                        from = std::max(from, to);
-                    });
+                    [](int) {});
+#endif
             };
             const int one = a - 1, two = a - 2, three = a - 3;
             if (one >= std::max(0, top - 2) && one < std::min(end, bottom + 2))
@@ -295,6 +311,18 @@ class Network {
     void reduce(int k, int y, int first, int last) {
         const Block& b = net_.block[k];
         const size_t row = static_cast<size_t>(y) * p_.w;
+#if RLFN_AMX
+        const Tiles tiles(net_.inputs);
+        alignas(64) float sums[Tiles::ROWS * F16];
+        for (int begin = first; begin < last; begin += Tiles::ROWS) {
+            const Kept* rows = total_[k] + (row + begin) * CS;
+            tiles.products<1, CS>(
+                1, [rows](int) { return Tiles::Halves(rows); }, b.reduce, 0, sums);
+            for (int x = begin; x < std::min(last, begin + Tiles::ROWS); x++)
+                store(reduced_[k] + (row + x) * F16, load(sums + (x - begin) * F16) + load(b.reduce_bias));
+        }
+        return;
+#endif
         products<EV>(
             first, last, b.reduce_bias,
             [&](auto& sums, int x) { sums.template add<CS, EV>(total_[k] + (row + x) * CS, net_.inputs, b.reduce); },
@@ -307,6 +335,18 @@ class Network {
     bool pooled_row(int k, int y, Scratch<NV>& s) {
         const Block& b = net_.block[k];
         float* line = s.rest;
+#if RLFN_AMX
+        // Three neighbours are 48 numbers side by side.
+        const Tiles tiles(3 * F16);
+        for (int x = 0; x < p_.w2; x += Tiles::ROWS)
+            tiles.products<1, 2 * F16>(
+                3,
+                [&](int t) {
+                    return Tiles::Halves(reduced_[k] + (static_cast<size_t>(2 * y + t) * p_.w + 2 * x) * F16);
+                },
+                b.conv2, 3 * F16 * F16, line + x * F16);
+        for (int x = 0; x < p_.w2; x++) store(line + x * F16, load(line + x * F16) + load(b.conv2_bias));
+#else
         products<EV>(
             0, p_.w2, b.conv2_bias,
             [&](auto& sums, int x) {
@@ -316,6 +356,7 @@ class Network {
                 }
             },
             [&](int x, int n, Vector sum) { store(line + x * F16 + n * LANES, sum); });
+#endif
         bool others = false;
         for (int x = 0; x < p_.w3; x++)
             for (int n = 0; n < EV; n++) {
@@ -452,7 +493,7 @@ class Network {
                 for (int begin = t.x0; begin < t.x1; begin += Tiles::ROWS) {
                     auto from = [&](int i) {
                         const ptrdiff_t at = static_cast<ptrdiff_t>(begin + i % 3 - 1 - left) * CS;
-                        return reinterpret_cast<const Kept*>(lines[i / 3]) + at;
+                        return Tiles::Halves(reinterpret_cast<const Kept*>(lines[i / 3]) + at);
                     };
                     tiles.products<NT, CS>(9, from, weights, step, s.sum);
                     for (int x = begin; x < std::min(t.x1, begin + Tiles::ROWS); x++)

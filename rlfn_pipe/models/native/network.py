@@ -196,7 +196,10 @@ class NativeNetwork:
             ("conv_f", esa.conv_f, few),
             ("conv4", esa.conv4, self._vectors),
         ):
-            setattr(made, name, self._kept_as(_taps(_array(conv.weight)), vectors))
+            weight = _taps(_array(conv.weight))
+            if self.library.kernel == "amx" and name in ("conv_f", "conv4"):
+                weight = np.pad(weight, [(0, 0), (0, 16), (0, 0)])  # as many inputs as its tiles have
+            setattr(made, name, self._kept_as(weight, vectors))
             setattr(made, f"{name}_bias", self._bias(conv, vectors))
         made.conv3 = self._float(_taps(_array(esa.conv3.weight)), few)
         made.conv3_bias = self._bias(esa.conv3, few)

@@ -72,6 +72,15 @@ inline Vector load(const bf16* p) {
 inline void store(bf16* p, Vector v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
 }
+// A vector and as many zeros.
+inline void store_wide(bf16* p, Vector v) {
+    _mm512_storeu_si512(p, _mm512_zextsi256_si512((__m256i)_mm512_cvtneps_pbh(v)));
+}
+inline void copy_wide(bf16* p, const bf16* from) {
+    _mm512_storeu_si512(p, _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+// Both, one behind the other.
+inline void store(bf16* p, Vector v, Vector next) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(next, v)); }
 inline bool replace(bf16* place, Vector value) {
     const __m256i made = (__m256i)_mm512_cvtneps_pbh(value);
     auto* to = reinterpret_cast<__m256i*>(place);

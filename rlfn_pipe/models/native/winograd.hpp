@@ -60,7 +60,7 @@ using Row = bf16;
 // Quads that are computed together.
 #if RLFN_AMX
 template <int N>
-constexpr int GROUP = 3 * Tiles::ROWS;
+constexpr int GROUP = 5 * Tiles::ROWS;
 #else
 template <int N>
 constexpr int GROUP = ROWS<N>;
@@ -69,18 +69,90 @@ constexpr int GROUP = ROWS<N>;
 template <int N>
 constexpr size_t WORK = static_cast<size_t>(PRODUCTS) * GROUP<N>* N* LANES;
 
+// A row in transformed form, of `quads` quads.
+template <int N>
+struct Transformed {
+    static constexpr int CS = N * LANES;
+    bf16* const row;
+    const size_t quads;
+
+#if RLFN_AMX
+    // Each product's plane in two parts, so that what a tile register takes of a quad lies in one line of the cache.
+    static constexpr int FIRST = Tiles::FIRST, REST = CS - FIRST;
+    bf16* first(int s, int q) const { return row + s * quads * CS + static_cast<size_t>(q) * FIRST; }
+    bf16* rest(int s, int q) const { return row + (s * CS + FIRST) * quads + static_cast<size_t>(q) * REST; }
+    bf16* at(int s, int q, int n) const {
+        return n < FIRST / LANES ? first(s, q) + n * LANES : rest(s, q) + n * LANES - FIRST;
+    }
+#else
+    bf16* at(int s, int q, int n) const { return row + (s * quads + q) * CS + n * LANES; }
+#endif
+
+    // The factors of a quad's vectors n and, if there are two, n + 1.
+    template <int COUNT>
+    __attribute__((always_inline)) void put(int q, int n, const Factors (&f)[COUNT]) const {
+        for (int s = 0; s < PRODUCTS; s++) {
+            if constexpr (COUNT == 2)
+                store(at(s, q, n), f[0].v[s], f[1].v[s]);
+            else
+                store(at(s, q, n), f[0].v[s]);
+        }
+    }
+};
+
+// Calls f(count as a constant, n) for vectors n .. n + count - 1, two at a time.
+template <int N, class F>
+__attribute__((always_inline)) inline void in_pairs(F&& f) {
+    for (int n = 0; n + 1 < N; n += 2) f(std::integral_constant<int, 2>{}, n);
+    if constexpr (N % 2) f(std::integral_constant<int, 1>{}, N - 1);
+}
+
 // Quads first .. last of a row of pixels (float32, channels last, zeros beyond the picture).
 template <int N>
 __attribute__((noinline)) void prepare(const float* pixels, bf16* row, int quads, int first, int last) {
     constexpr int CS = N * LANES;
-    const size_t plane = static_cast<size_t>(quads) * CS;
-    for (int q = first; q < last; q++) {
-        for (int n = 0; n < N; n++) {
+    const Transformed<N> to{row, static_cast<size_t>(quads)};
+    for (int q = first; q < last; q++)
+        in_pairs<N>([&](auto count, int n) __attribute__((always_inline)) {
             const float* p = pixels + (QUAD * q - 1) * CS + n * LANES;
-            bf16* to = row + q * CS + n * LANES;
-            const auto f = of_six<Factors, CS>(p);
-            for (int s = 0; s < PRODUCTS; s++) store(to + s * plane, f.v[s]);
+            if constexpr (count == 2)
+                to.template put<2>(q, n, {of_six<Factors, CS>(p), of_six<Factors, CS>(p + LANES)});
+            else
+                to.template put<1>(q, n, {of_six<Factors, CS>(p)});
+        });
+}
+
+// Calls f(begin, end) for groups of quads first .. last whose products, from three transformed rows, are in `work`,
+// [product][quad of the group][channel].
+template <int N, class F>
+__attribute__((always_inline)) inline void multiply(const bf16* const rows[3], int quads, const bf16* weights,
+                                                    int inputs, int first, int last, float* work, F&& f) {
+    constexpr int CS = N * LANES, M = GROUP<N>;
+    const size_t step = static_cast<size_t>(inputs) * N * LANES;
+    auto row = [=](int k) { return Transformed<N>{const_cast<bf16*>(rows[k]), static_cast<size_t>(quads)}; };
+#if RLFN_AMX
+    const Tiles tiles(inputs);
+#endif
+    for (int begin = first; begin < last; begin += M) {
+        const int end = last < begin + M ? last : begin + M;
+        for (int s = 0; s < PRODUCTS; s++) {
+            const bf16* w = weights + 3 * s * step;
+            float* to = work + s * M * CS;
+#if RLFN_AMX
+            for (int q = begin; q < end; q += Tiles::ROWS)
+                tiles.products<N, Transformed<N>::FIRST, Transformed<N>::REST>(
+                    3, [&](int k) { return Tiles::Halves(row(k).first(s, q), row(k).rest(s, q)); }, w, step,
+                    to + (q - begin) * CS);
+#else
+            products<N>(
+                begin, end, nullptr,
+                [&](auto& sums, int q) {
+                    for (int k = 0; k < 3; k++) sums.template add<CS, N>(row(k).at(s, q, 0), inputs, w + k * step);
+                },
+                [&](int q, int n, Vector sum) { store(to + (q - begin) * CS + n * LANES, sum); });
+#endif
         }
+        f(begin, end);
     }
 }
 
@@ -92,31 +164,7 @@ inline void convolve(const bf16* const rows[BAND + 2], int quads, const bf16* we
                      int right, float* work, F&& out, G&& done) {
     static_assert(NI == N);
     constexpr int CS = N * LANES, M = GROUP<N>;
-    const size_t plane = static_cast<size_t>(quads) * CS, step = static_cast<size_t>(inputs) * N * LANES;
-#if RLFN_AMX
-    const Tiles tiles(inputs);
-#endif
-    for (int begin = first; begin < last; begin += M) {
-        const int end = last < begin + M ? last : begin + M;
-        for (int s = 0; s < PRODUCTS; s++) {
-            const bf16* w = weights + 3 * s * step;
-            float* to = work + s * M * CS;
-#if RLFN_AMX
-            for (int q = begin; q < end; q += Tiles::ROWS) {
-                const size_t at = s * plane + static_cast<size_t>(q) * CS;
-                tiles.products<N, CS>(
-                    3, [&](int k) { return rows[k] + at; }, w, step, to + (q - begin) * CS);
-            }
-#else
-            products<N>(
-                begin, end, nullptr,
-                [&](auto& sums, int q) {
-                    const size_t at = s * plane + static_cast<size_t>(q) * CS;
-                    for (int k = 0; k < 3; k++) sums.template add<CS, N>(rows[k] + at, inputs, w + k * step);
-                },
-                [&](int q, int n, Vector sum) { store(to + (q - begin) * CS + n * LANES, sum); });
-#endif
-        }
+    multiply<N>(rows, quads, weights, inputs, first, last, work, [&](int begin, int end) {
         for (int q = begin; q < end; q++) {
             for (int n = 0; n < N; n++) {
                 const float* m = work + (q - begin) * CS + n * LANES;
@@ -126,7 +174,53 @@ inline void convolve(const bf16* const rows[BAND + 2], int quads, const bf16* we
             }
         }
         done(end);
-    }
+    });
+}
+
+// The same where the results, as finish(vector, value) makes them, are another convolution's input, of which `to` gets
+// quads `from` .. `until` in transformed form: pixels never leave the registers.
+template <int N, class F>
+inline void convolve_on(const bf16* const rows[3], int quads, const bf16* weights, int inputs, int first, int last,
+                        int right, float* work, bf16* to, int from, int until, F&& finish) {
+    constexpr int CS = N * LANES, M = GROUP<N>;
+    const Transformed<N> made{to, static_cast<size_t>(quads)};
+    // Of each vector the last pixels that were made: a quad's, and the one before.
+    Vector seen[N][1 + QUAD] = {};
+    multiply<N>(rows, quads, weights, inputs, first, last, work, [&](int begin, int end) {
+        in_pairs<N>([&](auto count, int n) __attribute__((always_inline)) {
+            constexpr int COUNT = decltype(count)::value;
+            Vector last_ones[COUNT][1 + QUAD];
+            for (int c = 0; c < COUNT; c++)
+                for (int i = 0; i < 1 + QUAD; i++) last_ones[c][i] = seen[n + c][i];
+            auto push = [&](int q, const Vector(&next)[COUNT]) __attribute__((always_inline)) {
+                if (q < from || q >= until) return;
+                auto factors = [&](const Vector(&v)[1 + QUAD], Vector beyond) __attribute__((always_inline)) {
+                    return Factors(v[0], v[1], v[2], v[3], v[4], beyond);
+                };
+                if constexpr (COUNT == 2)
+                    made.template put<2>(q, n, {factors(last_ones[0], next[0]), factors(last_ones[1], next[1])});
+                else
+                    made.template put<1>(q, n, {factors(last_ones[0], next[0])});
+            };
+            for (int q = begin; q < end; q++) {
+                Vector values[COUNT][QUAD], next[COUNT];
+                for (int c = 0; c < COUNT; c++) {
+                    const auto quad = of_six<Quad, M * CS>(work + (q - begin) * CS + (n + c) * LANES);
+                    for (int i = 0; i < QUAD; i++)
+                        values[c][i] = QUAD * q + i < right ? finish(n + c, quad.v[i]) : Vector{};
+                    next[c] = values[c][0];
+                }
+                push(q - 1, next);
+                for (int c = 0; c < COUNT; c++) {
+                    last_ones[c][0] = last_ones[c][QUAD];
+                    for (int i = 0; i < QUAD; i++) last_ones[c][1 + i] = values[c][i];
+                }
+            }
+            if (end == last) push(last - 1, {});
+            for (int c = 0; c < COUNT; c++)
+                for (int i = 0; i < 1 + QUAD; i++) seen[n + c][i] = last_ones[c][i];
+        });
+    });
 }
 
 #else
