@@ -61,6 +61,13 @@ inline __m256i narrow(F v) {
     const U quiet = (bits >> 16) | 0x40, nan = (U)(v != v);
     return as<__m256i>(__builtin_convertvector((nan & quiet) | (~nan & rounded), H));
 }
+// Two vectors, the second one's numbers first; one and as many zeros.
+inline U join(__m256i low, __m256i high) {
+    U r;
+    std::memcpy(&r, &low, sizeof(low));
+    std::memcpy(reinterpret_cast<char*>(&r) + sizeof(low), &high, sizeof(high));
+    return r;
+}
 // Two products a lane; numbers too small for a full mantissa count as zero.
 inline F dot(F sum, F a, F b) {
     const U x = as<U>(a), y = as<U>(b);
@@ -159,6 +166,9 @@ inline void multiply(int sums, int rows, int weights) {
 #define _mm512_cvtepu16_epi32(v) __builtin_convertvector(emulated::as<emulated::H>(v), emulated::U)
 #define _mm512_slli_epi32(v, bits) ((v) << (bits))
 #define _mm512_cvtneps_pbh(v) emulated::narrow(v)
+#define _mm512_cvtne2ps_pbh(a, b) emulated::join(emulated::narrow(b), emulated::narrow(a))
+#define _mm512_zextsi256_si512(v) emulated::join(v, _mm256_setzero_si256())
+#define _mm512_storeu_si512(p, v) emulated::store(p, v)
 #define _mm512_dpbf16_ps(sum, a, b) emulated::dot(sum, a, b)
 #define _mm512_cmpneq_epi32_mask(a, b) emulated::differ(a, b)
 #define _mm256_cmpneq_epi16_mask(a, b) emulated::differ(a, b)
