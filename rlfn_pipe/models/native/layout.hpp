@@ -61,6 +61,7 @@ struct Plan {
           columns(job.columns),
           rows(job.rows),
           threads(job.threads) {
+        // An even number: what holds a row's planes begins with a line of the cache.
         quads = ((std::max((w + columns - 1) / columns, CELL) + QUAD - 1) / QUAD + 1 + 6 + 1) / 2 * 2;
     }
     int squares_down() const { return (h + SQUARE - 1) / SQUARE; }

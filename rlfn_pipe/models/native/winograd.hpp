@@ -57,7 +57,8 @@ constexpr int BAND = 1, KEPT = 1;
 constexpr bool WINOGRAD_TAIL = false;
 using Row = bf16;
 
-// Quads that are computed together.
+// Quads that are computed together: with AMX many, since a product's weights come from the second-level cache each
+// time.
 #if RLFN_AMX
 template <int N>
 constexpr int GROUP = 5 * Tiles::ROWS;
