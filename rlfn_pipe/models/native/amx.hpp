@@ -47,74 +47,67 @@ class Tiles {
     }
 
    public:
-    // Where the first 32 numbers of a row lie, and the rest.
-    struct Halves {
-        const bf16 *first, *rest;
-        explicit Halves(const bf16* row) : first(row), rest(row + FIRST) {}
-        Halves(const bf16* first, const bf16* rest) : first(first), rest(rest) {}
-    };
-
-    // Sums over `taps` of 16 rows times N vectors of weights: the rows of a tap begin at from(tap), STRIDE numbers
-    // apart (REST for their second half), its weights STEP numbers after the tap's before. N vectors a row go to `to`.
-    // All 16 rows are read.
-    template <int N, int STRIDE, int REST = STRIDE, class From>
-    __attribute__((always_inline)) void products(int taps, From&& from, const bf16* weights, size_t step,
-                                                 float* to) const {
+    // Sums of 16 rows times N vectors of weights, made in steps: none yet; FIRST inputs more, of rows that lie STRIDE
+    // numbers apart; the rest of the inputs; and to `to`, N vectors a row. All 16 rows are read.
+// The numbers of registers have to be literals.
+#define RLFN_EACH(step)    \
+    if constexpr (N > 0) { \
+        step(0);           \
+    }                      \
+    if constexpr (N > 1) { \
+        step(1);           \
+    }                      \
+    if constexpr (N > 2) { \
+        step(2);           \
+    }                      \
+    if constexpr (N > 3) { \
+        step(3);           \
+    }
+#define RLFN_ADD(sums, rows, weights)                                 \
+    _tile_loadd(weights, from + sums * 2 * LANES, 2 * 2 * N * LANES); \
+    _tile_dpbf16ps(sums, rows, weights)
+#define RLFN_FIRST(sums) RLFN_ADD(sums, 4, 5)
+#define RLFN_REST(sums) RLFN_ADD(sums, 6, 7)
+#define RLFN_STORE(sums) _tile_stored(sums, to + sums * LANES, 4 * N * LANES)
+    template <int N>
+    __attribute__((always_inline)) void begin() const {
         static_assert(N >= 1 && N <= 4);
         // The compiler does not know what tileload reads.
-        fence(to);
-        _tile_zero(0);
-        if constexpr (N > 1) _tile_zero(1);
-        if constexpr (N > 2) _tile_zero(2);
-        if constexpr (N > 3) _tile_zero(3);
-        constexpr long WEIGHTS = 2 * 2 * N * LANES;
-// The numbers of registers have to be literals.
-#define RLFN_ADD(sums, rows, weights)                        \
-    if constexpr (N > sums) {                                \
-        _tile_loadd(weights, w + sums * 2 * LANES, WEIGHTS); \
-        _tile_dpbf16ps(sums, rows, weights);                 \
+        fence(nullptr);
+        RLFN_EACH(_tile_zero)
     }
-        for (int t = 0; t < taps; t++) {
-            const Halves a = from(t);
-            const bf16* w = weights + t * step;
-            _tile_loadd(4, a.first, 2 * STRIDE);
-            RLFN_ADD(0, 4, 5);
-            RLFN_ADD(1, 4, 5);
-            RLFN_ADD(2, 4, 5);
-            RLFN_ADD(3, 4, 5);
-            w += FIRST * N * LANES;
-            _tile_loadd(6, a.rest, 2 * REST);
-            RLFN_ADD(0, 6, 7);
-            RLFN_ADD(1, 6, 7);
-            RLFN_ADD(2, 6, 7);
-            RLFN_ADD(3, 6, 7);
-        }
-#undef RLFN_ADD
-        constexpr long SUMS = 4 * N * LANES;
-        _tile_stored(0, to, SUMS);
-        if constexpr (N > 1) _tile_stored(1, to + LANES, SUMS);
-        if constexpr (N > 2) _tile_stored(2, to + 2 * LANES, SUMS);
-        if constexpr (N > 3) _tile_stored(3, to + 3 * LANES, SUMS);
+    template <int N, int STRIDE>
+    __attribute__((always_inline)) void add(const bf16* rows, const bf16* from) const {
+        _tile_loadd(4, rows, 2 * STRIDE);
+        RLFN_EACH(RLFN_FIRST)
     }
-
-    // The same for 16 rows of FIRST numbers that lie side by side, of one tap.
+    template <int N, int STRIDE>
+    __attribute__((always_inline)) void add_rest(const bf16* rows, const bf16* from) const {
+        _tile_loadd(6, rows, 2 * STRIDE);
+        RLFN_EACH(RLFN_REST)
+    }
     template <int N>
-    __attribute__((always_inline)) void short_products(const bf16* rows, const bf16* weights, float* to) const {
+    __attribute__((always_inline)) void end(float* to) const {
+        RLFN_EACH(RLFN_STORE)
         fence(to);
-        constexpr long WEIGHTS = 2 * 2 * N * LANES, SUMS = 4 * N * LANES;
-        _tile_loadd(4, rows, 2 * FIRST);
-#define RLFN_ONE(sums)                                       \
-    if constexpr (N > sums) {                                \
-        _tile_zero(sums);                                    \
-        _tile_loadd(5, weights + sums * 2 * LANES, WEIGHTS); \
-        _tile_dpbf16ps(sums, 4, 5);                          \
-        _tile_stored(sums, to + sums * LANES, SUMS);         \
     }
-        RLFN_ONE(0);
-        RLFN_ONE(1);
-        RLFN_ONE(2);
-        RLFN_ONE(3);
-#undef RLFN_ONE
+#undef RLFN_STORE
+#undef RLFN_REST
+#undef RLFN_FIRST
+#undef RLFN_ADD
+#undef RLFN_EACH
+
+    // All of it over `taps`: the rows of a tap begin at from(tap), its weights `step` numbers after the tap's before.
+    template <int N, int STRIDE, class From>
+    __attribute__((always_inline)) void products(int taps, From&& from, const bf16* weights, size_t step,
+                                                 float* to) const {
+        begin<N>();
+        for (int t = 0; t < taps; t++) {
+            const bf16 *rows = from(t), *w = weights + t * step;
+            add<N, STRIDE>(rows, w);
+            add_rest<N, STRIDE>(rows + FIRST, w + FIRST * N * LANES);
+        }
+        end<N>(to);
     }
 
    private:
@@ -143,7 +136,7 @@ bool tiles_multiply(int inputs) {
                 weights[t * step + static_cast<size_t>(k / 2) * CS * 2 + o * 2 + k % 2] = short_of(weight(t, k, o));
         }
     Tiles(inputs).products<N, CS>(
-        TAPS, [&](int t) { return Tiles::Halves(rows[t]); }, weights, step, sums);
+        TAPS, [&](int t) { return rows[t]; }, weights, step, sums);
     for (int m = 0; m < Tiles::ROWS; m++)
         for (int o = 0; o < CS; o++) {
             int wanted = 0;

@@ -164,16 +164,16 @@ class Network {
                        *total_here = total + static_cast<size_t>(from) * CS;
             for (int i = 0; i < count; i++) copy_wide(hint + i * WIDE, reduced_here + i * F16);
             for (int i = 0; i < count; i += Tiles::ROWS)
-                tiles.short_products<1>(hint + i * WIDE, b.conv_f, summed + i * F16);
+                tiles.begin<1>(), tiles.add<1, WIDE>(hint + i * WIDE, b.conv_f), tiles.end<1>(summed + i * F16);
             for (int i = 0; i < count; i++) {
                 const size_t at = static_cast<size_t>(from + i) * F16;
                 const Vector map = fma(upper, load(above + at), lower * load(below + at));
                 store_wide(hint + i * WIDE, load(summed + i * F16) + load(b.conv_f_bias) + map);
             }
             for (int i = 0; i < count; i += Tiles::ROWS) {
-                tiles.short_products<NV>(hint + i * WIDE, b.conv4, mask + i * CS);
+                tiles.begin<NV>(), tiles.add<NV, WIDE>(hint + i * WIDE, b.conv4), tiles.end<NV>(mask + i * CS);
                 tiles.products<NV, CS>(
-                    1, [=](int) { return Tiles::Halves(total_here + i * CS); }, b.c5, 0, summed + i * CS);
+                    1, [=](int) { return total_here + i * CS; }, b.c5, 0, summed + i * CS);
             }
             float* to = line + (from - left) * CS;
             for (int i = 0; i < count * CS; i += CS)
@@ -317,7 +317,7 @@ class Network {
         for (int begin = first; begin < last; begin += Tiles::ROWS) {
             const Kept* rows = total_[k] + (row + begin) * CS;
             tiles.products<1, CS>(
-                1, [rows](int) { return Tiles::Halves(rows); }, b.reduce, 0, sums);
+                1, [rows](int) { return rows; }, b.reduce, 0, sums);
             for (int x = begin; x < std::min(last, begin + Tiles::ROWS); x++)
                 store(reduced_[k] + (row + x) * F16, load(sums + (x - begin) * F16) + load(b.reduce_bias));
         }
@@ -340,11 +340,8 @@ class Network {
         const Tiles tiles(3 * F16);
         for (int x = 0; x < p_.w2; x += Tiles::ROWS)
             tiles.products<1, 2 * F16>(
-                3,
-                [&](int t) {
-                    return Tiles::Halves(reduced_[k] + (static_cast<size_t>(2 * y + t) * p_.w + 2 * x) * F16);
-                },
-                b.conv2, 3 * F16 * F16, line + x * F16);
+                3, [&](int t) { return reduced_[k] + (static_cast<size_t>(2 * y + t) * p_.w + 2 * x) * F16; }, b.conv2,
+                3 * F16 * F16, line + x * F16);
         for (int x = 0; x < p_.w2; x++) store(line + x * F16, load(line + x * F16) + load(b.conv2_bias));
 #else
         products<EV>(
@@ -493,7 +490,7 @@ class Network {
                 for (int begin = t.x0; begin < t.x1; begin += Tiles::ROWS) {
                     auto from = [&](int i) {
                         const ptrdiff_t at = static_cast<ptrdiff_t>(begin + i % 3 - 1 - left) * CS;
-                        return Tiles::Halves(reinterpret_cast<const Kept*>(lines[i / 3]) + at);
+                        return reinterpret_cast<const Kept*>(lines[i / 3]) + at;
                     };
                     tiles.products<NT, CS>(9, from, weights, step, s.sum);
                     for (int x = begin; x < std::min(t.x1, begin + Tiles::ROWS); x++)

@@ -51,7 +51,7 @@ __attribute__((always_inline)) inline Made of_six(const float* p) {
 
 #if RLFN_BF16
 
-// Rows that come out at a time, and rows of an inner layer that are kept as pixels.
+// Rows that come out at a time, and rows of an inner layer that are kept as pixels (1: none is, see convolve_on).
 constexpr int BAND = 1, KEPT = 1;
 // Whether the last layer is done so, too.
 constexpr bool WINOGRAD_TAIL = false;
@@ -140,10 +140,15 @@ __attribute__((always_inline)) inline void multiply(const bf16* const rows[3], i
             const bf16* w = weights + 3 * s * step;
             float* to = work + s * M * CS;
 #if RLFN_AMX
-            for (int q = begin; q < end; q += Tiles::ROWS)
-                tiles.products<N, Transformed<N>::FIRST, Transformed<N>::REST>(
-                    3, [&](int k) { return Tiles::Halves(row(k).first(s, q), row(k).rest(s, q)); }, w, step,
-                    to + (q - begin) * CS);
+            for (int q = begin; q < end; q += Tiles::ROWS) {
+                tiles.begin<N>();
+                for (int k = 0; k < 3; k++) {
+                    tiles.add<N, Transformed<N>::FIRST>(row(k).first(s, q), w + k * step);
+                    tiles.add_rest<N, Transformed<N>::REST>(row(k).rest(s, q),
+                                                            w + k * step + Transformed<N>::FIRST * CS);
+                }
+                tiles.end<N>(to + (q - begin) * CS);
+            }
 #else
             products<N>(
                 begin, end, nullptr,
