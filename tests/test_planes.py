@@ -1,4 +1,4 @@
-"""Planes by the compiled part against those by the engine's own conversion."""
+"""Planes to RGB and back by the compiled part against the engine's own conversions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 
 from rlfn_pipe.engine import colour as conversions
 from rlfn_pipe.models.native import library as native
-from rlfn_pipe.pipeline.planes import from_rgb
-from rlfn_pipe.types import ColourInfo
+from rlfn_pipe.pipeline import planes as planes_of
+from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
+from rlfn_pipe.types import ColourInfo, Frame
 
 needed = pytest.mark.skipif(
     native.any_library() is None, reason=f"no compiled part: {native.why_not('fp32')}"
@@ -40,6 +41,53 @@ def test_planes_are_those_of_the_engine(subsampling: str, location: str, size: t
             assert a.shape == b.shape and abs(a - b).max() <= 1
             assert (a != b).sum() <= 8 + 0.001 * a.size
         assert torch.equal(rgb, picture(*size)), "the picture is left as it was"
+
+
+def samples(height: int, width: int, layout: ColourInfo, gap: int = 0) -> Frame:
+    """A frame of noise over all code values; rows lie `gap` samples apart, as decoders leave them."""
+    rng = np.random.default_rng(height * 1000 + width)
+    small = conversions.chroma_size(height, width, layout.subsampling)
+    sizes = [
+        (height, width),
+        *[small] * (2 * (layout.subsampling != "grey")),
+        *[(height, width)] * layout.alpha,
+    ]
+    dtype = np.uint8 if layout.bit_depth == 8 else np.uint16
+    made = (rng.integers(0, 1 << layout.bit_depth, (rows, columns + gap)) for rows, columns in sizes)
+    return Frame(tuple(plane.astype(dtype)[:, : plane.shape[1] - gap] for plane in made), layout)
+
+
+@needed
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 2), (37, 51), (64, 64), (130, 17), (201, 402)])
+@pytest.mark.parametrize("location", ["left", "centre", "topleft"])
+@pytest.mark.parametrize("subsampling", ["420", "422", "440", "444"])
+def test_rgb_is_that_of_the_engine(subsampling: str, location: str, size: tuple[int, int]) -> None:
+    cpu = torch.device("cpu")
+    for depth, full, matrix, gap in ((8, 1, 1, 0), (8, 2, 6, 13), (10, 1, 9, 7), (16, 2, 1, 0)):
+        layout = ColourInfo(
+            matrix,
+            range=full,
+            bit_depth=depth,
+            subsampling=subsampling,
+            chroma_location=location,
+            alpha=depth == 10,
+        )
+        frame = samples(*size, layout, gap)
+        got, wanted = to_rgb(frame, cpu), conversions.to_rgb(frame, cpu)
+        assert got.shape == wanted.shape and got.is_contiguous()
+        torch.testing.assert_close(got, wanted, rtol=0, atol=3e-4)
+
+
+@needed
+def test_rows_in_any_order_are_read() -> None:
+    """Turned upside down or sideways, planes are views with other steps."""
+    layout = ColourInfo(1, range=1, subsampling="444")
+    frame, cpu = samples(30, 41, layout), torch.device("cpu")
+    for turn in (lambda p: p[::-1], lambda p: p[:, ::-1], lambda p: p.T, lambda p: p[:, ::2]):
+        turned = Frame(tuple(turn(plane) for plane in frame.planes), layout)
+        torch.testing.assert_close(to_rgb(turned, cpu), conversions.to_rgb(turned, cpu), rtol=0, atol=3e-4)
+    mixed = Frame((frame.planes[0], frame.planes[1], np.asfortranarray(frame.planes[2])), layout)
+    torch.testing.assert_close(to_rgb(mixed, cpu), conversions.to_rgb(mixed, cpu), rtol=0, atol=3e-4)
 
 
 @needed
@@ -73,6 +121,24 @@ def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for p, q in zip(one, from_rgb(rgb, layout, excess=excess), strict=True):
         assert torch.equal(p, q)
+    frame, cpu = samples(150, 90, layout), torch.device("cpu")
+    three = to_rgb(frame, cpu)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert torch.equal(three, to_rgb(frame, cpu))
+
+
+@pytest.mark.parametrize("kernel", native.PATHS)
+def test_libraries_give_equal_bits(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what they are built for only the vectors differ."""
+    if native._obstacle(kernel):
+        pytest.skip(f"{kernel}: {native._obstacle(kernel)}")
+    layout, rgb, excess = ColourInfo(1, range=1, subsampling="420"), picture(51, 90), picture(17, 30)
+    frame, cpu = samples(51, 89, layout), torch.device("cpu")
+    planes, back = from_rgb(rgb, layout, excess=excess), to_rgb(frame, cpu)
+    monkeypatch.setattr(planes_of, "any_library", lambda: native._loaded(kernel))
+    assert torch.equal(back, to_rgb(frame, cpu))
+    for p, q in zip(planes, from_rgb(rgb, layout, excess=excess), strict=True):
+        assert torch.equal(p, q)
 
 
 def test_what_it_does_not_do_is_left_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +151,13 @@ def test_what_it_does_not_do_is_left_to_the_engine(monkeypatch: pytest.MonkeyPat
         wanted = conversions.from_rgb(rgb.clone(), layout, neutral=neutral)
         for p, q in zip(from_rgb(rgb.clone(), layout, neutral=neutral), wanted, strict=True):
             assert torch.equal(p, q)
+    cpu = torch.device("cpu")
+    for layout in (ColourInfo(0, range=2, subsampling="rgb"), ColourInfo(1, range=1, subsampling="grey")):
+        frame = samples(20, 30, layout)
+        assert torch.equal(to_rgb(frame, cpu), conversions.to_rgb(frame, cpu))
     monkeypatch.setenv(native.WISH, "off")
     layout = ColourInfo(1, range=1, subsampling="420")
     for p, q in zip(from_rgb(rgb, layout), conversions.from_rgb(rgb.clone(), layout), strict=True):
         assert torch.equal(p, q)
+    frame = samples(20, 30, layout)
+    assert torch.equal(to_rgb(frame, cpu), conversions.to_rgb(frame, cpu))

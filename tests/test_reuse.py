@@ -21,7 +21,6 @@ from rlfn_pipe.engine.reuse import (
     CELL,
     REACH,
     REACH_ALPHA,
-    RECENT,
     Answer,
     Gallery,
     Likeness,
@@ -243,21 +242,25 @@ def test_cells_near_others(reach: int) -> None:
     np.testing.assert_array_equal(cells_near(cells, reach), wanted)
 
 
-def test_the_last_few_frames_are_kept() -> None:
-    """P and B frames of a held picture take turns."""
+@pytest.mark.parametrize(
+    ("size", "kept"), [((80, 120), 8), ((3840, 2160), 4), ((7680, 4320), 4), ((15360, 8640), 1)]
+)
+def test_the_last_few_frames_are_kept(size: tuple[int, int], kept: int) -> None:
+    """P and B frames of a held picture take turns; of large ones there are fewer."""
     gallery: Gallery[int] = Gallery()
     rng, frames = np.random.default_rng(0), []
-    for number in range(RECENT + 1):
+    target = Target(*size, YUV)
+    for number in range(kept + 1):
         (frame,) = clip(planes(rng, YUV, (20, 30)))
-        gallery.add(frame, target_of(frame), number)
+        gallery.add(frame, target, number)
         frames.append(frame)
-    found = [gallery.find(replace(frame, index=99), target_of(frame)) for frame in frames]
-    assert found == [None, *range(1, RECENT + 1)]
+    found = [gallery.find(replace(frame, index=99), target) for frame in frames]
+    assert found == [None, *range(1, kept + 1)]
     assert gallery.find(frames[-1], target_of(frames[-1], 2)) is None
     huge = Target(40_000, 30_000, YUV)
     gallery.add(frames[0], huge, 7)
     assert gallery.find(frames[0], huge) == 7
-    assert gallery.find(frames[-1], target_of(frames[-1])) is None
+    assert gallery.find(frames[-1], target) is None
 
 
 def test_what_led_to_a_kept_result_is_let_go() -> None:

@@ -18,7 +18,7 @@ from rlfn_pipe.bench.machine import cores
 from rlfn_pipe.bench.timing import Timing, in_turns, repeats
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.media.source import VideoSource
-from rlfn_pipe.types import Event, Finished, Frame, Progress, Target
+from rlfn_pipe.types import Event, Finished, Frame, Started, Target
 
 #: A whole run takes about this long, and has at least and at most so many frames.
 _RUN_SECONDS = 3.0
@@ -31,7 +31,7 @@ _MOST_BYTES = 1 << 29
 class PipelineSpeed:
     """Medians over whole runs of a clip of `frames` frames.
 
-    `fps`: frames a second of wall time from the first progress report to the finished file;
+    `fps`: frames a second of wall time from the start of the file (models loaded before) to its end;
     `seconds`: a whole call of `upscale`, start-up included. The stages alone, a frame:
     `*_ms` wall time, `*_cpu_ms` CPU time of all threads. `stages_seconds`: what `upscale` itself
     reports of its stages in the last run (`rlfn_pipe.types.StageTimes`).
@@ -85,7 +85,7 @@ class PipelineSpeed:
 
 
 class _Run:
-    """One call of `upscale`, with its rate after the first frames."""
+    """One call of `upscale`, with its rate from the start of its file to its end."""
 
     def __init__(self, clip: Path, output: Path, frames: int, options: dict[str, Any]) -> None:
         self._clip, self._output, self._frames, self._options = clip, output, frames, options
@@ -93,14 +93,13 @@ class _Run:
         self.finished: Finished | None = None
 
     def __call__(self) -> None:
-        first: tuple[float, int] | None = None
+        start = 0.0
 
         def on_event(event: Event) -> None:
-            nonlocal first
-            if isinstance(event, Progress) and event.frames_done and first is None:
-                first = time.perf_counter(), event.frames_done
+            nonlocal start
+            if isinstance(event, Started):
+                start = time.perf_counter()
 
-        begin = time.perf_counter()
         report = upscale(
             self._clip,
             self._output,
@@ -110,11 +109,9 @@ class _Run:
             on_event=on_event,
             **self._options,
         )
-        end = time.perf_counter()
         self.finished = report.finished[0]
-        # A clip that was done before the first report gives the rate of the whole call.
-        start, done = first if first is not None and first[1] < self.finished.frames else (begin, 0)
-        self.rates.append((self.finished.frames - done) / (end - start))
+        # All of it: an encoder keeps dozens of frames back, so that no rate in between is the whole's.
+        self.rates.append(self.finished.frames / (time.perf_counter() - start))
 
 
 def pipeline_speed(

@@ -36,8 +36,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Frames whose results are kept (measured: docs/performance.md), as long as they take no more than this.
-RECENT, RECENT_BYTES = 8, 1 << 28
+#: Frames whose results are kept, as long as they take no more than so many bytes: most repeat one of the last four
+#: (docs/performance.md).
+RECENT = ((8, 48 << 20), (4, 1 << 28))
 #: A frame is like the one before when no more of its cells than this share lie so many cells or nearer to one that
 #: changed: then two thirds of the network's work are to be done, or less (docs/performance.md). Of two frames
 #: that are not, after one that is, the first is taken for one: often a page is turned, and then stays.
@@ -189,7 +190,7 @@ class Gallery(Generic[T]):
         """Keep a frame; the oldest ones go."""
         share = target.width * target.height / (frame.width * frame.height)
         size = share * sum(plane.nbytes for plane in frame.planes)
-        count = max(1, min(RECENT, int(RECENT_BYTES / size)))
+        count = max(1, *(min(count, int(most / size)) for count, most in RECENT))
         self._shown = [(frame, target, item), *self._shown[: count - 1]]
 
 

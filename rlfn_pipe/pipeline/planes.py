@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.models.native.library import MOST_TAPS, Planes, Taps, any_library
+from rlfn_pipe.models.native.library import MOST_TAPS, Library, Planes, Samples, Taps, any_library
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 from rlfn_pipe.types import ColourInfo, Frame
 
@@ -21,6 +21,8 @@ __all__ = ["from_rgb", "to_rgb"]
 
 #: Layouts that have kernels.
 _YUV = ("420", "422", "440", "444")
+#: A filter that takes each sample as it is.
+_SAME: conversions.Taps = ((0, 1.0),)
 #: Kernels count a plane's samples in 32 bits.
 _MOST_PIXELS = (1 << 31) - 1
 
@@ -73,10 +75,53 @@ def from_rgb(
 
 
 def to_rgb(frame: Frame, device: torch.device) -> torch.Tensor:
-    """As `rlfn_pipe.engine.colour.to_rgb`, which it calls for all but YUV on a GPU with kernels for it."""
-    if frame.colour.subsampling in _YUV and (maker := _maker_on(device)) and _up_works(device, frame.colour):
-        return rgb_by(maker, frame, device)
+    """As `rlfn_pipe.engine.colour.to_rgb`, which it calls for all but YUV on the CPU or on a GPU with kernels for it.
+
+    Values may differ by a few in the 24th bit, since sums are rounded in another order.
+    """
+    if frame.colour.subsampling in _YUV:
+        if (maker := _maker_on(device)) and _up_works(device, frame.colour):
+            return rgb_by(maker, frame, device)
+        if device.type == "cpu" and (found := any_library()):
+            return _rgb_by_library(found, frame)
     return conversions.to_rgb(frame, device)
+
+
+def _rgb_by_library(found: Library, frame: Frame) -> torch.Tensor:
+    conversions.check_planes(frame)
+    numbers, threads = _UpNumbers.of(frame.colour), compiled_threads()
+    luma, *chroma = (_rows(plane) for plane in frame.planes[:3])
+    if chroma[0].strides != chroma[1].strides:
+        chroma = [np.ascontiguousarray(plane) for plane in chroma]
+    height, width = luma.shape
+    rgb = torch.empty((3, height, width), dtype=torch.float32)
+    job = Samples(
+        height=height,
+        width=width,
+        threads=threads,
+        bytes=luma.itemsize,
+        half_x=numbers.along is not None,
+        half_y=numbers.down is not None,
+        **dict(zip(("black", "luma_gain", "zero", "chroma_gain"), numbers.levels, strict=True)),
+        luma_step=luma.strides[0],
+        chroma_step=chroma[0].strides[0],
+    )
+    job.red, job.green[0], job.green[1], job.blue = numbers.mix
+    for taps, ready in ((numbers.along, job.along), (numbers.down, job.down)):
+        ready[0], ready[1] = (_taps(_gapless(each)) for each in taps or (_SAME, _SAME))
+    job.y, job.cb, job.cr = (plane.ctypes.data for plane in (luma, *chroma))
+    job.rgb = rgb.data_ptr()
+    if threads > 1:
+        let_openmp_rest()
+    found.picture(job)
+    return rgb
+
+
+def _rows(plane: np.ndarray) -> np.ndarray:
+    """A plane whose rows are without gaps; they may lie apart, as decoders leave them."""
+    return (
+        plane if plane.strides[1] == plane.itemsize and plane.strides[0] > 0 else np.ascontiguousarray(plane)
+    )
 
 
 def _maker_on(device: torch.device) -> Maker | None:
@@ -94,26 +139,9 @@ def rgb_by(maker: Maker, frame: Frame, device: torch.device) -> torch.Tensor:
     from rlfn_pipe.models.cuda.library import on
 
     conversions.check_planes(frame)
-    colour, white = frame.colour, conversions.WHITE
-    black, span, zero, chroma_span = conversions.levels(colour)
-    kr, kg, kb = conversions.luma_weights(colour)
-    along = conversions.interpolation(colour.chroma_location != "centre")
-    down = conversions.interpolation(colour.chroma_location == "topleft")
     samples = conversions.sent(frame.planes[:3], device)
     with on(device):
-        return pictures.rgb(
-            maker,
-            samples,
-            (black, white / span, zero, white / chroma_span),
-            (
-                2.0 * (1.0 - kr),
-                -2.0 * (1.0 - kb) * kb / kg,
-                -2.0 * (1.0 - kr) * kr / kg,
-                2.0 * (1.0 - kb),
-            ),
-            along if colour.subsampling in ("420", "422") else None,
-            down if colour.subsampling in ("420", "440") else None,
-        )
+        return pictures.rgb(maker, samples, *_UpNumbers.of(frame.colour))
 
 
 def by_maker(
@@ -211,15 +239,46 @@ class _Numbers(NamedTuple):
         )
 
 
+class _UpNumbers(NamedTuple):
+    """What RGB is made with; fields as the arguments of `rlfn_pipe.models.cuda.pictures.rgb`."""
+
+    levels: tuple[float, float, float, float]
+    mix: tuple[float, float, float, float]
+    along: tuple[conversions.Taps, conversions.Taps] | None
+    down: tuple[conversions.Taps, conversions.Taps] | None
+
+    @classmethod
+    def of(cls, colour: ColourInfo) -> _UpNumbers:
+        """The numbers of a layout with chroma."""
+        black, span, zero, chroma_span = conversions.levels(colour)
+        kr, kg, kb = conversions.luma_weights(colour)
+        along = conversions.interpolation(colour.chroma_location != "centre")
+        down = conversions.interpolation(colour.chroma_location == "topleft")
+        white = conversions.WHITE
+        return cls(
+            (black, white / span, zero, white / chroma_span),
+            (
+                2.0 * (1.0 - kr),
+                -2.0 * (1.0 - kb) * kb / kg,
+                -2.0 * (1.0 - kr) * kr / kg,
+                2.0 * (1.0 - kb),
+            ),
+            along if colour.subsampling in ("420", "422") else None,
+            down if colour.subsampling in ("420", "440") else None,
+        )
+
+
 def _filter(half: bool, cosited: bool) -> conversions.Taps:
     """Chroma's filter in one direction, without gaps; a full one takes each sample as it is."""
-    taps = conversions.decimation(cosited) if half else ((0, 1.0),)
-    first, last = taps[0][0], taps[-1][0]
+    return _gapless(conversions.decimation(cosited)) if half else _SAME
+
+
+def _gapless(taps: conversions.Taps) -> conversions.Taps:
     weights = dict(taps)
-    return tuple((k, weights.get(k, 0.0)) for k in range(first, last + 1))
+    return tuple((k, weights.get(k, 0.0)) for k in range(taps[0][0], taps[-1][0] + 1))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _taps(taps: conversions.Taps) -> Taps:
     made = Taps(first=taps[0][0], count=len(taps))
     assert made.count <= MOST_TAPS

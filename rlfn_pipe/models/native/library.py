@@ -31,7 +31,7 @@ PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("fp32
 #: Of a filter of `Planes`.
 MOST_TAPS = 12
 #: `RLFN_VERSION` of network.cpp.
-VERSION = 7
+VERSION = 8
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})
@@ -118,6 +118,20 @@ class Planes(ctypes.Structure):
     ]
 
 
+class Samples(ctypes.Structure):
+    """`Samples` of planes.hpp: planes and the picture that becomes of them."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("height", "width", "threads", "bytes", "half_x", "half_y")),
+        *((name, ctypes.c_float) for name in ("black", "luma_gain", "zero", "chroma_gain", "red")),
+        ("green", ctypes.c_float * 2),
+        ("blue", ctypes.c_float),
+        *((name, Taps * 2) for name in ("along", "down")),
+        *((name, ctypes.c_int64) for name in ("luma_step", "chroma_step")),
+        *((name, ctypes.c_void_p) for name in ("y", "cb", "cr", "rgb")),
+    ]
+
+
 class Library:
     """The functions of the compiled part. They let other Python threads run.
 
@@ -133,7 +147,7 @@ class Library:
         self.instructions = INSTRUCTIONS[kernel]
         handle = ctypes.CDLL(str(path))
         handle.rlfn_layout.restype = ctypes.c_size_t
-        structures = sum(ctypes.sizeof(each) for each in (LibraryNet, Job, LibraryBlock, Planes))
+        structures = sum(ctypes.sizeof(each) for each in (LibraryNet, Job, LibraryBlock, Planes, Samples))
         if handle.rlfn_layout() != structures + 1000 * VERSION:
             raise OSError(f"{path} was built from other sources; install rlfn-pipe again")
         if handle.rlfn_try():
@@ -145,6 +159,8 @@ class Library:
         self.update = _function(handle.rlfn_update, ctypes.c_double)
         self.planes: Callable[[Planes], None] = handle.rlfn_planes
         handle.rlfn_planes.argtypes, handle.rlfn_planes.restype = [ctypes.POINTER(Planes)], None
+        self.picture: Callable[[Samples], None] = handle.rlfn_picture
+        handle.rlfn_picture.argtypes, handle.rlfn_picture.restype = [ctypes.POINTER(Samples)], None
 
 
 def _function(found: Any, result: Any) -> Callable[[LibraryNet, Job], Any]:

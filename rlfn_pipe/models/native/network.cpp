@@ -7,7 +7,7 @@
 #include "planes.hpp"
 
 // Raised whenever what Python packs changes its meaning.
-#define RLFN_VERSION 7
+#define RLFN_VERSION 8
 
 namespace rlfn {
 
@@ -39,7 +39,8 @@ extern "C" {
 
 // Tells whether library.py means the same structures.
 RLFN_EXPORT size_t rlfn_layout() {
-    return sizeof(rlfn::Net) + sizeof(rlfn::Job) + sizeof(rlfn::Block) + sizeof(rlfn::Planes) + 1000 * RLFN_VERSION;
+    return sizeof(rlfn::Net) + sizeof(rlfn::Job) + sizeof(rlfn::Block) + sizeof(rlfn::Planes) + sizeof(rlfn::Samples) +
+           1000 * RLFN_VERSION;
 }
 
 // 0 where this library's instructions work in this process, which may have to ask the system for them first.
@@ -78,6 +79,9 @@ RLFN_EXPORT double rlfn_update(const rlfn::Net* net, const rlfn::Job* job) {
     return rlfn::by_vectors(*net,
                             [&](auto n) { return rlfn::Changes<decltype(n)::value>(*net, *job).update(rlfn::pool()); });
 }
+
+// A picture of quantised planes.
+RLFN_EXPORT void rlfn_picture(const rlfn::Samples* samples) { rlfn::Unpacker(*samples).run(rlfn::pool()); }
 
 // Quantised planes of a picture.
 RLFN_EXPORT void rlfn_planes(const rlfn::Planes* planes) { rlfn::Packer(*planes).run(rlfn::pool()); }
