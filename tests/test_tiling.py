@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rlfn_pipe.engine.picture import Picture, answer_of
 from rlfn_pipe.engine.runner import DEFAULT_OVERLAP, Engine
 from rlfn_pipe.engine.tiling import (
     FADE,
@@ -222,3 +223,30 @@ def test_default_overlap_on_a_photograph(shared_data: Path, name: str) -> None:
     whole = upscaled(spec, module, picture, tile=0)
     psnr, largest = difference(upscaled(spec, module, picture, tile=144, overlap=DEFAULT_OVERLAP), whole)
     assert psnr >= 65.0 and largest <= 6.0
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"),
+    [((61, 98), 36, 12), ((61, 98), 36, 0), ((30, 200), 48, 36), ((40, 40), 24, 2), ((61, 98), 0, 0)],
+)
+def test_what_fades_is_blended_and_the_rest_is_copied(
+    size: tuple[int, int], tile: int, overlap: int, backwards: bool
+) -> None:
+    """The same bits as all of each tile times its weights, added to zeros."""
+    scale, generator = 2, torch.Generator().manual_seed(tile)
+    picture = Picture(torch.zeros(3, *size), scale, 15, 8)
+    tiles = picture.cut(tile, overlap)
+    results = [torch.rand(3, *(scale * s for s in t.shape), generator=generator) * 300 - 20 for t in tiles]
+    wanted = torch.zeros(3, size[0] * scale, size[1] * scale)
+    order = list(zip(tiles, results, strict=True))[:: -1 if backwards else 1]
+    for each, result in order:
+        picture.place(each, result)
+        (y, down), (x, along) = (
+            (span, torch.from_numpy(fade_weights(span, scale))) for span in (each.y, each.x)
+        )
+        top, left = (scale * (span.start - span.origin) for span in (y, x))
+        answer = result[:, top : top + len(down), left : left + len(along)] * down[:, None] * along
+        assert torch.equal(answer_of(each, result, scale), answer)
+        wanted[:, scale * y.start : scale * y.stop, scale * x.start : scale * x.stop] += answer
+    assert torch.equal(picture.result()[0], wanted)

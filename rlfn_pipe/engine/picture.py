@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -94,29 +93,28 @@ class Picture:
             self._add(tile, result)
 
     def _clear_canvas(self, device: torch.device) -> torch.Tensor:
-        """A canvas with zeros where tiles fade into one another: elsewhere there is one tile, which is copied."""
+        """A canvas with zeros where results are added to it: elsewhere there is one tile's, which is copied."""
         size = (3, self.rgb.shape[-2] * self.scale, self.rgb.shape[-1] * self.scale)
-        canvas = torch.empty(size, dtype=torch.float32, device=device)
+        if device.type != "cpu":
+            return torch.zeros(size, dtype=torch.float32, device=device)
+        canvas = torch.empty(size, dtype=torch.float32)
         for tile in self.tiles:
-            for place, rows, columns in _parts(tile, self.scale):
-                if rows.fades or columns.fades:
-                    canvas[place].zero_()
+            for part in _parts(tile, self.scale, device):
+                if part.fades:
+                    canvas[part.place].zero_()
         return canvas
 
     def _add(self, tile: Tile, result: torch.Tensor) -> None:
         assert self._canvas is not None
-        y, x, s = tile.y, tile.x, self.scale
-        answer = _answered(tile, result, s)
-        for place, rows, columns in _parts(tile, s):
-            part = answer[:, rows.inside, columns.inside]
-            if not (rows.fades or columns.fades):
-                self._canvas[place] = part
-                continue
-            for span, piece, dim in ((y, rows, 1), (x, columns, 0)):
-                if piece.fades:
-                    weights = _weights(span, s, result.device)[piece.inside]
-                    part = part * weights.reshape((-1,) + (1,) * dim)
-            self._canvas[place].add_(part)
+        answer = _answered(tile, result, self.scale)
+        parts = _parts(tile, self.scale, result.device)
+        # All that takes memory comes first: a tile for which there is none is added later, once.
+        weighted = [part.weighted(answer) for part in parts]
+        for part, values in zip(parts, weighted, strict=True):
+            if part.fades:
+                self._canvas[part.place].add_(values)
+            else:
+                self._canvas[part.place] = values
 
     def complete(self, tiles: tuple[Tile, ...], canvas: torch.Tensor) -> None:
         """Take a canvas (3, s h, s w) that the answers of all `tiles` are on already; it is not written to."""
@@ -130,32 +128,56 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of what a tile answers for along an axis, in output pixels from where that starts."""
+class _Part:
+    """A rectangle of what a tile answers for, which fades somewhere or nowhere; slices of a (3, s h, s w) tensor.
 
-    inside: slice
-    fades: bool
+    `inside` counts from the answer's corner, `place` from the canvas'. `weights` (rows, 1) and (columns,) of fades.
+    """
+
+    inside: tuple[slice, slice, slice]
+    place: tuple[slice, slice, slice]
+    weights: tuple[torch.Tensor, ...]
+
+    @property
+    def fades(self) -> bool:
+        return bool(self.weights)
+
+    def weighted(self, answer: torch.Tensor) -> torch.Tensor:
+        """The rectangle of a whole answer with its weights; a view where nothing fades."""
+        values = answer[self.inside]
+        for weights in self.weights:
+            values = values * weights
+        return values
 
 
-def _pieces(span: Span, scale: int) -> list[_Piece]:
-    """Where a span fades in, where it stands alone, and where it fades out."""
+def _parts(tile: Tile, scale: int, device: torch.device) -> list[_Part]:
+    """What a tile answers for: on the CPU by where it fades, elsewhere, where each step costs more, as one."""
+    made = []
+    for rows in _pieces(tile.y, scale, device):
+        for columns in _pieces(tile.x, scale, device):
+            down, along = (
+                slice(span.start * scale + piece.start, span.start * scale + piece.stop)
+                for span, (piece, _) in ((tile.y, rows), (tile.x, columns))
+            )
+            weights = [
+                _weights(span, scale, device)[piece].reshape((-1,) + (1,) * dim)
+                for span, (piece, fades), dim in ((tile.y, rows, 1), (tile.x, columns, 0))
+                if fades
+            ]
+            everything = slice(None)
+            inside, place = (everything, rows[0], columns[0]), (everything, down, along)
+            made.append(_Part(inside, place, tuple(weights)))
+    return made
+
+
+def _pieces(span: Span, scale: int, device: torch.device) -> list[tuple[slice, bool]]:
+    """Where a span fades in, where it stands alone and where it fades out, in pixels from its start; and if it fades."""
     stop = (span.stop - span.start) * scale
     first, last = span.fade_in * scale, stop - span.fade_out * scale
-    if first > last:
-        return [_Piece(slice(0, stop), True)]
+    if device.type != "cpu" or first > last:
+        return [(slice(0, stop), bool(span.fade_in or span.fade_out))]
     edges = ((0, first, True), (first, last, False), (last, stop, True))
-    return [_Piece(slice(begin, end), fades) for begin, end, fades in edges if end > begin]
-
-
-def _parts(tile: Tile, scale: int) -> Iterator[tuple[tuple[slice, slice, slice], _Piece, _Piece]]:
-    """Rectangles of what a tile answers for, with their places on the canvas."""
-    for rows in _pieces(tile.y, scale):
-        for columns in _pieces(tile.x, scale):
-            down, along = (
-                slice(span.start * scale + piece.inside.start, span.start * scale + piece.inside.stop)
-                for span, piece in ((tile.y, rows), (tile.x, columns))
-            )
-            yield (slice(None), down, along), rows, columns
+    return [(slice(begin, end), fades) for begin, end, fades in edges if end > begin]
 
 
 def answer_of(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:
@@ -164,18 +186,14 @@ def answer_of(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:
     (3, s * rows, s * columns) of ``tile.y.start .. stop`` and ``tile.x.start .. stop``; a view of `result` where
     nothing fades.
     """
-    part = _answered(tile, result, scale)
-    spans = ((tile.y, -2), (tile.x, -1))
-    if not any(span.fade_in or span.fade_out for span, _ in spans):
-        return part
-    part = part.clone()
-    for span, dim in spans:
-        for piece in _pieces(span, scale):
-            if piece.fades:
-                begin, end = piece.inside.start, piece.inside.stop
-                weights = _weights(span, scale, result.device)[piece.inside]
-                part.narrow(dim, begin, end - begin).mul_(weights.reshape((-1,) + (1,) * (-1 - dim)))
-    return part
+    answer = _answered(tile, result, scale)
+    parts = _parts(tile, scale, result.device)
+    if len(parts) == 1:
+        return parts[0].weighted(answer)
+    made = torch.empty_like(answer)
+    for part in parts:
+        made[part.inside] = part.weighted(answer)
+    return made
 
 
 def _answered(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:
