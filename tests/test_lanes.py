@@ -198,7 +198,7 @@ def test_all_threads_are_busy_at_once() -> None:
     assert time.perf_counter() - begin < 0.5
 
 
-@pytest.mark.parametrize("settings", [{"threads": 1}, {"tile": 24}, {"batch": 2}, {"budget": 1 << 20}])
+@pytest.mark.parametrize("settings", [{"threads": 1}, {"tile": 24}, {"batch": 2}, {"budget": 1 << 18}])
 def test_what_asks_for_another_way_goes_it(settings: dict[str, int]) -> None:
     made, seen = nearest(**settings)
     run(made, noise(4))

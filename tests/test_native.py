@@ -403,7 +403,7 @@ import re, sys
 from itertools import islice
 from pathlib import Path
 from rlfn_pipe.bench.clip import moving_frames
-from rlfn_pipe.engine.runner import CPU_STRIPS, Engine
+from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.models.fuse import InferenceFactory
 from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import Target
@@ -420,7 +420,7 @@ before = peak()
 for frame in engine.run((frame, Target(2560, 1440, frame.colour)) for frame in frames):
     del frame
 taken = peak() - before
-print(taken / (engine._bytes_per_pixel() * 640 * 360 * threads + CPU_STRIPS))
+print(taken / (engine._bytes_per_pixel() * 640 * 360 * threads))
 """
 
 

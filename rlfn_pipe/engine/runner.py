@@ -61,7 +61,7 @@ SMALLEST_TILE = 48
 CPU_STRIPS = 96 << 20
 #: Share of the memory budget that a tile may take on the CPU, beside the frame's canvas: 1080p to 4K stays below
 #: 2.5 GB with it, of which an encoder takes more than half (docs/performance.md).
-TILE_SHARE = 0.75
+TILE_SHARE = 0.6
 #: Elements of the largest tensor on a device.
 MOST_ELEMENTS = (1 << 31) - 1
 #: Threads that the memory budget is meant for; frames side by side on more of them may take more, where it is free.
@@ -212,8 +212,8 @@ class Engine:
 
     def _pixels_in(self, share: float) -> int:
         """Pixels that are computed in a share of the budget, at least those of the smallest tile."""
-        strips = CPU_STRIPS if self.device.type == "cpu" else 0
-        pixels = int((self._budget * share - strips) / self._bytes_per_pixel())
+        strips = self.device.type == "cpu" and self._side_by_side(False) is None
+        pixels = int((self._budget * share - CPU_STRIPS * strips) / self._bytes_per_pixel())
         if self.device.type != "cpu":
             # Libraries on devices count a tensor's elements in 32 bits here and there.
             pixels = min(pixels, MOST_ELEMENTS // max(self.spec.channels, 3 * self.scale**2))
@@ -246,8 +246,7 @@ class Engine:
         """
         if self.threads == 1 or self.tile_for(height, width) or (self._batch or 1) > 1:
             return 1
-        together = self._bytes_per_pixel() * height * width * self.threads
-        fits = together + CPU_STRIPS <= self._room
+        fits = self._bytes_per_pixel() * height * width * self.threads <= self._room
         return self.threads if fits and self._side_by_side(edge_fp32) is not None else 1
 
     def keeps_layers(self, height: int, width: int, edge_fp32: bool) -> bool:
