@@ -293,8 +293,8 @@ def _aligned(buffer: torch.Tensor) -> int:
 
 
 def _tiles(h: int, w: int, threads: int, height: int) -> tuple[int, int]:
-    """Columns and rows of tiles: many, or as many for one thread as for another."""
-    columns, rows = -(-w // TILE_WIDTH), max(1, round(h / height))
+    """Columns and rows of tiles: for one thread no more than the cache asks for, else many or as many for each."""
+    columns, rows = -(-w // TILE_WIDTH), 1 if threads == 1 else max(1, round(h / height))
     while columns * rows < 4 * threads and columns * rows % threads:
         rows += 1
     return columns, min(rows, h)
