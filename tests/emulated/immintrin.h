@@ -51,9 +51,15 @@ inline F round(F a) {
     for (int i = 0; i < 16; i++) r[i] = std::nearbyint(a[i]);
     return r;
 }
+// What is above the whole number below; the powers of two of that number.
+inline F above_floor(F a) {
+    F r;
+    for (int i = 0; i < 16; i++) r[i] = std::isinf(a[i]) ? 0.f : a[i] - std::floor(a[i]);
+    return r;
+}
 inline F scale(F a, F by) {
     F r;
-    for (int i = 0; i < 16; i++) r[i] = a[i] * std::exp2(by[i]);
+    for (int i = 0; i < 16; i++) r[i] = a[i] * std::exp2(std::floor(by[i]));
     return r;
 }
 inline __m256i narrow(F v) {
@@ -162,6 +168,7 @@ inline void multiply(int sums, int rows, int weights) {
 #define _mm512_cvtps_epi32(a) emulated::as<emulated::U>(__builtin_convertvector(emulated::round(a), emulated::I))
 #define _mm512_roundscale_ps(a, mode) emulated::round(a)
 #define _mm512_scalef_ps(a, b) emulated::scale(a, b)
+#define _mm512_reduce_ps(a, mode) emulated::above_floor(a)
 #define _mm512_rcp14_ps(a) (1.f / (a))
 #define _mm512_cvtepu16_epi32(v) __builtin_convertvector(emulated::as<emulated::H>(v), emulated::U)
 #define _mm512_slli_epi32(v, bits) ((v) << (bits))

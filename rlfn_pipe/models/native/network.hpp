@@ -156,7 +156,8 @@ class Network {
 #if RLFN_AMX
         constexpr int PIXELS = 4 * Tiles::ROWS, WIDE = Tiles::FIRST;
         alignas(64) Kept hint[PIXELS * WIDE];
-        alignas(64) float summed[PIXELS * CS], mask[PIXELS * CS];
+        alignas(64) float summed[PIXELS * CS], mask[PIXELS * CS], exponent[CS];
+        for (int n = 0; n < CS; n += LANES) store(exponent + n, load(b.conv4_bias + n) * splat(EXPONENT));
         const Tiles tiles(net_.inputs);
         for (int from = first; from < last; from += PIXELS) {
             const int count = std::min(last - from, PIXELS);
@@ -178,8 +179,9 @@ class Network {
             float* to = line + (from - left) * CS;
             for (int i = 0; i < count * CS; i += CS)
                 for (int n = 0; n < CS; n += LANES)
-                    store(to + i + n, (load(summed + i + n) + load(b.c5_bias + n)) *
-                                          sigmoid(load(mask + i + n) + load(b.conv4_bias + n)));
+                    store(to + i + n,
+                          (load(summed + i + n) + load(b.c5_bias + n)) *
+                              sigmoid_of_exponent(fma(load(mask + i + n), splat(EXPONENT), load(exponent + n))));
         }
 #else
         constexpr int PIXELS = 24;

@@ -92,17 +92,18 @@ inline bool replace(bf16* place, Vector value) {
 // Short as they are, layers settle by themselves.
 inline Vector settle(Vector v) { return v; }
 
-// 1 / (1 + exp(-x)), to about 1e-4: a fraction of what is lost when x is rounded to bf16.
-inline Vector sigmoid(Vector x) {
-    // 2^t by its integer part and a polynomial for the rest (-0.5 .. 0.5).
-    Vector t = x * splat(-1.44269504f), n = whole(t), r = t - n;
-    Vector p = splat(9.6738e-3f);
-    p = fma(p, r, splat(5.58767e-2f));
-    p = fma(p, r, splat(2.402246e-1f));
-    p = fma(p, r, splat(6.931471e-1f));
-    p = fma(p, r, splat(1.f));
-    return _mm512_rcp14_ps(_mm512_scalef_ps(p, n) + splat(1.f));
+// 1 / (1 + exp(-x)), to about 1e-4: a fraction of what is lost when x is rounded to bf16. x times EXPONENT goes in.
+constexpr float EXPONENT = -1.44269504f;
+inline Vector sigmoid_of_exponent(Vector t) {
+    // 2^t by a polynomial for what t is above a whole number (0 .. 1), which scalef goes by.
+    const Vector r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    Vector p = splat(0.0780245212f);
+    p = fma(p, r, splat(0.226067158f));
+    p = fma(p, r, splat(0.69583354f));
+    p = fma(p, r, splat(0.999925219f));
+    return _mm512_rcp14_ps(_mm512_scalef_ps(p, t) + splat(1.f));
 }
+inline Vector sigmoid(Vector x) { return sigmoid_of_exponent(x * splat(EXPONENT)); }
 
 #else
 
