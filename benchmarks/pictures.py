@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from rlfn_pipe.media.image_read import read_image
+from rlfn_pipe.media.image_metadata import ImageMeta
 from rlfn_pipe.media.image_write import write_image
+from rlfn_pipe.types import ColourInfo, Frame
 
 Writer = Callable[[np.ndarray], int]
 
@@ -45,13 +46,9 @@ def ours(format: str, folder: Path) -> Writer:
     """`write_image` from planes to file, lossless."""
 
     def write(array: np.ndarray) -> int:
-        Image.fromarray(array[:1, :1]).save(folder / "one.png")
-        frame, meta = read_image(folder / "one.png")
-        planes = tuple(np.ascontiguousarray(plane) for plane in array.transpose(2, 0, 1))
-        shown = type(frame)(planes, frame.colour)
-        return write_image(
-            folder / "made", shown, meta, format=format, quality=100 if format == "webp" else None
-        )
+        frame = Frame(tuple(array.transpose(2, 0, 1)), ColourInfo(matrix=0, range=2, subsampling="rgb"))
+        quality = 100 if format == "webp" else None
+        return write_image(folder / "made", frame, ImageMeta(), format=format, quality=quality)
 
     return write
 

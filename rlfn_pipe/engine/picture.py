@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -95,11 +96,11 @@ class Picture:
     def _clear_canvas(self, device: torch.device) -> torch.Tensor:
         """A canvas with zeros where results are added to it: elsewhere there is one tile's, which is copied."""
         size = (3, self.rgb.shape[-2] * self.scale, self.rgb.shape[-1] * self.scale)
-        if device.type != "cpu":
+        if not _in_parts(device):
             return torch.zeros(size, dtype=torch.float32, device=device)
         canvas = torch.empty(size, dtype=torch.float32)
         for tile in self.tiles:
-            for part in _parts(tile, self.scale, device):
+            for part in _parts(tile, self.scale, split=True):
                 if part.fades:
                     canvas[part.place].zero_()
         return canvas
@@ -107,9 +108,9 @@ class Picture:
     def _add(self, tile: Tile, result: torch.Tensor) -> None:
         assert self._canvas is not None
         answer = _answered(tile, result, self.scale)
-        parts = _parts(tile, self.scale, result.device)
+        parts = _parts(tile, self.scale, split=_in_parts(result.device))
         # All that takes memory comes first: a tile for which there is none is added later, once.
-        weighted = [part.weighted(answer) for part in parts]
+        weighted = [part.weighted(answer, self.scale) for part in parts]
         for part, values in zip(parts, weighted, strict=True):
             if part.fades:
                 self._canvas[part.place].add_(values)
@@ -131,50 +132,54 @@ class Picture:
 class _Part:
     """A rectangle of what a tile answers for, which fades somewhere or nowhere; slices of a (3, s h, s w) tensor.
 
-    `inside` counts from the answer's corner, `place` from the canvas'. `weights` (rows, 1) and (columns,) of fades.
+    `inside` counts from the answer's corner, `place` from the canvas'. `fades`: the spans that fade in it, with the
+    part of their weights and the axes behind theirs.
     """
 
     inside: tuple[slice, slice, slice]
     place: tuple[slice, slice, slice]
-    weights: tuple[torch.Tensor, ...]
+    fades: tuple[tuple[Span, slice, int], ...]
 
-    @property
-    def fades(self) -> bool:
-        return bool(self.weights)
-
-    def weighted(self, answer: torch.Tensor) -> torch.Tensor:
+    def weighted(self, answer: torch.Tensor, scale: int) -> torch.Tensor:
         """The rectangle of a whole answer with its weights; a view where nothing fades."""
         values = answer[self.inside]
-        for weights in self.weights:
-            values = values * weights
+        for span, piece, behind in self.fades:
+            values = values * _weights(span, scale, answer.device)[piece].reshape((-1,) + (1,) * behind)
         return values
 
 
-def _parts(tile: Tile, scale: int, device: torch.device) -> list[_Part]:
-    """What a tile answers for: on the CPU by where it fades, elsewhere, where each step costs more, as one."""
-    made = []
-    for rows in _pieces(tile.y, scale, device):
-        for columns in _pieces(tile.x, scale, device):
+def _in_parts(device: torch.device) -> bool:
+    """Whether what fades is told from what does not: on devices each step costs more than it saves."""
+    return device.type == "cpu"
+
+
+@lru_cache(maxsize=256)
+def _parts(tile: Tile, scale: int, *, split: bool) -> tuple[_Part, ...]:
+    """What a tile answers for, by where it fades or (not `split`) as one."""
+    everything, made = slice(None), []
+    for rows, rows_fade in _pieces(tile.y, scale, split):
+        for columns, columns_fade in _pieces(tile.x, scale, split):
             down, along = (
                 slice(span.start * scale + piece.start, span.start * scale + piece.stop)
-                for span, (piece, _) in ((tile.y, rows), (tile.x, columns))
+                for span, piece in ((tile.y, rows), (tile.x, columns))
             )
-            weights = [
-                _weights(span, scale, device)[piece].reshape((-1,) + (1,) * dim)
-                for span, (piece, fades), dim in ((tile.y, rows, 1), (tile.x, columns, 0))
-                if fades
+            fades = [
+                (span, piece, behind)
+                for span, piece, behind, does in (
+                    (tile.y, rows, 1, rows_fade),
+                    (tile.x, columns, 0, columns_fade),
+                )
+                if does
             ]
-            everything = slice(None)
-            inside, place = (everything, rows[0], columns[0]), (everything, down, along)
-            made.append(_Part(inside, place, tuple(weights)))
-    return made
+            made.append(_Part((everything, rows, columns), (everything, down, along), tuple(fades)))
+    return tuple(made)
 
 
-def _pieces(span: Span, scale: int, device: torch.device) -> list[tuple[slice, bool]]:
+def _pieces(span: Span, scale: int, split: bool) -> list[tuple[slice, bool]]:
     """Where a span fades in, where it stands alone and where it fades out, in pixels from its start; and if it fades."""
     stop = (span.stop - span.start) * scale
     first, last = span.fade_in * scale, stop - span.fade_out * scale
-    if device.type != "cpu" or first > last:
+    if not split or first > last:
         return [(slice(0, stop), bool(span.fade_in or span.fade_out))]
     edges = ((0, first, True), (first, last, False), (last, stop, True))
     return [(slice(begin, end), fades) for begin, end, fades in edges if end > begin]
@@ -187,12 +192,12 @@ def answer_of(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:
     nothing fades.
     """
     answer = _answered(tile, result, scale)
-    parts = _parts(tile, scale, result.device)
+    parts = _parts(tile, scale, split=_in_parts(result.device))
     if len(parts) == 1:
-        return parts[0].weighted(answer)
+        return parts[0].weighted(answer, scale)
     made = torch.empty_like(answer)
     for part in parts:
-        made[part.inside] = part.weighted(answer)
+        made[part.inside] = part.weighted(answer, scale)
     return made
 
 

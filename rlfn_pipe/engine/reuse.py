@@ -190,7 +190,7 @@ class Gallery(Generic[T]):
         """Keep a frame; the oldest ones go."""
         share = target.width * target.height / (frame.width * frame.height)
         size = share * sum(plane.nbytes for plane in frame.planes)
-        count = max(1, *(min(count, int(most / size)) for count, most in RECENT))
+        count = max(1, *(min(frames, int(most / size)) for frames, most in RECENT))
         self._shown = [(frame, target, item), *self._shown[: count - 1]]
 
 

@@ -212,8 +212,9 @@ class Engine:
 
     def _pixels_in(self, share: float) -> int:
         """Pixels that are computed in a share of the budget, at least those of the smallest tile."""
-        strips = self.device.type == "cpu" and self._side_by_side(False) is None
-        pixels = int((self._budget * share - CPU_STRIPS * strips) / self._bytes_per_pixel())
+        in_strips = self.device.type == "cpu" and self._side_by_side(False) is None
+        room = self._budget * share - (CPU_STRIPS if in_strips else 0)
+        pixels = int(room / self._bytes_per_pixel())
         if self.device.type != "cpu":
             # Libraries on devices count a tensor's elements in 32 bits here and there.
             pixels = min(pixels, MOST_ELEMENTS // max(self.spec.channels, 3 * self.scale**2))

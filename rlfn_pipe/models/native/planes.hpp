@@ -75,7 +75,15 @@ class Ring {
 
 inline int clamped(int at, int count) { return std::min(std::max(at, 0), count - 1); }
 
-constexpr int ROWS_AT_ONCE = 32;
+// Pixels beyond either end of a row that filters may read.
+constexpr int MARGIN = MOST_TAPS;
+
+// Calls f(first, last) for bands of `rows` rows.
+template <class F>
+void in_bands(Pool& pool, int threads, int rows, F&& f) {
+    constexpr int HIGH = 32;
+    pool.run(threads, (rows + HIGH - 1) / HIGH, [&](int i, int) { f(i * HIGH, std::min(rows, (i + 1) * HIGH)); });
+}
 
 class Packer {
    public:
@@ -86,14 +94,10 @@ class Packer {
           line_(width_ + 2 * MARGIN) {}
 
     void run(Pool& pool) const {
-        const int bands = (height_ + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-        pool.run(p_.threads, bands,
-                 [&](int i, int) { band(i * ROWS_AT_ONCE, std::min(height_, (i + 1) * ROWS_AT_ONCE)); });
+        in_bands(pool, p_.threads, height_, [&](int first, int last) { band(first, last); });
     }
 
    private:
-    static constexpr int MARGIN = MOST_TAPS;
-
     // Chroma rows first .. last, and the luma rows that lie beside them.
     void band(int first, int last) const {
         const int step = 1 + p_.half_y, taps = p_.down.count;
@@ -237,14 +241,10 @@ class Unpacker {
           height_((samples.height + samples.half_y) >> samples.half_y) {}
 
     void run(Pool& pool) const {
-        const int bands = (p_.height + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-        pool.run(p_.threads, bands,
-                 [&](int i, int) { band(i * ROWS_AT_ONCE, std::min(p_.height, (i + 1) * ROWS_AT_ONCE)); });
+        in_bands(pool, p_.threads, p_.height, [&](int first, int last) { band(first, last); });
     }
 
    private:
-    static constexpr int MARGIN = MOST_TAPS;
-
     void band(int first, int last) const {
         const size_t line = static_cast<size_t>(width_) + 2 * MARGIN;
         // Even and odd rows read others, from `low` to before `high`.
