@@ -39,7 +39,11 @@ def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def engine_for(self: EngineRoom, factor: float) -> Engine:
         scale = native(factor)
-        return Engine(nearest_factory(scale), nearest_spec(scale), device="cpu", precision="fp32", threads=1)
+        if scale not in self._engines:
+            self._engines[scale] = Engine(
+                nearest_factory(scale), nearest_spec(scale), device="cpu", precision="fp32", threads=1
+            )
+        return self._engines[scale]
 
     monkeypatch.setattr(EngineRoom, "engine_for", engine_for)
     monkeypatch.setattr(EngineRoom, "spec_for", lambda self, factor: nearest_spec(native(factor)))

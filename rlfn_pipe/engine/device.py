@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -113,6 +114,7 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+@cache
 def suit_allocator() -> str:
     """Suit the C library's allocator in this process to big buffers that come and go.
 
@@ -120,7 +122,7 @@ def suit_allocator() -> str:
     up to a third of the whole time on the CPU (docs/performance.md). In huge pages they cost nothing, and what is
     mapped leaves no holes when it goes: where PyTorch asks the kernel for them (THP_MEM_ALLOC_ENABLE=1 before its first
     tensor), everything from 4 MiB on is mapped ("huge pages"). Elsewhere nothing is ("kept"). "" where the C library
-    is not glibc.
+    is not glibc. Once in a process, however many engines it builds.
     """
     if platform.libc_ver()[0] != "glibc":
         return ""
