@@ -4,11 +4,13 @@
     python benchmarks/engine.py accuracy --weights ../shared/data/weights/rlfn_s_x4.pth \
         --pictures ../shared/data/test/Set14/LRx4
     python benchmarks/engine.py memory --weights ../shared/data/weights/rlfn_s_x4.pth --size 960x540 --tile 0
+    python benchmarks/engine.py threads --weights weights/rlfn-s-x4.safetensors --threads 2
 
 `speed` takes the plain module in bf16 channels_last and ours in turns on one frame and gives medians of CPU
 seconds of one thread, which other work on the machine disturbs little. `accuracy`
 compares with fp32: lowest PSNR, largest difference in code values, and the largest deviation of flat fields.
 `memory` upscales two frames and gives seconds and peak memory; `--malloc default` leaves the C library alone.
+`threads` takes the compiled network on one frame with one thread and with `--threads` in turns, medians of wall time.
 One JSON object a line.
 """
 
@@ -132,10 +134,41 @@ def memory(options: argparse.Namespace) -> None:
     print(json.dumps({**row, "cpu_s_a_frame": round(seconds, 2), "peak_mib": peak}))
 
 
+def threads(options: argparse.Namespace) -> None:
+    """One frame by one thread and by all of them; what they share of it shows in the ratio."""
+    spec, module = load_file(options.weights)
+    width, height = map(int, options.size.split("x"))
+    x = torch.rand(1, 3, height, width) * 255.0
+    runner.suit_allocator()
+    network = NativeNetwork(spec, module, torch.bfloat16 if fits(spec, torch.bfloat16) else torch.float32)
+    counts = (1, options.threads)
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(options.rounds):
+        for count in counts:
+            torch.set_num_threads(count)
+            network(x)
+            for _ in range(3):
+                start = time.perf_counter()
+                network(x)
+                seconds[count].append(time.perf_counter() - start)
+    one, all_of_them = (1e3 * statistics.median(seconds[count]) for count in counts)
+    row = {"weights": options.weights.stem, "size": options.size, "threads": options.threads}
+    print(
+        json.dumps(
+            {
+                **row,
+                "ratio": round(one / all_of_them, 2),
+                "one_ms": round(one, 2),
+                "all_ms": round(all_of_them, 2),
+            }
+        )
+    )
+
+
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "accuracy", "memory"])
+    parser.add_argument("what", choices=["speed", "accuracy", "memory", "threads"])
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--pictures", type=Path, default=Path("../shared/data/test/Set14/LRx4"))
     parser.add_argument("--size", default="320x180")
@@ -145,7 +178,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    {"speed": speed, "accuracy": accuracy, "memory": memory}[options.what](options)
+    {"speed": speed, "accuracy": accuracy, "memory": memory, "threads": threads}[options.what](options)
     return 0
 
 

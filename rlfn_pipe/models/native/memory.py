@@ -63,7 +63,7 @@ class RememberingNetwork:
         network, library = self._network, self._network.library
         x = x.float().contiguous()
         h, w = x.shape[-2:]
-        result = torch.empty((1, 3, h * self.scale, w * self.scale))
+        result = network.results.empty((1, 3, h * self.scale, w * self.scale))
         # Whatever interrupts this call must not leave layers of two pictures behind.
         valid, self._valid = self._valid, False
         with network.job(x[0], result[0], memory=self._memory) as job:

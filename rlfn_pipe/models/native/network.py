@@ -31,6 +31,7 @@ from rlfn_pipe.models.fuse import (
     prescale,
 )
 from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, library
+from rlfn_pipe.models.native.results import Results
 from rlfn_pipe.models.strips import bilinear
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 
@@ -103,6 +104,7 @@ class NativeNetwork:
         self._lanes, self._short = found.lanes, dtype == torch.bfloat16
         self._vectors, self._esa_vectors = -(-spec.channels // self._lanes), 16 // self._lanes
         self._kept: list[torch.Tensor] = []
+        self.results = Results()
         self._spare: deque[torch.Tensor] = deque(maxlen=os.cpu_count() or 1)
         with torch.no_grad():
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
@@ -115,7 +117,7 @@ class NativeNetwork:
         """(N, 3, h, w) RGB, 0..255, to (N, 3, s h, s w) float32, not clamped."""
         x = x.float().contiguous()
         n, _, h, w = x.shape
-        result = torch.empty((n, 3, h * self.scale, w * self.scale))
+        result = self.results.empty((n, 3, h * self.scale, w * self.scale))
         for i in range(n):
             place = None if grid is None else (grid[0][i], grid[1][i], grid[2][i, 0])
             with self.job(x[i], result[i], place) as job:
@@ -167,6 +169,7 @@ class NativeNetwork:
     def release(self) -> None:
         """Hand back the buffers that the next pictures would use."""
         self._spare.clear()
+        self.results.release()
 
     def memory_bytes(self, h: int, w: int) -> int:
         """What keeping all layers of a picture takes."""

@@ -1,0 +1,52 @@
+"""Results' buffers used again: fresh pages for each cost two threads on small frames a quarter of their time."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+from contextlib import suppress
+
+import torch
+
+__all__ = ["Results"]
+
+#: Bytes of buffers that wait for the next result. Larger results (4K has 95 MiB) are mapped for each frame, which costs
+#: them 2 to 4 % and leaves nothing behind (docs/performance.md, "Memory").
+MOST_SPARE = 64 << 20
+
+
+class Results:
+    """Float32 tensors whose memory comes back when the last view of them is gone, whoever holds it.
+
+    Several threads may ask at once.
+    """
+
+    def __init__(self) -> None:
+        # No lock, for a buffer may come back in the middle of anything: a deque's own steps are atomic.
+        self._spare: deque[torch.Tensor] = deque()
+
+    def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """What `torch.empty` gives for float32 on the CPU, in memory of a former result of this size if there is any."""
+        buffer = self._taken(math.prod(shape))
+        # The tensor's storage owns this array, so the array ends with the last view of the storage.
+        array = buffer.numpy()
+        weakref.finalize(array, self._give_back, buffer).atexit = False
+        return torch.from_numpy(array).view(shape)
+
+    def release(self) -> None:
+        """Hand back what waits for the next results."""
+        self._spare.clear()
+
+    def _taken(self, size: int) -> torch.Tensor:
+        with suppress(IndexError):
+            while True:
+                buffer = self._spare.pop()
+                if len(buffer) == size:
+                    return buffer
+                del buffer  # before the new one comes
+        return torch.empty(size)
+
+    def _give_back(self, buffer: torch.Tensor) -> None:
+        if (len(self._spare) + 1) * buffer.nbytes <= MOST_SPARE:
+            self._spare.append(buffer)
