@@ -23,7 +23,7 @@ from rlfn_pipe.bench.engine import engine_speed
 from rlfn_pipe.bench.machine import Disturbance, Watch
 from rlfn_pipe.bench.report import as_data, as_text
 from rlfn_pipe.bench.run import PARTS, Settings, measure
-from rlfn_pipe.bench.timing import in_turns, repeats
+from rlfn_pipe.bench.timing import filled, in_turns, repeats
 from rlfn_pipe.cli.app import main
 from rlfn_pipe.engine.colour import to_rgb
 from rlfn_pipe.errors import UsageError
@@ -66,6 +66,21 @@ def test_roads_take_turns_and_the_first_round_is_not_counted() -> None:
 def test_repeats_are_bounded() -> None:
     assert repeats(lambda: None, CPU, seconds=10, most=5) == 5
     assert repeats(lambda: None, CPU, seconds=0, most=5) == 1
+
+
+def test_a_road_is_passed_as_often_as_it_says() -> None:
+    taken: list[int] = []
+    road, count = filled(lambda: taken.append(1), CPU, seconds=10, most=7)
+    taken.clear()
+    road()
+    assert len(taken) == count == 7
+
+
+def test_parts_of_the_engine_are_times_of_one_pass() -> None:
+    speed = engine_speed("rlfn-s", size=(32, 24), baselines=("official",), rounds=1)
+    # Many passes fill a road at this size; as long as all of them a part would be a multiple of the whole.
+    assert speed.run_frames > 2 and 0 < speed.colour_up_ms < speed.engine_ms
+    assert 0 < speed.network_ms < 5 * speed.engine_ms
 
 
 # ---------------------------------------------------------------- ceilings

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
-from rlfn_pipe.bench.timing import Road, in_turns, repeats
+from rlfn_pipe.bench.timing import Road, filled, in_turns
 from rlfn_pipe.types import ModelSpec
 
 #: Seconds that one measurement of a ceiling lasts.
@@ -116,17 +116,9 @@ def ceiling_roads(
     roads: dict[str, Road] = {}
     work: dict[str, float] = {}
     for name, (road, amount) in single.items():
-        count = repeats(road, device, seconds=_SLICE, most=1000)
-        roads[name], work[name] = _many(road, count), amount * count
+        roads[name], count = filled(road, device, seconds=_SLICE)
+        work[name] = amount * count
     return CeilingRoads(precision, best, roads, work)
-
-
-def _many(road: Road, count: int) -> Road:
-    def passes() -> None:
-        for _ in range(count):
-            road()
-
-    return passes
 
 
 def _convolution(shape: Shape, device: torch.device, dtype: torch.dtype) -> Road:

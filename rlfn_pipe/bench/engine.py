@@ -11,7 +11,7 @@ import torch
 from rlfn_pipe.bench.baselines import BASELINES, Baseline, Subject
 from rlfn_pipe.bench.ceilings import Ceilings, ceiling_roads
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
-from rlfn_pipe.bench.timing import Road, in_turns, repeats
+from rlfn_pipe.bench.timing import Road, filled, in_turns, repeats
 from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.evaluate.complexity import count
@@ -134,16 +134,18 @@ def engine_speed(
         load(model, scale)[1].eval(), height, width, engine.device, engine.precision, engine.threads
     )
     found = [BASELINES[name](subject) for name in dict.fromkeys(baselines)]
-    parts, frames = _parts(engine, factory, subject)
+    run, frames, parts = _parts(engine, factory, subject)
     ceilings = ceiling_roads(spec, size, engine.device, engine.precision, DTYPES[engine.precision])
-    roads = {
-        **parts,
-        **{f"baseline {one.name}": one.road for one in found if one.road is not None},
-        **ceilings.roads,
+    baseline_roads = {f"baseline {one.name}": one.road for one in found if one.road is not None}
+    singles = {
+        name: filled(road, engine.device, seconds=_RUN_SECONDS)
+        for name, road in (parts | baseline_roads).items()
     }
+    passes = {"engine": frames, **{name: count for name, (_, count) in singles.items()}}
+    roads = {"engine": run, **{name: road for name, (road, _) in singles.items()}, **ceilings.roads}
     times = in_turns(roads, rounds, engine.device)
-    ms = {name: timing.ms for name, timing in times.items()}
-    engine_ms = ms["engine"] / frames
+    ms = {name: timing.ms / passes.get(name, 1) for name, timing in times.items()}
+    engine_ms = ms["engine"]
     return EngineSpeed(
         model=spec.name,
         scale=spec.scale,
@@ -171,8 +173,8 @@ def _baseline_time(one: Baseline, ms: dict[str, float], engine_ms: float) -> Bas
     return BaselineTime(one.name, one.precision, taken and taken / engine_ms, taken, one.refused)
 
 
-def _parts(engine: Engine, factory: InferenceFactory, subject: Subject) -> tuple[dict[str, Road], int]:
-    """The engine, its network alone, both conversions; and how many frames a run of the engine has."""
+def _parts(engine: Engine, factory: InferenceFactory, subject: Subject) -> tuple[Road, int, dict[str, Road]]:
+    """A run of the engine and how many frames it has; a pass of its network alone and of both conversions."""
     scale = engine.scale
     target = Target(subject.width * scale, subject.height * scale, COLOUR)
     stock = list(moving_frames(subject.width, subject.height, _MOST_FRAMES[engine.device.type]))
@@ -186,12 +188,11 @@ def _parts(engine: Engine, factory: InferenceFactory, subject: Subject) -> tuple
     picture = to_rgb(stock[0], engine.device)[None].clamp_(0.0, 255.0)
     large = network(picture)[0].clone()
     roads: dict[str, Road] = {
-        "engine": lambda: run(frames),
         "network": lambda: network(picture),
         "up": lambda: to_rgb(stock[0], engine.device),
         "down": lambda: _down(large, stock[0]),
     }
-    return roads, frames
+    return lambda: run(frames), frames, roads
 
 
 def _down(large: torch.Tensor, frame: Frame) -> list[torch.Tensor]:

@@ -78,3 +78,17 @@ def repeats(road: Road, device: torch.device, *, seconds: float, most: int) -> i
     road()
     wall, _ = timed(road, device)
     return max(1, min(most, round(seconds / max(wall, 1e-6))))
+
+
+def filled(road: Road, device: torch.device, *, seconds: float, most: int = 1000) -> tuple[Road, int]:
+    """`road` passed through as often as fills about `seconds`, and how often that is.
+
+    A single pass after a pause is not what the road takes: cores that fell asleep cost it up to half as much again.
+    """
+    count = repeats(road, device, seconds=seconds, most=most)
+
+    def passes() -> None:
+        for _ in range(count):
+            road()
+
+    return passes, count
