@@ -153,16 +153,8 @@ def threads(options: argparse.Namespace) -> None:
                 seconds[count].append(time.perf_counter() - start)
     one, all_of_them = (1e3 * statistics.median(seconds[count]) for count in counts)
     row = {"weights": options.weights.stem, "size": options.size, "threads": options.threads}
-    print(
-        json.dumps(
-            {
-                **row,
-                "ratio": round(one / all_of_them, 2),
-                "one_ms": round(one, 2),
-                "all_ms": round(all_of_them, 2),
-            }
-        )
-    )
+    row |= {"ratio": round(one / all_of_them, 2), "one_ms": round(one, 2), "all_ms": round(all_of_them, 2)}
+    print(json.dumps(row))
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ from torch import nn
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
 from rlfn_pipe.bench.engine import build_engine, engine_speed
 from rlfn_pipe.bench.report import as_data
-from rlfn_pipe.bench.timing import in_turns, repeats
+from rlfn_pipe.bench.timing import SLICE, in_turns
 from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.models.fuse import InferenceFactory
@@ -39,7 +39,6 @@ SIZES = ("96x96", "176x144", "320x180", "480x270", "640x360", "960x540", "1280x7
 TILES = (0, 480, 360, 240, 192, 144, 96, 48)
 BATCHES = (1, 2, 4, 8, 16)
 BATCH_TILES = (48, 96, 192)
-_SLICE = 0.03
 
 
 def row(plot: str, data: dict[str, Any]) -> None:
@@ -165,14 +164,8 @@ def measure_roofline(options: argparse.Namespace) -> None:
     work["x times sigmoid"] = 4 * elements, 5 * elements * dtype.itemsize
     cached = tuple(torch.ones(1 << 17, dtype=torch.uint8) for _ in range(2))
     roads["copy in cache"] = lambda: cached[0].copy_(cached[1])
-    counts = {name: repeats(road, engine.device, seconds=_SLICE, most=20000) for name, road in roads.items()}
-
-    def many(name: str) -> None:
-        for _ in range(counts[name]):
-            roads[name]()
-
-    times = in_turns({name: partial(many, name) for name in roads}, options.rounds, engine.device)
-    seconds = {name: timing.ms * 1e-3 / counts[name] for name, timing in times.items()}
+    times = in_turns(roads, options.rounds, engine.device, seconds=SLICE)
+    seconds = {name: timing.ms * 1e-3 for name, timing in times.items()}
     for name, (operations, moved) in work.items():
         row(
             "layer",

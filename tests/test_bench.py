@@ -15,6 +15,7 @@ import torch
 from rlfn_pipe.bench import baselines as baselines_module
 from rlfn_pipe.bench import machine as machine_module
 from rlfn_pipe.bench import pipeline as pipeline_module
+from rlfn_pipe.bench import timing as timing_module
 from rlfn_pipe.bench.baselines import BASELINES, Subject
 from rlfn_pipe.bench.ceilings import Shape, ceiling_roads, shapes
 from rlfn_pipe.bench.clip import moving_frames
@@ -23,7 +24,7 @@ from rlfn_pipe.bench.engine import engine_speed
 from rlfn_pipe.bench.machine import Disturbance, Watch
 from rlfn_pipe.bench.report import as_data, as_text
 from rlfn_pipe.bench.run import PARTS, Settings, measure
-from rlfn_pipe.bench.timing import filled, in_turns, repeats
+from rlfn_pipe.bench.timing import in_turns, repeats
 from rlfn_pipe.cli.app import main
 from rlfn_pipe.engine.colour import to_rgb
 from rlfn_pipe.errors import UsageError
@@ -68,12 +69,13 @@ def test_repeats_are_bounded() -> None:
     assert repeats(lambda: None, CPU, seconds=0, most=5) == 1
 
 
-def test_a_road_is_passed_as_often_as_it_says() -> None:
+def test_a_slice_is_filled_and_one_pass_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    road, count = filled(lambda: taken.append(1), CPU, seconds=10, most=7)
-    taken.clear()
-    road()
-    assert len(taken) == count == 7
+    monkeypatch.setattr(timing_module, "repeats", lambda *road, **how: 7)
+    monkeypatch.setattr(timing_module, "timed", lambda road, device: (road(), (0.7, 1.4))[1])
+    times = in_turns({"a": lambda: taken.append(1)}, 2, CPU, seconds=1.0)
+    assert len(taken) == 2 * 7
+    assert (times["a"].ms, times["a"].cpu_ms) == pytest.approx((100.0, 200.0))
 
 
 def test_parts_of_the_engine_are_times_of_one_pass() -> None:

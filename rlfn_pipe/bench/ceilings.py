@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
-from rlfn_pipe.bench.timing import Road, filled, in_turns
+from rlfn_pipe.bench.timing import Road, in_turns
 from rlfn_pipe.types import ModelSpec
 
-#: Seconds that one measurement of a ceiling lasts.
-_SLICE = 0.03
 _ROUNDS_TO_CHOOSE = 3
 #: Side of the matrices and bytes of the copied block, by kind of device; far larger than any cache.
 _MATRIX = {"cpu": 2048, "cuda": 8192, "mps": 4096}
@@ -108,16 +106,16 @@ def ceiling_roads(
     best = max(candidates, key=lambda shape: shape.operations / min(times[str(shape)].wall))
     side = _MATRIX[device.type]
     elements = _COPY_BYTES[device.type] // dtype.itemsize
-    single = {
-        "convolution": (tried[str(best)], float(best.operations)),
-        "matrix": (_matrix(side, device, dtype), 2.0 * side**3),
-        "copy": (_copy(elements, device, dtype), 2.0 * elements * dtype.itemsize),
+    roads = {
+        "convolution": tried[str(best)],
+        "matrix": _matrix(side, device, dtype),
+        "copy": _copy(elements, device, dtype),
     }
-    roads: dict[str, Road] = {}
-    work: dict[str, float] = {}
-    for name, (road, amount) in single.items():
-        roads[name], count = filled(road, device, seconds=_SLICE)
-        work[name] = amount * count
+    work = {
+        "convolution": float(best.operations),
+        "matrix": 2.0 * side**3,
+        "copy": 2.0 * elements * dtype.itemsize,
+    }
     return CeilingRoads(precision, best, roads, work)
 
 

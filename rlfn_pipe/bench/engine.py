@@ -11,7 +11,7 @@ import torch
 from rlfn_pipe.bench.baselines import BASELINES, Baseline, Subject
 from rlfn_pipe.bench.ceilings import Ceilings, ceiling_roads
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
-from rlfn_pipe.bench.timing import Road, filled, in_turns, repeats
+from rlfn_pipe.bench.timing import SLICE, Road, in_turns, repeats
 from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.evaluate.complexity import count
@@ -20,8 +20,7 @@ from rlfn_pipe.models.weights import load
 from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 from rlfn_pipe.types import Frame, Target
 
-#: A run of the engine is about this long, and has at least two frames and at most so many.
-_RUN_SECONDS = 0.3
+#: The most frames of a run of the engine, which has two at least and fills about a slice.
 _MOST_FRAMES = {"cpu": 8, "cuda": 64, "mps": 16}
 
 
@@ -134,18 +133,16 @@ def engine_speed(
         load(model, scale)[1].eval(), height, width, engine.device, engine.precision, engine.threads
     )
     found = [BASELINES[name](subject) for name in dict.fromkeys(baselines)]
-    run, frames, parts = _parts(engine, factory, subject)
+    parts, frames = _parts(engine, factory, subject)
     ceilings = ceiling_roads(spec, size, engine.device, engine.precision, DTYPES[engine.precision])
-    baseline_roads = {f"baseline {one.name}": one.road for one in found if one.road is not None}
-    singles = {
-        name: filled(road, engine.device, seconds=_RUN_SECONDS)
-        for name, road in (parts | baseline_roads).items()
+    roads = {
+        **parts,
+        **{f"baseline {one.name}": one.road for one in found if one.road is not None},
+        **ceilings.roads,
     }
-    passes = {"engine": frames, **{name: count for name, (_, count) in singles.items()}}
-    roads = {"engine": run, **{name: road for name, (road, _) in singles.items()}, **ceilings.roads}
-    times = in_turns(roads, rounds, engine.device)
-    ms = {name: timing.ms / passes.get(name, 1) for name, timing in times.items()}
-    engine_ms = ms["engine"]
+    times = in_turns(roads, rounds, engine.device, seconds=SLICE)
+    ms = {name: timing.ms for name, timing in times.items()}
+    engine_ms = ms["engine"] / frames
     return EngineSpeed(
         model=spec.name,
         scale=spec.scale,
@@ -173,8 +170,8 @@ def _baseline_time(one: Baseline, ms: dict[str, float], engine_ms: float) -> Bas
     return BaselineTime(one.name, one.precision, taken and taken / engine_ms, taken, one.refused)
 
 
-def _parts(engine: Engine, factory: InferenceFactory, subject: Subject) -> tuple[Road, int, dict[str, Road]]:
-    """A run of the engine and how many frames it has; a pass of its network alone and of both conversions."""
+def _parts(engine: Engine, factory: InferenceFactory, subject: Subject) -> tuple[dict[str, Road], int]:
+    """The engine, its network alone, both conversions; and how many frames a run of the engine has."""
     scale = engine.scale
     target = Target(subject.width * scale, subject.height * scale, COLOUR)
     stock = list(moving_frames(subject.width, subject.height, _MOST_FRAMES[engine.device.type]))
@@ -183,16 +180,17 @@ def _parts(engine: Engine, factory: InferenceFactory, subject: Subject) -> tuple
         for _ in engine.run((frame, target) for frame in islice(stock, count)):
             pass
 
-    frames = repeats(lambda: run(2), engine.device, seconds=_RUN_SECONDS, most=len(stock) // 2) * 2
+    frames = repeats(lambda: run(2), engine.device, seconds=SLICE, most=len(stock) // 2) * 2
     network = factory(DTYPES[engine.precision], False).to(engine.device)
     picture = to_rgb(stock[0], engine.device)[None].clamp_(0.0, 255.0)
     large = network(picture)[0].clone()
     roads: dict[str, Road] = {
+        "engine": lambda: run(frames),
         "network": lambda: network(picture),
         "up": lambda: to_rgb(stock[0], engine.device),
         "down": lambda: _down(large, stock[0]),
     }
-    return lambda: run(frames), frames, roads
+    return roads, frames
 
 
 def _down(large: torch.Tensor, frame: Frame) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from rlfn_pipe.bench.engine import build_engine, engine_speed
 from rlfn_pipe.bench.machine import Watch, machine
 from rlfn_pipe.bench.pipeline import pipeline_speed
 from rlfn_pipe.bench.report import Result
-from rlfn_pipe.bench.timing import in_turns
+from rlfn_pipe.bench.timing import SLICE, in_turns
 from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.media.source import VideoSource
@@ -101,7 +101,7 @@ def ceilings(settings: Settings, size: tuple[int, int]) -> Ceilings:
     engine, _ = build_engine(settings.model, settings.scale, settings.device, settings.precision)
     torch.set_num_threads(engine.threads)
     roads = ceiling_roads(engine.spec, size, engine.device, engine.precision, DTYPES[engine.precision])
-    times = in_turns(roads.roads, settings.rounds, engine.device)
+    times = in_turns(roads.roads, settings.rounds, engine.device, seconds=SLICE)
     return roads.ceilings({name: timing.ms for name, timing in times.items()})
 
 

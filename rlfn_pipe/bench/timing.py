@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -14,11 +15,14 @@ Road = Callable[[], object]
 
 #: Seconds between two roads: threads that spin for a while after their last work fall asleep meanwhile.
 _PAUSE = 0.01
+#: Seconds of a road in a round where its passes fill a slice, and how many passes may.
+SLICE = 0.3
+_MOST_PASSES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall and CPU seconds (all threads of this process) of one road, a value a round."""
+    """Wall and CPU seconds (all threads of this process) of one pass of a road, a value a round."""
 
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
@@ -57,20 +61,40 @@ def timed(road: Road, device: torch.device) -> tuple[float, float]:
 
 
 def in_turns(
-    roads: Mapping[str, Road], rounds: int, device: torch.device, *, warm: bool = True
+    roads: Mapping[str, Road],
+    rounds: int,
+    device: torch.device,
+    *,
+    warm: bool = True,
+    seconds: float = 0.0,
 ) -> dict[str, Timing]:
-    """Every road once a round, `rounds` times, after one unmeasured round unless they are `warm` = False."""
+    """Every road in each of `rounds` rounds, after one unmeasured round unless they are `warm` = False.
+
+    Once, or as often as fills about `seconds`: one short pass after a pause is not what a road takes, for cores that
+    fell asleep cost it up to half as much again.
+    """
+    passes = dict.fromkeys(roads, 1)
+    if seconds:
+        passes = {
+            name: repeats(road, device, seconds=seconds, most=_MOST_PASSES) for name, road in roads.items()
+        }
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in roads}
-    for number in range(-1 if warm else 0, rounds):
+    # Counting how often has warmed them.
+    for number in range(-1 if warm and not seconds else 0, rounds):
         for name, road in roads.items():
             time.sleep(_PAUSE)
-            found = timed(road, device)
+            wall, cpu = timed(partial(_passed, road, passes[name]), device)
             if number >= 0:
-                taken[name].append(found)
+                taken[name].append((wall / passes[name], cpu / passes[name]))
     return {
         name: Timing(tuple(wall for wall, _ in values), tuple(cpu for _, cpu in values))
         for name, values in taken.items()
     }
+
+
+def _passed(road: Road, count: int) -> None:
+    for _ in range(count):
+        road()
 
 
 def repeats(road: Road, device: torch.device, *, seconds: float, most: int) -> int:
@@ -78,17 +102,3 @@ def repeats(road: Road, device: torch.device, *, seconds: float, most: int) -> i
     road()
     wall, _ = timed(road, device)
     return max(1, min(most, round(seconds / max(wall, 1e-6))))
-
-
-def filled(road: Road, device: torch.device, *, seconds: float, most: int = 1000) -> tuple[Road, int]:
-    """`road` passed through as often as fills about `seconds`, and how often that is.
-
-    A single pass after a pause is not what the road takes: cores that fell asleep cost it up to half as much again.
-    """
-    count = repeats(road, device, seconds=seconds, most=most)
-
-    def passes() -> None:
-        for _ in range(count):
-            road()
-
-    return passes, count

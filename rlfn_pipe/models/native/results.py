@@ -25,6 +25,8 @@ class Results:
     def __init__(self) -> None:
         # No lock, for a buffer may come back in the middle of anything: a deque's own steps are atomic.
         self._spare: deque[torch.Tensor] = deque()
+        #: The numbers in a buffer of the size that was last asked for; only such buffers wait.
+        self._size = 0
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         """What `torch.empty` gives for float32 on the CPU, in memory of a former result of this size if there is any."""
@@ -39,14 +41,15 @@ class Results:
         self._spare.clear()
 
     def _taken(self, size: int) -> torch.Tensor:
+        if size != self._size:
+            self._size = size
+            self.release()
         with suppress(IndexError):
-            while True:
-                buffer = self._spare.pop()
-                if len(buffer) == size:
-                    return buffer
-                del buffer  # before the new one comes
+            buffer = self._spare.pop()
+            if len(buffer) == size:  # another thread may ask for another size meanwhile
+                return buffer
         return torch.empty(size)
 
     def _give_back(self, buffer: torch.Tensor) -> None:
-        if (len(self._spare) + 1) * buffer.nbytes <= MOST_SPARE:
+        if len(buffer) == self._size and (len(self._spare) + 1) * buffer.nbytes <= MOST_SPARE:
             self._spare.append(buffer)
