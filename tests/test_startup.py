@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from rlfn_pipe.jobs import process
+from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.models.weights import save
+from rlfn_pipe.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNNY = ROOT / "tests" / "data" / "bunny.mp4"
@@ -25,7 +28,9 @@ if __name__ == "__main__":
 """
 
 
-def one_frame(folder: Path, source: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def one_frame(
+    folder: Path, source: Path, output: Path, *more: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`folder`/program.py, in place of the command, on one frame."""
     command = [sys.executable, str(folder / "program.py"), "upscale", str(source), str(output)]
     return subprocess.run(
@@ -33,10 +38,30 @@ def one_frame(folder: Path, source: Path, output: Path, *more: str) -> subproces
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder)},
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), **environment},
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("native", ["auto", "off"])
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_worker_runs_every_form_of_the_network(
+    tmp_path: Path, precision: str, native: str, fits: bool
+) -> None:
+    """With what it loads of PyTorch, and without a compiled part or with a network that has no place in it."""
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    torch.manual_seed(0)
+    channels = 48 if fits else 32
+    spec = ModelSpec("own", 2, channels, channels, 2, input_range=255.0)
+    save(tmp_path / "own.safetensors", RLFN(spec), spec)
+    output = tmp_path / "out.mkv"
+    done = one_frame(
+        *(tmp_path, BUNNY, output, "--precision", precision, "--model", str(tmp_path / "own.safetensors")),
+        RLFN_PIPE_NATIVE=native,
+    )
+    assert done.returncode == 0 and output.exists(), done.stderr
 
 
 def test_the_command_leaves_torch_to_its_worker(tmp_path: Path) -> None:
@@ -111,7 +136,8 @@ def test_a_worker_does_without_the_compilers_shapes_until_they_are_wanted() -> N
     done = subprocess.run(
         [sys.executable, "-c", SHAPES], capture_output=True, text=True, cwd=ROOT, check=False
     )
-    with_shapes = "True True True" if not process._does_without_shapes() else "False False False"
+    without = process._does_without_shapes() and process._only_compiled()
+    with_shapes = "False False False" if without else "True True True"
     assert done.stdout.splitlines() == [with_shapes, "1 4 6 6"], done.stderr
 
 

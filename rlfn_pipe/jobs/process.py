@@ -24,6 +24,8 @@ from types import ModuleType
 COMPILERS_SHAPES = "torch._meta_registrations"
 #: Versions that were tried so.
 _WITHOUT_SHAPES = ("2.13",)
+#: What drivers of NVIDIA's and AMD's devices leave open to programs.
+_ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd")
 #: What the tracker of Python's semaphores, which takes its options from here, says when a second Ctrl-C leaves it some.
 _LEFT_BEHIND = "ignore:resource_tracker"
 
@@ -34,7 +36,7 @@ def begin(connection: Connection) -> None:
     # a seventh of the time.
     gc.disable()
     stand_in = ModuleType(COMPILERS_SHAPES)
-    if _does_without_shapes():
+    if _does_without_shapes() and _only_compiled():
         sys.modules.setdefault(COMPILERS_SHAPES, stand_in)
     threading.Thread(target=_load_torch, args=(stand_in,), name="rlfn-pipe torch", daemon=True).start()
     from rlfn_pipe.jobs.serve import serve
@@ -54,6 +56,13 @@ def _does_without_shapes() -> bool:
             text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
             return any(f"__version__ = '{version}." in text for version in _WITHOUT_SHAPES)
     return False
+
+
+def _only_compiled() -> bool:
+    """Whether networks run in the compiled part here, so that of PyTorch only what was tried without shapes is used."""
+    from rlfn_pipe.models.native.library import any_library
+
+    return any_library() is not None and not any(Path(node).exists() for node in _ACCELERATORS)
 
 
 def _load_torch(stand_in: ModuleType) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal, Protocol, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -93,10 +94,11 @@ def fused_available(dtype: torch.dtype) -> bool:
     present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if dtype not in _FORMATS or not present:
         return False
-    generator = torch.Generator().manual_seed(0)
+    # Not PyTorch's, which a worker's PyTorch may lack (rlfn_pipe.jobs.process).
+    generator = np.random.default_rng(0)
 
     def numbers(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.from_numpy(generator.standard_normal(shape, np.float32)).to(dtype)
 
     x = numbers(1, 16, 17, 18).to(memory_format=torch.channels_last)
     weight, bias = numbers(16, 16, 3, 3) / 12, numbers(16).float()
