@@ -534,3 +534,35 @@ def test_an_old_compiler_gives_what_it_can(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "network.cpp").write_text("")
     assert build.build() == "bf16: unknown option; amx: unknown option"
     assert {path.name for path in tmp_path.glob("*.so")} == {"_kernel_avx512.so", "_kernel_fp32.so"}
+
+
+#: Prints whether results are the same without threads' stacks, and what comes of rows that find no room.
+SHORT_OF_MEMORY = """
+import ctypes, resource, torch
+from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.native.library import Planes, any_library
+from rlfn_pipe.models.weights import load
+from rlfn_pipe.threads import only_compiled
+network = InferenceFactory(*load("rlfn-s", 2))(torch.float32, False)
+picture = torch.rand(1, 3, 48, 64) * 255
+expected = network(picture).clone()
+width = 4 << 20
+rgb, samples = torch.zeros(3, 1, width), [torch.zeros(width, dtype=torch.uint8) for _ in range(3)]
+planes = Planes(height=1, width=width, threads=1, bytes=1, half_x=0, half_y=0, scale=1, top=255.0,
+                rgb=rgb.data_ptr(), **{name: plane.data_ptr() for name, plane in zip(("y", "cb", "cr"), samples)})
+held = [line.split() for line in open("/proc/self/status") if line.startswith("VmSize")]
+resource.setrlimit(resource.RLIMIT_AS, (int(held[0][1]) * 1024 + (2 << 20),) * 2)
+with only_compiled(6):
+    print(torch.equal(network(picture), expected))
+try:
+    any_library().planes(planes)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@needed
+def test_memory_that_ends_in_the_compiled_part_ends_no_process() -> None:
+    """Fewer threads do the work where the system gives no more of them; rows without room are a MemoryError."""
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True", "the compiled part found no memory for its rows"], done.stderr

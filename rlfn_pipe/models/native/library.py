@@ -31,7 +31,7 @@ PATHS = {name: Path(__file__).with_name(f"_kernel_{name}.so") for name in ("fp32
 #: Of a filter of `Planes`.
 MOST_TAPS = 12
 #: `RLFN_VERSION` of network.cpp.
-VERSION = 8
+VERSION = 9
 #: Environment variable that overrides the choice.
 WISH = "RLFN_PIPE_NATIVE"
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})
@@ -152,21 +152,32 @@ class Library:
             raise OSError(f"{path} was built from other sources; install rlfn-pipe again")
         if handle.rlfn_try():
             raise OSError(f"{path} has instructions that this process may not use")
-        self.workspace = _function(handle.rlfn_workspace, ctypes.c_size_t)
-        self.memory = _function(handle.rlfn_memory, ctypes.c_size_t)
-        self.run = _function(handle.rlfn_run, None)
-        self.compare = _function(handle.rlfn_compare, ctypes.c_double)
-        self.update = _function(handle.rlfn_update, ctypes.c_double)
-        self.planes: Callable[[Planes], None] = handle.rlfn_planes
-        handle.rlfn_planes.argtypes, handle.rlfn_planes.restype = [ctypes.POINTER(Planes)], None
-        self.picture: Callable[[Samples], None] = handle.rlfn_picture
-        handle.rlfn_picture.argtypes, handle.rlfn_picture.restype = [ctypes.POINTER(Samples)], None
+        self.workspace = _function(handle.rlfn_workspace, ctypes.c_size_t, LibraryNet, Job)
+        self.memory = _function(handle.rlfn_memory, ctypes.c_size_t, LibraryNet, Job)
+        self.run = _work(handle.rlfn_run, LibraryNet, Job)
+        self.compare = _work(handle.rlfn_compare, LibraryNet, Job)
+        self.update = _work(handle.rlfn_update, LibraryNet, Job)
+        self.planes = _work(handle.rlfn_planes, Planes)
+        self.picture = _work(handle.rlfn_picture, Samples)
 
 
-def _function(found: Any, result: Any) -> Callable[[LibraryNet, Job], Any]:
-    found.argtypes, found.restype = [ctypes.POINTER(LibraryNet), ctypes.POINTER(Job)], result
-    function: Callable[[LibraryNet, Job], Any] = found
+def _function(found: Any, result: Any, *structures: type[ctypes.Structure]) -> Callable[..., Any]:
+    """A function that takes such structures."""
+    found.argtypes, found.restype = [ctypes.POINTER(each) for each in structures], result
+    function: Callable[..., Any] = found
     return function
+
+
+def _work(found: Any, *structures: type[ctypes.Structure]) -> Callable[..., float]:
+    """A function that may need memory; MemoryError where there is none."""
+
+    def checked(result: float, function: Any, arguments: Any) -> float:
+        if result < 0:
+            raise MemoryError("the compiled part found no memory for its rows")
+        return result
+
+    found.errcheck = checked
+    return _function(found, ctypes.c_double, *structures)
 
 
 def why_not(precision: str) -> str | None:

@@ -7,7 +7,7 @@
 #include "planes.hpp"
 
 // Raised whenever what Python packs changes its meaning.
-#define RLFN_VERSION 8
+#define RLFN_VERSION 9
 
 namespace rlfn {
 
@@ -29,6 +29,16 @@ template <class F>
 auto by_vectors(const Net& net, F&& f) {
     constexpr int FEW = 48 / LANES;
     return net.vectors == FEW ? f(std::integral_constant<int, FEW>{}) : f(std::integral_constant<int, FEW + 1>{});
+}
+
+// What f() gives; -1 where memory ended: no exception may leave for Python.
+template <class F>
+double guarded(F&& f) {
+    try {
+        return f();
+    } catch (const std::bad_alloc&) {
+        return -1;
+    }
 }
 
 }  // namespace rlfn
@@ -63,26 +73,45 @@ RLFN_EXPORT size_t rlfn_memory(const rlfn::Net* net, const rlfn::Job* job) {
     return rlfn::by_vectors(*net, [&](auto n) { return rlfn::Network<decltype(n)::value>::memory(*net, *job); }) + 64;
 }
 
+// Of the following a result below 0 says that memory ended.
+
 // The whole picture; with `job.memory` its layers are kept.
-RLFN_EXPORT void rlfn_run(const rlfn::Net* net, const rlfn::Job* job) {
-    rlfn::by_vectors(*net, [&](auto n) { rlfn::Network<decltype(n)::value>(*net, *job).run(rlfn::pool()); });
+RLFN_EXPORT double rlfn_run(const rlfn::Net* net, const rlfn::Job* job) {
+    return rlfn::guarded([&] {
+        rlfn::by_vectors(*net, [&](auto n) { rlfn::Network<decltype(n)::value>(*net, *job).run(rlfn::pool()); });
+        return 0.0;
+    });
 }
 
 // Keeps the picture in `job.memory`; the share (0 .. 1) of its squares that differ from the one kept before.
 RLFN_EXPORT double rlfn_compare(const rlfn::Net* net, const rlfn::Job* job) {
-    return rlfn::by_vectors(
-        *net, [&](auto n) { return rlfn::Changes<decltype(n)::value>(*net, *job).compare(rlfn::pool()); });
+    return rlfn::guarded([&] {
+        return rlfn::by_vectors(
+            *net, [&](auto n) { return rlfn::Changes<decltype(n)::value>(*net, *job).compare(rlfn::pool()); });
+    });
 }
 
 // The picture that was compared last, from the kept layers of the one before; the share (0 .. 1) of the work.
 RLFN_EXPORT double rlfn_update(const rlfn::Net* net, const rlfn::Job* job) {
-    return rlfn::by_vectors(*net,
-                            [&](auto n) { return rlfn::Changes<decltype(n)::value>(*net, *job).update(rlfn::pool()); });
+    return rlfn::guarded([&] {
+        return rlfn::by_vectors(
+            *net, [&](auto n) { return rlfn::Changes<decltype(n)::value>(*net, *job).update(rlfn::pool()); });
+    });
 }
 
 // A picture of quantised planes.
-RLFN_EXPORT void rlfn_picture(const rlfn::Samples* samples) { rlfn::Unpacker(*samples).run(rlfn::pool()); }
+RLFN_EXPORT double rlfn_picture(const rlfn::Samples* samples) {
+    return rlfn::guarded([&] {
+        rlfn::Unpacker(*samples).run(rlfn::pool());
+        return 0.0;
+    });
+}
 
 // Quantised planes of a picture.
-RLFN_EXPORT void rlfn_planes(const rlfn::Planes* planes) { rlfn::Packer(*planes).run(rlfn::pool()); }
+RLFN_EXPORT double rlfn_planes(const rlfn::Planes* planes) {
+    return rlfn::guarded([&] {
+        rlfn::Packer(*planes).run(rlfn::pool());
+        return 0.0;
+    });
+}
 }

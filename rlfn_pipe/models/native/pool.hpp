@@ -3,10 +3,13 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <atomic>
-#include <cstdint>
 #include <condition_variable>
+#include <cstdint>
+#include <exception>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -14,7 +17,8 @@ namespace rlfn {
 
 class Pool {
    public:
-    // Calls f(piece, worker) for pieces 0 .. count - 1 on up to `threads` threads, the caller's included.
+    // Calls f(piece, worker) for pieces 0 .. count - 1 on up to `threads` threads, the caller's included; on fewer
+    // where the system gives no more. Throws std::bad_alloc where memory ended in a piece.
     template <class F>
     void run(int threads, int count, F&& f) {
         int helpers = (threads < count ? threads : count) - 1;
@@ -24,7 +28,9 @@ class Pool {
             for (int i = 0; i < count; i++) f(i, 0);
             return;
         }
-        while (static_cast<int>(threads_.size()) < helpers) add();
+        while (static_cast<int>(threads_.size()) < helpers && add()) {
+        }
+        helpers = std::min(helpers, static_cast<int>(threads_.size()));
         next_.store(0, std::memory_order_relaxed);
         count_ = count;
         call_ = [](void* self, int piece, int worker) {
@@ -45,6 +51,7 @@ class Pool {
             std::unique_lock<std::mutex> lock(mutex_);
             done_.wait(lock, [&] { return unfinished_.load(std::memory_order_acquire) == 0; });
         }
+        if (failed_.exchange(false)) throw std::bad_alloc();
     }
 
    private:
@@ -52,11 +59,18 @@ class Pool {
     static constexpr int SPINS = 1000;
     static constexpr uint64_t MASK = 0xffff;
 
-    void add() {
+    // False where the system gives no thread.
+    bool add() {
         int worker = static_cast<int>(threads_.size()) + 1;
         uint64_t seen = turn_.load(std::memory_order_acquire);
-        threads_.emplace_back([this, worker, seen] { serve(worker, seen); });
+        try {
+            threads_.reserve(worker);
+            threads_.emplace_back([this, worker, seen] { serve(worker, seen); });
+        } catch (const std::exception&) {
+            return false;
+        }
         threads_.back().detach();
+        return true;
     }
 
     void serve(int worker, uint64_t seen) {
@@ -78,7 +92,12 @@ class Pool {
     }
 
     void take(int worker) {
-        for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(self_, i, worker);
+        try {
+            for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(self_, i, worker);
+        } catch (...) {
+            // Out of a helper it would end the process.
+            failed_.store(true);
+        }
     }
 
     std::mutex busy_, mutex_;
@@ -86,6 +105,7 @@ class Pool {
     std::vector<std::thread> threads_;
     std::atomic<uint64_t> turn_{0};
     std::atomic<int> next_{0}, unfinished_{0};
+    std::atomic<bool> failed_{false};
     int count_ = 0;
     void (*call_)(void*, int, int) = nullptr;
     void* self_ = nullptr;
