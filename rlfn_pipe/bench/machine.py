@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.engine.device import device_name
 
 #: Shares of all cores above which a measurement is called disturbed.
@@ -40,11 +41,6 @@ def machine(device: torch.device) -> Machine:
         torch=torch.__version__,
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
     )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

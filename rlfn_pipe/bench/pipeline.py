@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.api import upscale
 from rlfn_pipe.bench.clip import moving_frames
 from rlfn_pipe.bench.clip_file import encode, write_clip
 from rlfn_pipe.bench.engine import build_engine
-from rlfn_pipe.bench.machine import cores
 from rlfn_pipe.bench.timing import Timing, in_turns, repeats
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.media.source import VideoSource

@@ -126,6 +126,7 @@ def _distributions(module: str) -> list[str]:
 def _compute() -> Iterator[Check]:
     import torch
 
+    from rlfn_pipe.allowance import cores
     from rlfn_pipe.engine.device import available_memory, device_name, resolve_device, resolve_precision
 
     device, why = resolve_device("auto")
@@ -133,7 +134,7 @@ def _compute() -> Iterator[Check]:
     yield Check("device", "ok", f"{device}: {device_name(device)}, {memory} free; {why}")
     precision, reason = resolve_precision("auto", device)
     yield Check("precision", "ok", f"{precision}: {reason}")
-    yield Check("threads", "ok", f"{torch.get_num_threads()} for PyTorch, {_usable_cores()} cores usable")
+    yield Check("threads", "ok", f"{torch.get_num_threads()} for PyTorch, {cores()} cores usable")
     yield Check("cpu", "ok", f"{torch.backends.cpu.get_cpu_capability()}; {_cpu_flags()}")
     yield _native(resolve_precision("auto", torch.device("cpu"))[0])
     if device.type == "cuda":
@@ -164,11 +165,6 @@ def _native(precision: str) -> Check:
         return Check("native part", "ok", f"used for {precision} on the CPU, built for {found.instructions}")
     advice = f"install g++, then {REINSTALL} rlfn-pipe" if library.can_be_built(precision) else ""
     return Check("native part", "warning" if advice else "ok", f"not used for {precision}: {reason}", advice)
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _cpu_flags() -> str:

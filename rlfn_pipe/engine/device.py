@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import platform
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from rlfn_pipe.allowance import cores, free_memory
 from rlfn_pipe.errors import UsageError
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,26 +84,16 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         for line in _lines("/proc/cpuinfo"):
             if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} ({os.cpu_count()} cores)"
+                return f"{line.partition(':')[2].strip()} ({cores()} cores)"
         return platform.processor() or platform.machine()
     return f"{device.type} on {platform.machine()}"
 
 
 def available_memory(device: torch.device) -> int:
-    """Free bytes on the device; for the CPU (and unified memory) what the system calls available.
-
-    A container's limit counts where it is lower; 4 GiB where the system does not say.
-    """
+    """Free bytes on the device; for the CPU (and unified memory) what the system lets this process have."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = 4 << 30
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
-    if limit and used and limit[0].isdigit():
-        free = min(free, max(0, int(limit[0]) - int(used[0])))
-    return free
+    return free_memory()
 
 
 def _lines(path: str) -> list[str]:

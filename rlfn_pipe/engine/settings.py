@@ -6,12 +6,12 @@ down and another process can compute the very same pixels later.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 import torch
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.engine.device import available_memory, device_name, resolve_device, resolve_precision
 from rlfn_pipe.errors import UsageError
 
@@ -87,7 +87,7 @@ class Settings:
             overlap=overlap,
             batch=batch,
             budget=memory_budget(found) if budget is None else budget,
-            threads=threads or os.cpu_count() or 1,
+            threads=threads or cores(),
             tta=tta,
             compile="on" if compile == "on" else "off",
             device_name=device_name(found),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.errors import EngineError, InputError, OutputError, RlfnPipeError, Taken
 from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
@@ -214,7 +215,7 @@ class _Run:
         workers = workers_for(self._options, self._warn, isolate=isolate, first=worker)
         try:
             if images:
-                threads = self._options.jobs or min(DEFAULT_IMAGE_WORKERS, os.cpu_count() or 1)
+                threads = self._options.jobs or min(DEFAULT_IMAGE_WORKERS, cores())
                 task = ImageTask(
                     images,
                     self._options,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.evaluate.pictures import rgb8
 from rlfn_pipe.evaluate.resize import downscale
@@ -129,7 +129,7 @@ def build_cache(
     """
     files = list_images(folder)
     cache = root / f"images-{fingerprint(folder, files)}"
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if not (cache / "index.json").is_file():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +16,7 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image, ImageFilter
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.errors import TrainingError
 from rlfn_pipe.evaluate.resize import downscale
 from rlfn_pipe.files import atomic_path
@@ -141,7 +141,7 @@ def degraded_versions(
         path = cache.folder / f"lr{scale}-video-{seed}-{variant}.u8"
         if not path.is_file():
             on_note(f"making degraded x{scale} LR images ({variant + 1} of {variants})")
-            _make(cache, scale, seed, variant, workers or os.cpu_count() or 1, path.name)
+            _make(cache, scale, seed, variant, workers or cores(), path.name)
         per_variant.append(cache.views(path.name, scale))
     return list(zip(*per_variant, strict=True))
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.errors import TrainingError, UsageError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -40,7 +41,7 @@ class Compute:
     @property
     def reading_threads(self) -> int:
         """Threads that cut patches: one is enough beside a CPU, a GPU empties the queue faster."""
-        return 1 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
+        return 1 if self.device.type == "cpu" else min(8, cores())
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which the forward pass runs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.files import cache_folder, write_atomically
 
 __all__ = [
@@ -68,7 +68,7 @@ class Gpu:
         self.processors: int = properties.multi_processor_count
         self.shared: int = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
         self._made: dict[tuple[str, tuple[tuple[str, object], ...]], _Loaded] = {}
-        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "nvrtc")
+        self._pool = ThreadPoolExecutor(min(8, cores()), "nvrtc")
 
     def kernel(self, name: str, defines: Defines) -> _Loaded:
         """The kernel with these definitions; compiled beside others, and waited for when it is first started."""

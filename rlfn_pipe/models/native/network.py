@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.models.fuse import (
     Grid,
     InferenceNet,
@@ -105,7 +105,7 @@ class NativeNetwork:
         self._vectors, self._esa_vectors = -(-spec.channels // self._lanes), 16 // self._lanes
         self._kept: list[torch.Tensor] = []
         self.results = Results()
-        self._spare: deque[torch.Tensor] = deque(maxlen=os.cpu_count() or 1)
+        self._spare: deque[torch.Tensor] = deque(maxlen=cores())
         with torch.no_grad():
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
             self.net = self._packed(spec, module)
