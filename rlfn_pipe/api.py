@@ -83,7 +83,7 @@ class _Kind:
 
 
 class Upscaler:
-    """Keeps one network on its device and upscales pictures with it.
+    """Keeps one network on its device and upscales pictures with it. On the CPU several threads may call it at once.
 
     Args: as the command's options of the same names. `tile` and `batch` take "auto" or numbers
     (`tile=0`: whole pictures).

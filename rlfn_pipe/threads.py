@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["compiled_threads", "let_openmp_rest", "only_compiled", "work_alone"]
+__all__ = ["compiled_threads", "let_openmp_rest", "only_compiled", "pytorch_threads", "work_alone"]
 
 _LIBRARY = re.compile(r"/lib(gomp|iomp5|omp)[-.][^/]*$")
 
@@ -46,6 +46,17 @@ def only_compiled(count: int) -> Iterator[None]:
     finally:
         _here.count = before[0]
         _set_openmp(before[1])
+
+
+@contextmanager
+def pytorch_threads(count: int) -> Iterator[None]:
+    """Within, PyTorch's operators take `count` threads, in the calling thread and in those that begin meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def work_alone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -121,3 +123,51 @@ def test_upscale_does_what_the_command_does(tmp_path: Path, image: np.ndarray) -
     assert np.array_equal(written, Upscaler(scale=2, precision="fp32")(image))
     with pytest.raises(OutputError, match="-y"):
         upscale(source, target, scale=2)
+
+
+def film(seed: int, count: int = 14) -> list[np.ndarray]:
+    """A held picture in which a spot moves: layers of each frame are kept for the next."""
+    rng = np.random.default_rng(seed)
+    held = rng.integers(0, 256, (96, 120, 3), dtype=np.uint8)
+    pictures = [held.copy() for _ in range(count)]
+    for i, picture in enumerate(pictures):
+        picture[20:28, 4 * i : 4 * i + 8] = 255
+    return pictures
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_threads_that_share_an_upscaler_get_what_each_would_get_alone(precision: str) -> None:
+    shared = Upscaler(scale=2, precision=precision, threads=2)
+    films = [film(seed) for seed in range(3)]
+    alone = [list(Upscaler(scale=2, precision=precision, threads=2).frames(one)) for one in films]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda one: list(shared.frames(one)), films))
+    for got, wanted in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(np.stack(got), np.stack(wanted))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_callers_threads_are_its_own_between_frames(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setenv("RLFN_PIPE_NATIVE", "off")
+    up = Upscaler(scale=2, precision="fp32", threads=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen = []
+
+        def pictures() -> Iterator[np.ndarray]:
+            for picture in film(0, 4):
+                seen.append(torch.get_num_threads())
+                yield picture
+
+        one, other = up.frames(pictures()), up.frames(film(1, 4))
+        for _ in zip(one, other, strict=True):
+            seen.append(torch.get_num_threads())
+        next(up.frames(film(2, 4)))  # and one that is left before its end
+        seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {3}

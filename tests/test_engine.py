@@ -28,6 +28,7 @@ from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_
 from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.engine.runner import CPU_STRIPS, TILE_SHARE, Engine
 from rlfn_pipe.engine.settings import Settings
+from rlfn_pipe.engine.tiling import plan
 from rlfn_pipe.engine.transfer import Arrival, fetch
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.jobs.room import EngineRoom
@@ -280,7 +281,17 @@ def test_frames_are_whole_while_they_fit_the_budget_and_tiles_leave_room_for_a_c
     share = side**2 * engine._bytes_per_pixel() + CPU_STRIPS
     assert 0.99 * TILE_SHARE < share / (300 << 20) <= TILE_SHARE
     tiny = nearest(2, budget=1)
-    assert (tiny.tile_for(48, 48), tiny.tile_for(48, 49)) == (0, 48), "never smaller than that"
+    assert (tiny.tile_for(192, 192), tiny.tile_for(192, 193)) == (0, 192), "never smaller than that"
+
+
+@pytest.mark.parametrize("overlap", [None, 0, 36, 100])
+@pytest.mark.parametrize("budget", [1, 100 << 20, 160 << 20])
+def test_tiles_that_little_memory_asks_for_are_not_computed_many_times_over(
+    budget: int, overlap: int | None
+) -> None:
+    engine = nearest(2, budget=budget, overlap=overlap)
+    tiles = plan(540, 960, engine.tile_for(540, 960), engine.overlap)
+    assert sum(tile.y.size * tile.x.size for tile in tiles) < 3.5 * 540 * 960
 
 
 def test_tiles_grow_again_when_memory_is_back() -> None:

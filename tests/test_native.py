@@ -231,7 +231,7 @@ def test_callers_at_the_same_time_have_buffers_of_their_own(dtype: torch.dtype) 
         for _ in range(3):
             for got, right in zip(pool.map(net, pictures), wanted, strict=True):
                 assert torch.equal(got, right)
-    net.release()
+    net.forget()
     assert torch.equal(net(pictures[0]), wanted[0])
 
 
@@ -400,38 +400,52 @@ def test_layers_are_kept_within_bounds_and_handed_back(dtype: torch.dtype) -> No
 
 TAKES = """
 import re, sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+import numpy as np
 from rlfn_pipe.bench.clip import moving_frames
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.models.fuse import InferenceFactory
 from rlfn_pipe.models.weights import load
-from rlfn_pipe.types import Target
+from rlfn_pipe.types import MATRIX_RGB, RANGE_FULL, ColourInfo, Frame, Target
 
-threads = int(sys.argv[1])
+threads, kind = int(sys.argv[1]), sys.argv[2]
 spec, module = load("rlfn-s", 4)
-engine = Engine(InferenceFactory(spec, module), spec, device="cpu", precision="fp32", threads=threads, reuse="off")
-frames = list(islice(moving_frames(640, 360, threads + 3), threads + 3))
-assert engine.lanes_for(360, 640, False) == threads
+engine = Engine(InferenceFactory(spec, module), spec, device="cpu", precision="fp32", threads=threads, reuse="off",
+                tta=kind == "tta")
+frames = list(islice(moving_frames(640, 360, threads + 1), threads + 1))
+size = (2400, 1350) if kind == "resized" else (2560, 1440)
+if kind == "alpha":
+    colour = ColourInfo(MATRIX_RGB, range=RANGE_FULL, subsampling="rgb", alpha=True)
+    noise = np.random.default_rng(0)
+    planes = lambda: tuple(noise.integers(0, 256, (360, 640), dtype=np.uint8) for _ in range(4))
+    frames = [Frame(planes(), colour, pts=i) for i in range(threads + 1)]
+copies = int(kind in ("alpha", "resized"))
+assert engine.lanes_for(360, 640, False, copies) == threads
 def peak():
     # That of getrusage begins with what the parent had.
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = peak()
-for frame in engine.run((frame, Target(2560, 1440, frame.colour)) for frame in frames):
+for frame in engine.run((frame, Target(*size, frame.colour)) for frame in frames):
     del frame
 taken = peak() - before
 # Besides them code that is used for the first time, and frames that come and go.
-print(taken / (engine._bytes_per_pixel() * 640 * 360 * threads + (96 << 20)))
+reckoned = engine._bytes_per_pixel() + copies * 12 * 16
+print(taken / (reckoned * 640 * 360 * threads + (96 << 20)))
 """
 
 
 @needed
-@pytest.mark.parametrize("threads", [1, 2, 10])
-def test_frames_take_the_memory_that_is_counted_with(threads: int) -> None:
+@pytest.mark.parametrize(
+    ("threads", "kind"),
+    [(1, "plain"), (2, "plain"), (10, "plain"), (2, "tta"), (2, "alpha"), (2, "resized")],
+)
+def test_frames_take_the_memory_that_is_counted_with(threads: int, kind: str) -> None:
     """By the system's account, in a process that does nothing else. Ten frames go beyond the budget of few threads."""
     if available_memory(torch.device("cpu")) < threads << 30:
         pytest.skip("needs a GiB a thread")
-    command = [sys.executable, "-c", TAKES, str(threads)]
+    command = [sys.executable, "-c", TAKES, str(threads), kind]
     environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert 0.5 < float(done.stdout) < 1.25

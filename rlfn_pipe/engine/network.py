@@ -52,10 +52,13 @@ class SideBySide(Network, Protocol):
     """A network with threads of its own (`rlfn_pipe.threads`).
 
     Several threads may call it at once, with the bits that all of them together would give. `pixel_bytes` is what a
-    low-resolution pixel takes meanwhile, picture and result not counted.
+    low-resolution pixel takes meanwhile, picture and result not counted. `forget` hands back the memory that waits for
+    the next picture and is False when there was none.
     """
 
     pixel_bytes: float
+
+    def forget(self) -> bool: ...
 
 
 class NetworkFactory(Protocol):

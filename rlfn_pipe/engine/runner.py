@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
 from rlfn_pipe.engine.transfer import frames_ahead, send
 from rlfn_pipe.engine.work import depth_of
 from rlfn_pipe.errors import EngineError, UsageError
-from rlfn_pipe.threads import only_compiled
+from rlfn_pipe.threads import only_compiled, pytorch_threads
 from rlfn_pipe.types import Frame, ModelSpec, Target
 
 __all__ = [
@@ -57,6 +57,9 @@ DEFAULT_OVERLAP = 60
 SMALL_OVERLAP = 36
 #: Tiles are not halved below this side (or below the overlap and some pixels more).
 SMALLEST_TILE = 48
+#: Nor chosen below this one, however little memory is free: with `DEFAULT_OVERLAP` a frame's pixels are computed twice
+#: over at this side, a hundred times at the smallest; in float32 it takes 50 MB.
+SMALLEST_CHOSEN = 192
 #: Bytes that the CPU's strips take besides what grows with the picture.
 CPU_STRIPS = 96 << 20
 #: Share of the memory budget that a tile may take on the CPU, beside the frame's canvas: 1080p to 4K stays below
@@ -79,6 +82,19 @@ def default_overlap(tile: int | None) -> int:
     if not tile:
         return DEFAULT_OVERLAP
     return max(0, min(DEFAULT_OVERLAP, max(SMALL_OVERLAP, tile // 2), tile - 12))
+
+
+@dataclass(slots=True)
+class _Form:
+    """A network in a number format, and what it can do besides, which Python takes long to ask a protocol's parts for.
+
+    `remembering` is made when it is first wanted.
+    """
+
+    network: Network
+    beside: SideBySide | None
+    memorable: Memorable | None
+    remembering: Remembering | None = None
 
 
 class Engine:
@@ -137,10 +153,7 @@ class Engine:
         self.threads, self._budget = settings.threads, settings.budget
         self.to_rgb, self.to_planes = to_rgb, to_planes
         self._warn = on_warning or (lambda message: None)
-        self._networks: dict[tuple[torch.dtype, bool], Network] = {}
-        #: What networks are, asked once each: Python takes long to look for a protocol's parts.
-        self._beside: dict[tuple[torch.dtype, bool], SideBySide | None] = {}
-        self._remembering: dict[tuple[torch.dtype, bool], Remembering | None] = {}
+        self._forms: dict[tuple[torch.dtype, bool], _Form] = {}
         self._pixel_bytes: float | None = None
         self._building = threading.RLock()
         self._limits, self._share = Limits(), 1.0
@@ -194,31 +207,37 @@ class Engine:
 
     def _reckoned_bytes(self) -> float:
         samples = 3.0 * self.scale**2
+        # The sum so far and a result that is turned back.
+        turned = 8.0 if self.tta else 0.0
         size = self._dtype.itemsize
         width = max(self.spec.channels, self.spec.mid_channels)
         if self.device.type != "cpu":
-            return 5.0 * width * size + samples * (2 * size + 4)
-        network = self._side_by_side(False)
+            return 5.0 * width * size + samples * (2 * size + 4 + turned)
+        network = self._form(False).beside
         if network is not None:
             # The picture and what lies around it, the result and its planes.
-            return network.pixel_bytes + 24.0 + 5.0 * samples
+            return network.pixel_bytes + 24.0 + (5.0 + turned) * samples
         # The first layer's output, two blocks' sums and ESA's maps; all else lasts for a few rows.
         kept = (3.0 * width + 2.0 * self.spec.esa_channels) * size + 2.0 * self.spec.esa_channels
-        return kept + 24.0 + 7.0 * samples
+        return kept + 24.0 + (7.0 + turned) * samples
 
     def _largest_tile(self) -> int:
         """Pixels of the largest tile that is chosen without being asked for."""
         return self._pixels_in(TILE_SHARE if self.device.type == "cpu" else 1.0)
 
     def _pixels_in(self, share: float) -> int:
-        """Pixels that are computed in a share of the budget, at least those of the smallest tile."""
-        in_strips = self.device.type == "cpu" and self._side_by_side(False) is None
+        """Pixels that are computed in a share of the budget, at least those of the smallest tile that is chosen."""
+        in_strips = self.device.type == "cpu" and self._form(False).beside is None
         room = self._budget * share - (CPU_STRIPS if in_strips else 0)
         pixels = int(room / self._bytes_per_pixel())
         if self.device.type != "cpu":
             # Libraries on devices count a tensor's elements in 32 bits here and there.
             pixels = min(pixels, MOST_ELEMENTS // max(self.spec.channels, 3 * self.scale**2))
-        return max(SMALLEST_TILE**2, pixels)
+        return max(self._least_side() ** 2, pixels)
+
+    def _least_side(self) -> int:
+        """The smallest side of a tile that nobody asked for."""
+        return max(SMALLEST_CHOSEN, 3 * (self._overlap or 0))
 
     def tile_for(self, height: int, width: int) -> int:
         """The tile side for a frame (0: whole)."""
@@ -226,7 +245,7 @@ class Engine:
         if tile is None:
             # A whole frame's result is its canvas, which takes no more with it than tiles beside theirs.
             whole = height * width <= self._pixels_in(1.0)
-            tile = 0 if whole else max(SMALLEST_TILE, math.isqrt(self._largest_tile()))
+            tile = 0 if whole else max(self._least_side(), math.isqrt(self._largest_tile()))
         return self._limits.tile_of(tile)
 
     def batch_for(self, height: int, width: int) -> int:
@@ -239,22 +258,24 @@ class Engine:
             batch = max(1, min(64, int(self._budget / self._bytes_per_pixel() / pixels), (1 << 21) // pixels))
         return self._limits.batch_of(batch)
 
-    def lanes_for(self, height: int, width: int, edge_fp32: bool) -> int:
+    def lanes_for(self, height: int, width: int, edge_fp32: bool, copies: int = 0) -> int:
         """How many whole frames are computed side by side, one a thread, where they have nothing in common.
 
+        `copies` is how many pictures of the result's size (float32) a frame takes besides the usual.
         Threads that share a frame wait for one another some 20 times. 1: they share it all the same, since
         the network's bits depend on them, memory is too short, or tiles or batches were asked for.
         """
         if self.threads == 1 or self.tile_for(height, width) or (self._batch or 1) > 1:
             return 1
-        fits = self._bytes_per_pixel() * height * width * self.threads <= self._room
-        return self.threads if fits and self._side_by_side(edge_fp32) is not None else 1
+        pixel = self._bytes_per_pixel() + copies * 12.0 * self.scale**2
+        fits = pixel * height * width * self.threads <= self._room
+        return self.threads if fits and self._form(edge_fp32).beside is not None else 1
 
     def keeps_layers(self, height: int, width: int, edge_fp32: bool) -> bool:
         """Whether the network can keep a whole frame's layers, for a next one that is like it in places."""
         if self.reuse == "off" or self.tta or self.tile_for(height, width):
             return False
-        network = self._remembering_network(self._dtype, edge_fp32)
+        network = self._remembering(edge_fp32, self._dtype)
         return network is not None and network.keeps(height, width)
 
     def shrink(self, batch: int, side: int) -> bool:
@@ -282,23 +303,40 @@ class Engine:
     def run(self, work: Iterable[tuple[Frame, Target]]) -> Iterator[Frame]:
         """Upscale frames in order; index, pts, time base and the mark `concealed` are carried over.
 
-        Holds a bounded number of frames, whatever the length. Raises EngineError when a frame does not fit
-        the device even in the smallest tiles, or when a tile that overflowed is not finite in fp32 either.
+        Holds a bounded number of frames, whatever the length. Several runs may be under way at once, on the CPU in
+        several threads. Raises EngineError when a frame does not fit the device even in the smallest tiles, or when a
+        tile that overflowed is not finite in fp32 either.
         """
-        work = iter(work)
-        for first in work:
-            with self._threads(depth_of(*first) > 8):
-                yield from Run(self).frames(chain([first], work))
+        run, edge_fp32 = Run(self), False
+        try:
+            for frame, target in work:
+                edge_fp32 = depth_of(frame, target) > 8
+                yield from self._stepped(run.take(frame, target), edge_fp32)
+            yield from self._stepped(run.rest(), edge_fp32)
+        except EngineError:
+            # Those that were finished before are not lost with it.
+            yield from self._stepped(run.finished(), edge_fp32)
+            raise
+        finally:
+            run.close()
+
+    def _stepped(self, frames: Iterator[Frame], edge_fp32: bool) -> Iterator[Frame]:
+        """The same frames; threads and device are the engine's while it works, the caller's at all other times."""
+        while True:
+            with self._threads(edge_fp32):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
 
     def _threads(self, edge_fp32: bool) -> AbstractContextManager[None]:
         """The threads, or the device, that the network and operators around it take in the calling thread."""
         if self.device.type == "cuda":
             # Kernels go to the current one, whatever their tensors are on.
             return torch.cuda.device(self.device)
-        if self._side_by_side(edge_fp32) is not None:
+        if self._form(edge_fp32).beside is not None:
             return only_compiled(self.threads)
-        torch.set_num_threads(self.threads)
-        return nullcontext()
+        return pytorch_threads(self.threads)
 
     @torch.inference_mode()
     def infer(
@@ -359,11 +397,11 @@ class Engine:
         edge_fp32: bool,
         remember: bool = False,
     ) -> torch.Tensor:
-        if remember and (keeping := self._remembering_network(dtype, edge_fp32)):
+        if remember and (keeping := self._remembering(edge_fp32, dtype)):
             result = keeping(pixels, self._grid(tiles))
             self._share = keeping.computed
             return result
-        network = self._network(dtype, edge_fp32)
+        network = self._form(edge_fp32, dtype).network
         if not self.tta:
             return network(pixels, self._grid(tiles))
         total: torch.Tensor | None = None
@@ -378,34 +416,32 @@ class Engine:
         assert total is not None
         return total.div_(8.0)
 
-    def _network(self, dtype: torch.dtype, edge_fp32: bool) -> Network:
+    def _form(self, edge_fp32: bool, dtype: torch.dtype | None = None) -> _Form:
+        """The network in a number format, the engine's own unless another is asked for."""
+        dtype = dtype or self._dtype
         key = (dtype, edge_fp32 and dtype != torch.float32)
         with self._building:
-            if key not in self._networks:
-                self._networks[key] = made = self._factory(*key).to(self.device)
-                self._beside[key] = made if isinstance(made, SideBySide) else None
-            return self._networks[key]
-
-    def _side_by_side(self, edge_fp32: bool) -> SideBySide | None:
-        """The network in the engine's number format, where frames can be computed beside one another by it."""
-        self._network(self._dtype, edge_fp32)
-        return self._beside[self._dtype, edge_fp32 and self._dtype != torch.float32]
-
-    def _remembering_network(self, dtype: torch.dtype, edge_fp32: bool) -> Remembering | None:
-        """The network with a memory of the last frame, where it can be had so."""
-        key = (dtype, edge_fp32 and dtype != torch.float32)
-        with self._building:
-            if key not in self._remembering:
-                network = self._network(*key)
-                found = (
-                    network.remembering(min(LAYERS, self._budget)) if isinstance(network, Memorable) else None
+            if key not in self._forms:
+                made = self._factory(*key).to(self.device)
+                self._forms[key] = _Form(
+                    made,
+                    made if isinstance(made, SideBySide) else None,
+                    made if isinstance(made, Memorable) else None,
                 )
-                self._remembering[key] = found
-            return self._remembering[key]
+            return self._forms[key]
+
+    def _remembering(self, edge_fp32: bool, dtype: torch.dtype) -> Remembering | None:
+        """The network with a memory of the last frame, where it can be had so."""
+        form = self._form(edge_fp32, dtype)
+        with self._building:
+            if form.remembering is None and form.memorable is not None:
+                form.remembering = form.memorable.remembering(min(LAYERS, self._budget))
+            return form.remembering
 
     def forget(self) -> bool:
-        """Hand back what networks keep of the last frame. False when nothing was kept."""
-        kept = [network.forget() for network in self._remembering.values() if network is not None]
+        """Hand back all memory that networks keep for the next frame. False when they kept none."""
+        keepers = [keeper for form in self._forms.values() for keeper in (form.remembering, form.beside)]
+        kept = [keeper.forget() for keeper in keepers if keeper is not None]
         return any(kept)
 
     @property

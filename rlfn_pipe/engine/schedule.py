@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -50,42 +50,44 @@ class Run:
         self._steady: dict[Key, bool] = {}
         self._worth_trying: set[Key] = set()
 
-    def frames(self, work: Iterable[tuple[Frame, Target]]) -> Iterator[Frame]:
-        """Upscaled frames in the order of `work`."""
-        try:
-            for given, target in work:
-                frame = given if self._hold is None else self._hold(given)
-                job, remember = self._repeated(frame, target), False
-                if job is None:
-                    remember = self._remembers(frame, target)
-                    job = None if remember else self._beside(frame, target)
-                if job is None:
-                    job = self._attempt(lambda f=frame, t=target: self._open(f, t))  # type: ignore[misc]
-                if job is None:
-                    while self._jobs:
-                        yield from self._next()
-                    job = self._with_room(lambda f=frame, t=target: self._open(f, t), frame)  # type: ignore[misc]
-                self._jobs.append(job)
-                if job.repeats is None:
-                    self._recent.add(frame, target, job)
-                    job.remember = remember
-                    if job.lone is None:
-                        self._cut(job)
-                self._count(frames=1, frames_repeated=int(job.repeats is not None))
-                self._compute(until=None)
-                while self._jobs and (self._jobs[0].done or self._crowded()):
-                    yield from self._next()
+    def take(self, given: Frame, target: Target) -> Iterator[Frame]:
+        """Take the next frame in hand; gives frames that are done, in the order in which they came."""
+        frame = given if self._hold is None else self._hold(given)
+        job, remember = self._repeated(frame, target), False
+        if job is None:
+            remember = self._remembers(frame, target)
+            job = None if remember else self._beside(frame, target)
+        if job is None:
+            job = self._attempt(lambda: self._open(frame, target))
+        if job is None:
             while self._jobs:
                 yield from self._next()
-            while self._leaving:
-                yield self._arrived()
-        except EngineError:
-            # Those that were finished before are not lost with it.
-            while self._leaving:
-                yield self._arrived()
-            raise
-        finally:
-            self._lanes.close()
+            job = self._with_room(lambda: self._open(frame, target), frame)
+        self._jobs.append(job)
+        if job.repeats is None:
+            self._recent.add(frame, target, job)
+            job.remember = remember
+            if job.lone is None:
+                self._cut(job)
+        self._count(frames=1, frames_repeated=int(job.repeats is not None))
+        self._compute(until=None)
+        while self._jobs and (self._jobs[0].done or self._crowded()):
+            yield from self._next()
+
+    def rest(self) -> Iterator[Frame]:
+        """All frames that are in hand, when no more will come."""
+        while self._jobs:
+            yield from self._next()
+        yield from self.finished()
+
+    def finished(self) -> Iterator[Frame]:
+        """Frames that have been computed and are on their way to the host."""
+        while self._leaving:
+            yield self._arrived()
+
+    def close(self) -> None:
+        """End the threads; what has not begun is dropped."""
+        self._lanes.close()
 
     def _count(self, **counts: Any) -> None:
         self._engine.statistics += Statistics(**counts)
@@ -187,10 +189,10 @@ class Run:
 
     def _beside(self, frame: Frame, target: Target) -> Job | None:
         """A job for a thread of its own, where frames can be computed side by side."""
-        if (
-            not self._side_by_side
-            or self._engine.lanes_for(*self._size(frame), depth_of(frame, target) > 8) == 1
-        ):
+        scale, depth = self._engine.scale, depth_of(frame, target)
+        resized = (target.height, target.width) != (frame.height * scale, frame.width * scale)
+        copies = int(target.colour.alpha and frame.colour.alpha) + int(resized) + int(depth > 8)
+        if not self._side_by_side or self._engine.lanes_for(*self._size(frame), depth > 8, copies) == 1:
             return None
         return Job(frame, target, lone=self._lanes.add(lambda: self._whole(frame, target)))
 
@@ -214,7 +216,7 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            release_cached(self._engine.device)
+            self._make_room()
             self._side_by_side = False
         if done is not None:
             job.output = done.output

@@ -10,6 +10,8 @@ bf16, 2 KB in float32. The result has the bits of the whole frame's computation,
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from rlfn_pipe.models.fuse import Grid, InferenceNet
@@ -25,12 +27,14 @@ class RememberingNetwork:
     """A `NativeNetwork` that remembers the last picture; called like it, with the same bits.
 
     `limit` is the bytes that kept layers may take; larger pictures are computed afresh each time, and so are batches
-    and tiles with a `grid`. `computed` is the share (0..1) of the last call's work that had to be done. One call at a
-    time.
+    and tiles with a `grid`. `computed` is the share (0..1) of the last call's work that had to be done. A call beside
+    another one is computed afresh, too.
     """
 
     def __init__(self, network: NativeNetwork, limit: int) -> None:
         self._network, self._limit = network, limit
+        #: Held by the call that reads and writes the layers.
+        self._layers = threading.Lock()
         self._memory: torch.Tensor | None = None
         self._size = (0, 0)
         #: Whether layers of a picture are kept.
@@ -48,18 +52,26 @@ class RememberingNetwork:
         return self._network.memory_bytes(h, w) <= self._limit
 
     def forget(self) -> bool:
-        """Let go of all that is kept, for good: memory is short. False when there was nothing."""
-        kept = self._memory is not None
-        self._network.release()
-        self._limit, self._memory, self._valid = 0, None, False
+        """Let go of the kept layers, for good: memory is short. False when there were none."""
+        with self._layers:
+            kept = self._memory is not None
+            self._limit, self._memory, self._valid = 0, None, False
         return kept
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
         """(1, 3, h, w) RGB, 0..255, to (1, 3, s h, s w) float32, not clamped."""
         self.computed = 1.0
-        if len(x) != 1 or grid is not None or not self._room_for(x.shape[-2], x.shape[-1]):
-            return self._network(x, grid)
+        if len(x) == 1 and grid is None and self._layers.acquire(blocking=False):
+            try:
+                if self._room_for(x.shape[-2], x.shape[-1]):
+                    return self._updated(x)
+            finally:
+                self._layers.release()
+        return self._network(x, grid)
+
+    def _updated(self, x: torch.Tensor) -> torch.Tensor:
+        """The result by what is kept, and its layers kept in turn."""
         network, library = self._network, self._network.library
         x = x.float().contiguous()
         h, w = x.shape[-2:]

@@ -166,10 +166,15 @@ class NativeNetwork:
             del spare  # before the larger one comes
         return torch.empty(size, dtype=torch.uint8)
 
-    def release(self) -> None:
-        """Hand back the buffers that the next pictures would use."""
+    def forget(self) -> bool:
+        """Hand back the buffers that the next pictures would use. False when there was none.
+
+        Results' do not count: what memory ended for may just have left its own there.
+        """
+        waiting = bool(self._spare)
         self._spare.clear()
         self.results.release()
+        return waiting
 
     def memory_bytes(self, h: int, w: int) -> int:
         """What keeping all layers of a picture takes."""
