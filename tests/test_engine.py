@@ -33,10 +33,12 @@ from rlfn_pipe.engine.transfer import Arrival, fetch
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.memory import is_out_of_memory
+from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.cuda import trial
 from rlfn_pipe.models.fuse import InferenceFactory, form_on
 from rlfn_pipe.models.native.library import cpu_form
 from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.models.weights import save
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
 
@@ -235,13 +237,31 @@ def test_jobs_know_by_which_road_their_pixels_came(monkeypatch: pytest.MonkeyPat
     cuda = torch.device("cuda")
     monkeypatch.delenv(trial.WISH, raising=False)
     monkeypatch.setattr(trial, "why_not", lambda device: (None, ""))
-    assert (form_on(cuda, "fp16"), form_on(cuda, "fp32")) == ("cuda", "operators")
+    spec, small = architecture("rlfn-s", 2), ModelSpec("own", 2, 32, 32, 2)
+    assert (form_on(cuda, "fp16", spec), form_on(cuda, "fp32", spec)) == ("cuda", "operators")
     monkeypatch.setenv(trial.WISH, "off")
-    assert form_on(cuda, "fp16") == "operators"
+    assert form_on(cuda, "fp16", spec) == "operators"
     monkeypatch.delenv(trial.WISH)
     monkeypatch.setattr(trial, "why_not", lambda device: ("it is too old", ""))
-    assert form_on(cuda, "fp16") == "operators"
-    assert form_on(torch.device("cpu"), "fp32") == cpu_form("fp32")
+    assert form_on(cuda, "fp16", spec) == "operators"
+    cpu = torch.device("cpu")
+    assert form_on(cpu, "fp32", spec) == cpu_form("fp32")
+    assert form_on(cpu, "fp32", small) == "strips", "the compiled part is not for it"
+    assert form_on(cpu, "fp32", spec, compile=True) == "compiled"
+
+
+def test_a_job_with_a_network_of_its_own_has_that_ones_form(tmp_path: Path) -> None:
+    """In strips threads decide on the last bits: workers each take the threads that were resolved."""
+    spec = ModelSpec("own", 2, 32, 32, 2)
+    save(tmp_path / "own.safetensors", RLFN(spec), spec)
+    options = UpscaleOptions(
+        model=str(tmp_path / "own.safetensors"), device="cpu", precision="fp32", threads=8
+    )
+    room = EngineRoom(options, lambda text: None, workers=4)
+    told = room.resolved(2)
+    assert str(told["instructions"]).endswith("strips") and told["threads"] == 2
+    again = EngineRoom(options, lambda text: None, resolved=told, workers=4)
+    assert again.engine_for(2).threads == 2
 
 
 # ---------------------------------------------------------------- memory

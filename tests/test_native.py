@@ -508,6 +508,13 @@ def test_without_the_library_for_amx_pytorch_is_taken_unless_told(
     monkeypatch.setenv(native.WISH, "on")
     found = native.library("bf16")
     assert found is not None and found.kernel == "bf16" and native.cpu_form("bf16") == "native"
+    # Where it is there, but the system keeps this process from AMX, it keeps PyTorch from it, too.
+    monkeypatch.delenv(native.WISH)
+    (tmp_path / "_kernel.so").write_bytes(b"\x7fELF, but no more")
+    native._loaded.cache_clear()
+    found = native.library("bf16")
+    assert found is not None and found.kernel == "bf16" and native.why_not("bf16") is None
+    native._loaded.cache_clear()
 
 
 @pytest.mark.skipif(

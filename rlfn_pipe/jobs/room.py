@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rlfn_pipe.models import registry
 
 if TYPE_CHECKING:
+    import torch
+
     from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.engine.settings import JSON, Settings
     from rlfn_pipe.options import UpscaleOptions
@@ -68,23 +71,24 @@ class EngineRoom:
     def resolved(self, factor: float) -> dict[str, JSON]:
         """The settings that `factor`'s pixels depend on besides the weights, as plain JSON values.
 
-        Nothing is loaded but torch. Where they were pinned, what comes back differs from the pinned
-        ones only in the machine's own lines (`device_name`, `torch`, `instructions`): equal mappings
-        mean equal pixels. They are the same for every factor, since memory is looked at once.
+        Nothing is loaded but torch, and a model that is a file. Where they were pinned, what comes back
+        differs from the pinned ones only in the machine's own lines (`device_name`, `torch`,
+        `instructions`): equal mappings mean equal pixels. They are the same for every factor, since memory
+        is looked at once.
 
         Raises:
             UsageError: a setting is impossible here.
         """
-        return self._resolve().to_dict()
+        return self._resolve(factor).to_dict()
 
-    def _resolve(self) -> Settings:
+    def _resolve(self, factor: float) -> Settings:
         if self._settings is None:
             from rlfn_pipe.engine.settings import Settings
-            from rlfn_pipe.models.fuse import form_on
 
             options = self._options
+            form = self._form_for(factor)
             if self._pinned is not None:
-                self._settings = Settings.pinned(self._pinned, form=form_on)
+                self._settings = Settings.pinned(self._pinned, form=form)
             else:
                 self._settings = Settings.resolve(
                     device=options.device,
@@ -95,21 +99,31 @@ class EngineRoom:
                     threads=options.threads,
                     tta=options.tta,
                     compile=options.compile,
-                    form=form_on,
+                    form=form,
                 )
-                if not self._threads_are_free(self._settings):
+                if not self._threads_are_free(self._settings, form):
                     self._settings = replace(self._settings, threads=self._share(self._settings))
         return self._settings
 
     def _share(self, settings: Settings) -> int:
         return max(1, settings.threads // self._workers)
 
-    @staticmethod
-    def _threads_are_free(settings: Settings) -> bool:
-        """Whether pixels are the same with any number of threads, as those of the compiled network are."""
-        from rlfn_pipe.models.native.library import cpu_form
+    def _form_for(self, factor: float) -> Callable[[torch.device, str], str]:
+        """The form of the network on a device in a precision; networks of one name have it in common."""
+        from rlfn_pipe.models.fuse import form_on
+        from rlfn_pipe.models.weights import load
 
-        return settings.device == "cpu" and cpu_form(settings.precision).startswith("native")
+        model = self._options.model
+        spec = load(model, factor)[0] if registry.is_file(model) else registry.find(model, factor)
+        return partial(form_on, spec=spec, compile=self._options.compile == "on")
+
+    @staticmethod
+    def _threads_are_free(settings: Settings, form: Callable[[torch.device, str], str]) -> bool:
+        """Whether pixels are the same with any number of threads, as those of the compiled network are."""
+        from rlfn_pipe.engine.device import resolve_device
+
+        device, _ = resolve_device(settings.device)
+        return device.type == "cpu" and form(device, settings.precision).startswith("native")
 
     def engine_for(self, factor: float) -> Engine:
         """The engine whose output, resized where need be, gives `factor`."""
@@ -126,8 +140,9 @@ class EngineRoom:
         from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 
         spec, module = load(self._options.model, factor)
-        settings, options = self._resolve(), self._options
+        settings, options = self._resolve(factor), self._options
         pinned = self._pinned is not None
+        free = self._threads_are_free(settings, self._form_for(factor))
         return Engine(
             InferenceFactory(spec, module, compile=settings.compile == "on"),
             spec,
@@ -137,7 +152,7 @@ class EngineRoom:
             tile=settings.tile,
             overlap=settings.overlap,
             batch=settings.batch,
-            threads=self._share(settings) if self._threads_are_free(settings) else settings.threads,
+            threads=self._share(settings) if free else settings.threads,
             tta=settings.tta,
             budget=settings.budget,
             reuse=options.reuse,

@@ -212,12 +212,16 @@ def for_device(
     )
 
 
-def form_on(device: torch.device, precision: str) -> str:
-    """The form that networks in `precision` have on a device, for what depends on their last bits."""
+def form_on(device: torch.device, precision: str, spec: ModelSpec, *, compile: bool = False) -> str:
+    """The form that a network of `spec` has in `precision` on a device, for what depends on its last bits."""
+    if compile:
+        return "compiled"
     if device.type == "cpu":
+        from rlfn_pipe.engine.device import DTYPES
         from rlfn_pipe.models.native.library import cpu_form
+        from rlfn_pipe.models.native.network import fits
 
-        return cpu_form(precision)
+        return cpu_form(precision) if fits(spec, DTYPES[precision]) else "strips"
     from rlfn_pipe.models.cuda.trial import wanted
 
     return "cuda" if precision == "fp16" and wanted(device) else "operators"

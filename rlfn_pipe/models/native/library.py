@@ -183,7 +183,7 @@ def _work(found: Any, *structures: type[ctypes.Structure]) -> Callable[..., floa
 def why_not(precision: str) -> str | None:
     """Why the compiled part is not used here for networks in `precision` (bf16, fp32); None when it is.
 
-    `RLFN_PIPE_NATIVE=off` turns it off. Where there is AMX, but the library for it does not run, `on` takes the one
+    `RLFN_PIPE_NATIVE=off` turns it off. Where there is AMX, but the library for it was not built, `on` takes the one
     for AVX-512 instead of PyTorch, whose convolutions use AMX. `avx2` keeps float32 from AVX-512.
     """
     wish = os.environ.get(WISH, "auto")
@@ -203,7 +203,10 @@ def _chosen(precision: str) -> str:
 def _kernel(precision: str) -> str:
     """The library that suits this processor best; in bf16, whether or not it is there."""
     if precision == "bf16":
-        return "amx" if _processor_flags() >= _AMX else "bf16"
+        if not _processor_flags() >= _AMX:
+            return "bf16"
+        # What the system does not let this process use of AMX, PyTorch may not use either.
+        return "amx" if _loaded("amx") or not PATHS["amx"].is_file() else "bf16"
     wide = os.environ.get(WISH) != "avx2" and _obstacle("avx512") is None
     return "avx512" if wide else "fp32"
 
