@@ -58,8 +58,8 @@ class Baseline:
 def official(subject: Subject) -> Baseline:
     """As the published scripts run it: fp32, eager, default memory layout.
 
-    It shares the engine's process, and so an allocator that suits big buffers (`suit_allocator`); a
-    script of its own pays for page faults as well (benchmarks/end_to_end.py has that comparison).
+    In a process whose allocator keeps large buffers; a script of its own pays for page faults as well
+    (benchmarks/end_to_end.py has that comparison).
     """
     module = copy.deepcopy(subject.module).to(subject.device, torch.float32).eval()
     picture = subject.picture()

@@ -8,9 +8,10 @@ from itertools import islice
 
 import torch
 
-from rlfn_pipe.bench.baselines import BASELINES, Baseline, Subject
-from rlfn_pipe.bench.ceilings import Ceilings, ceiling_roads
+from rlfn_pipe.bench.baselines import Baseline
+from rlfn_pipe.bench.ceilings import Ceilings
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
+from rlfn_pipe.bench.plain import Wanted, plain_roads
 from rlfn_pipe.bench.timing import SLICE, Road, in_turns, repeats
 from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.engine.runner import Engine
@@ -75,11 +76,6 @@ class EngineSpeed:
         return self.tflops / self.ceilings.convolution_tflops
 
     @property
-    def network_share(self) -> float:
-        """Time of the network alone over the engine's."""
-        return self.network_ms / self.engine_ms
-
-    @property
     def fps(self) -> float:
         """Frames a second."""
         return 1e3 / self.engine_ms
@@ -129,18 +125,11 @@ def engine_speed(
     engine, factory = build_engine(model, scale, device, precision, threads, compile)
     torch.set_num_threads(engine.threads)
     spec, width, height = engine.spec, *size
-    subject = Subject(
-        load(model, scale)[1].eval(), height, width, engine.device, engine.precision, engine.threads
-    )
-    found = [BASELINES[name](subject) for name in dict.fromkeys(baselines)]
-    parts, frames = _parts(engine, factory, subject)
-    ceilings = ceiling_roads(spec, size, engine.device, engine.precision, DTYPES[engine.precision])
-    roads = {
-        **parts,
-        **{f"baseline {one.name}": one.road for one in found if one.road is not None},
-        **ceilings.roads,
-    }
-    times = in_turns(roads, rounds, engine.device, seconds=SLICE)
+    parts, frames = _parts(engine, factory, size)
+    names = tuple(dict.fromkeys(baselines))
+    wanted = Wanted(model, scale, size, str(engine.device), engine.precision, engine.threads, names)
+    with plain_roads(wanted) as plain:
+        times = in_turns({**parts, **plain.roads}, rounds, engine.device, seconds=SLICE)
     ms = {name: timing.ms for name, timing in times.items()}
     engine_ms = ms["engine"] / frames
     return EngineSpeed(
@@ -154,14 +143,14 @@ def engine_speed(
         compiled=compile,
         rounds=rounds,
         run_frames=frames,
-        gflop=2e-9 * count(subject.module, height, width).macs,
+        gflop=2e-9 * count(factory.module, height, width).macs,
         engine_ms=engine_ms,
         network_ms=ms["network"],
         colour_up_ms=ms["up"],
         colour_down_ms=ms["down"],
         spread=times["engine"].spread,
-        ceilings=ceilings.ceilings(ms),
-        baselines=tuple(_baseline_time(one, ms, engine_ms) for one in found),
+        ceilings=plain.ceilings.ceilings(ms),
+        baselines=tuple(_baseline_time(one, ms, engine_ms) for one in plain.baselines),
     )
 
 
@@ -170,17 +159,20 @@ def _baseline_time(one: Baseline, ms: dict[str, float], engine_ms: float) -> Bas
     return BaselineTime(one.name, one.precision, taken and taken / engine_ms, taken, one.refused)
 
 
-def _parts(engine: Engine, factory: InferenceFactory, subject: Subject) -> tuple[dict[str, Road], int]:
+def _parts(engine: Engine, factory: InferenceFactory, size: tuple[int, int]) -> tuple[dict[str, Road], int]:
     """The engine, its network alone, both conversions; and how many frames a run of the engine has."""
-    scale = engine.scale
-    target = Target(subject.width * scale, subject.height * scale, COLOUR)
-    stock = list(moving_frames(subject.width, subject.height, _MOST_FRAMES[engine.device.type]))
+    scale, (width, height) = engine.scale, size
+    target = Target(width * scale, height * scale, COLOUR)
+    # Frames that have a thread each, as in a film, are begun when there is one for each.
+    least = 2 * engine.threads if engine.device.type == "cpu" else 2
+    stock = list(moving_frames(width, height, max(least, _MOST_FRAMES[engine.device.type])))
 
     def run(count: int) -> None:
         for _ in engine.run((frame, target) for frame in islice(stock, count)):
             pass
 
-    frames = repeats(lambda: run(2), engine.device, seconds=SLICE, most=len(stock) // 2) * 2
+    runs = repeats(lambda: run(least), engine.device, seconds=SLICE, most=len(stock) // least)
+    frames = runs * least
     network = factory(DTYPES[engine.precision], False).to(engine.device)
     picture = to_rgb(stock[0], engine.device)[None].clamp_(0.0, 255.0)
     large = network(picture)[0].clone()

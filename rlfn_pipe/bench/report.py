@@ -45,7 +45,6 @@ def _engine_data(speed: EngineSpeed) -> dict[str, Any]:
     data |= {f"ratio_{one.name}": one.ratio for one in speed.baselines if one.ratio is not None}
     data |= {
         "convolution_share": speed.convolution_share,
-        "network_share": speed.network_share,
         "tflops": speed.tflops,
         "fps": speed.fps,
     }
@@ -92,12 +91,8 @@ def _engine_text(speed: EngineSpeed) -> list[str]:
             "of the rate of bare convolutions",
             f"{speed.tflops:.3g} of {ceiling:.3g} TFLOP/s, {speed.gflop:.4g} GFLOP a frame",
         ),
-        _row(
-            f"{speed.network_share:.2f}",
-            "of the time is the network alone",
-            f"{speed.network_ms:.1f} ms; conversion up {speed.colour_up_ms:.1f}, "
-            f"down {speed.colour_down_ms:.1f} ms",
-        ),
+        f"  a frame alone on all threads: network {speed.network_ms:.1f} ms, conversion up "
+        f"{speed.colour_up_ms:.1f}, down {speed.colour_down_ms:.1f} ms",
         f"  {speed.engine_ms:.1f} ms a frame with conversion, {speed.fps:.1f} frames/s "
         f"(slowest round {speed.spread:.2f} times the fastest)",
     ]

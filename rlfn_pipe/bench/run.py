@@ -6,16 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from rlfn_pipe.bench.baselines import BASELINES
-from rlfn_pipe.bench.ceilings import Ceilings, ceiling_roads
+from rlfn_pipe.bench.ceilings import Ceilings
 from rlfn_pipe.bench.engine import build_engine, engine_speed
 from rlfn_pipe.bench.machine import Watch, machine
 from rlfn_pipe.bench.pipeline import pipeline_speed
+from rlfn_pipe.bench.plain import Wanted, plain_roads
 from rlfn_pipe.bench.report import Result
 from rlfn_pipe.bench.timing import SLICE, in_turns
-from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.media.source import VideoSource
 
@@ -99,10 +97,12 @@ def measure(settings: Settings) -> Iterator[Result]:
 def ceilings(settings: Settings, size: tuple[int, int]) -> Ceilings:
     """The machine's best rates for the network's channels, in the engine's number format."""
     engine, _ = build_engine(settings.model, settings.scale, settings.device, settings.precision)
-    torch.set_num_threads(engine.threads)
-    roads = ceiling_roads(engine.spec, size, engine.device, engine.precision, DTYPES[engine.precision])
-    times = in_turns(roads.roads, settings.rounds, engine.device, seconds=SLICE)
-    return roads.ceilings({name: timing.ms for name, timing in times.items()})
+    wanted = Wanted(
+        settings.model, settings.scale, size, str(engine.device), engine.precision, engine.threads
+    )
+    with plain_roads(wanted) as plain:
+        times = in_turns(plain.roads, settings.rounds, engine.device, seconds=SLICE)
+    return plain.ceilings.ceilings({name: timing.ms for name, timing in times.items()})
 
 
 def _known(option: str, given: Iterable[str], known: Iterable[str]) -> None:
