@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +23,8 @@ from test_video_errors import damaged
 
 from rlfn_pipe.errors import EngineError, InputError, Interrupted
 from rlfn_pipe.jobs import workers
+from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.process import WorkerProcess
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import work_path
@@ -160,6 +163,37 @@ def test_a_worker_that_hangs_is_replaced(
         run(
             str(whole[0]), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS, stall_timeout=2), isolate=True
         )
+
+
+def test_planning_and_a_pictures_tiles_are_progress_and_planning_stops(
+    tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.slow)
+    options = UpscaleOptions(scale=2, threads=1, tile=48, overlap=0)
+    plain: dict[str, Any] = {"times": None, "sounds": [], "subtitles": ()}
+    short, long = (
+        Item(clip(tmp_path / f"{n}.mkv", frames=n, **plain), tmp_path / "out.mkv", "video") for n in (2, 12)
+    )
+    Image.fromarray(np.zeros((144, 192, 3), np.uint8)).save(tmp_path / "in.png")
+    picture = Item(tmp_path / "in.png", tmp_path / "out.png", "image")
+    told: list[Event] = []
+    stop, warned = threading.Event(), list[str]()
+    processes = workers.Processes(options, warned.append)
+    try:
+        processes.plan(short, options, stop)  # by then its process is there
+        processes._stall = 0.6
+        plan, _ = processes.plan(long, options, stop)
+        assert plan.frames == 12
+        processes.images(ImageTask((picture,), options, 1, 1), told.append, stop)
+        assert any(isinstance(event, Finished) for event in told)
+        threading.Timer(0.3, stop.set).start()
+        begin = time.monotonic()
+        with pytest.raises(Interrupted):
+            processes.plan(long, options, stop)
+        assert time.monotonic() - begin < 1.0
+    finally:
+        processes.close()
+    assert len(pids) == 1 and not warned
 
 
 def test_others_go_on_when_one_film_fails(
