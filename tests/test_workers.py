@@ -172,9 +172,9 @@ def test_planning_and_a_pictures_tiles_are_progress_and_planning_stops(
     options = UpscaleOptions(scale=2, threads=1, tile=48, overlap=0)
     plain: dict[str, Any] = {"times": None, "sounds": [], "subtitles": ()}
     short, long = (
-        Item(clip(tmp_path / f"{n}.mkv", frames=n, **plain), tmp_path / "out.mkv", "video") for n in (2, 12)
+        Item(clip(tmp_path / f"{n}.mkv", frames=n, **plain), tmp_path / "out.mkv", "video") for n in (1, 9)
     )
-    Image.fromarray(np.zeros((144, 192, 3), np.uint8)).save(tmp_path / "in.png")
+    Image.fromarray(np.zeros((96, 192, 3), np.uint8)).save(tmp_path / "in.png")
     picture = Item(tmp_path / "in.png", tmp_path / "out.png", "image")
     told: list[Event] = []
     stop, warned = threading.Event(), list[str]()
@@ -183,7 +183,7 @@ def test_planning_and_a_pictures_tiles_are_progress_and_planning_stops(
         processes.plan(short, options, stop)  # by then its process is there
         processes._stall = 0.6
         plan, _ = processes.plan(long, options, stop)
-        assert plan.frames == 12
+        assert plan.frames == 9
         processes.images(ImageTask((picture,), options, 1, 1), told.append, stop)
         assert any(isinstance(event, Finished) for event in told)
         threading.Timer(0.3, stop.set).start()
