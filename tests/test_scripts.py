@@ -121,6 +121,21 @@ def test_a_log_never_goes_into_a_picture(
     assert source.read_bytes() == other.read_bytes() == before and not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.parametrize("log", ["list.txt", "link.txt", "mine.toml"])
+def test_a_log_never_goes_into_the_list_or_the_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], log: str
+) -> None:
+    picture(tmp_path / "in.png")
+    texts = {tmp_path / "list.txt": "in.png\n", tmp_path / "mine.toml": "scale = 2\n"}
+    for path, text in texts.items():
+        path.write_text(text)
+    (tmp_path / "link.txt").symlink_to("list.txt")
+    given = ["upscale", f"@{tmp_path / 'list.txt'}", str(tmp_path / "out"), "-p", str(tmp_path / "mine.toml")]
+    assert main([*given, "--log-file", str(tmp_path / log)]) == 2
+    assert "choose another file" in capsys.readouterr().err
+    assert {path: path.read_text() for path in texts} == texts and not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------- several runs at once
 
 

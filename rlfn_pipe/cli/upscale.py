@@ -14,7 +14,7 @@ import typer
 
 from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError
 from rlfn_pipe.options import OptionInfo, UpscaleOptions, option_infos
-from rlfn_pipe.presets import resolve
+from rlfn_pipe.presets import load_preset, resolve
 
 if TYPE_CHECKING:
     from rlfn_pipe.cli.signals import StopToken
@@ -121,8 +121,13 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
     from rlfn_pipe.jobs.process import lower_priority
 
     log = options.log_file
-    if log is not None and os.path.realpath(log) in (os.path.realpath(input), os.path.realpath(output)):
-        raise UsageError(f"--log-file {log} is the input or the output; choose another file")
+    if log is not None:
+        # Of @list.txt it is list.txt that is read.
+        taken = [input, input.removeprefix("@"), output]
+        if options.preset:
+            taken.append(str(load_preset(options.preset).path))
+        if os.path.realpath(log) in map(os.path.realpath, taken):
+            raise UsageError(f"--log-file {log} is the input, the output or the preset; choose another file")
     lower_priority(options.nice)
     with stop_on_signals() as stop, _first_worker(input, output) as worker:
         return _report(input, output, options, stop, worker)
