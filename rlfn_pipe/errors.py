@@ -61,7 +61,12 @@ class WeightsError(RlfnPipeError):
 
 
 class EngineError(RlfnPipeError):
-    """The device or the network failed in a way that smaller tiles do not mend."""
+    """The device or the network failed in a way that smaller tiles do not mend.
+
+    `frame` is the index of the frame that it is about, None where it is about all of them.
+    """
+
+    frame: int | None = None
 
 
 class TrainingError(RlfnPipeError):

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from media_maker import make, noise
 from PIL import Image
 from test_resume import clip, packets, stop_after
@@ -20,9 +23,10 @@ import rlfn_pipe
 from rlfn_pipe.cli.app import main
 from rlfn_pipe.cli.ui import Reporter
 from rlfn_pipe.cli.upscale import _stopped
+from rlfn_pipe.engine.reference import NearestNetwork
 from rlfn_pipe.errors import Interrupted, OutputError, UsageError
+from rlfn_pipe.jobs import images, temporary
 from rlfn_pipe.jobs import run as run_module
-from rlfn_pipe.jobs import temporary
 from rlfn_pipe.jobs.geometry import MAXIMUM_PIXELS, output_geometry
 from rlfn_pipe.jobs.images import ImageRun, ImageTask
 from rlfn_pipe.jobs.inputs import Item
@@ -32,7 +36,7 @@ from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import entered, work_path
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.presets import resolve
-from rlfn_pipe.types import Event, Finished, Progress, Warned
+from rlfn_pipe.types import Event, Finished, Progress, Started, Warned
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNNY = ROOT / "tests" / "data" / "bunny.mp4"
@@ -134,6 +138,42 @@ def test_a_log_never_goes_into_the_list_or_the_preset(
     assert main([*given, "--log-file", str(tmp_path / log)]) == 2
     assert "choose another file" in capsys.readouterr().err
     assert {path: path.read_text() for path in texts} == texts and not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- pictures that do not fit
+
+
+def test_only_pictures_that_do_not_fit_fail(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are read ahead, or wait to be written when another one fails, are made."""
+    names = [f"{number}.png" for number in range(12)]
+    for name in names:
+        picture(tmp_path / "in" / name, (31, 21) if name in ("2.png", "6.png") else (30, 20))
+
+    def forward(self: NearestNetwork, x: torch.Tensor, grid: object = None) -> torch.Tensor:
+        if x.shape[-1] == 31:
+            raise MemoryError
+        return real(self, x)
+
+    def late(*given: Any, **more: Any) -> int:
+        time.sleep(0.05)
+        return write(*given, **more)
+
+    real, write = NearestNetwork.forward, images.write_image
+    monkeypatch.setattr(NearestNetwork, "forward", forward)
+    monkeypatch.setattr(images, "write_image", late)
+    started: list[Event] = []
+    report = run(
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        UpscaleOptions(scale=2, jobs=2),
+        on_event=lambda event: started.append(event) if isinstance(event, Started) else None,
+    )
+    assert [Path(one.input).name for one in report.failed] == ["2.png", "6.png"]
+    assert all("not enough memory" in one.message for one in report.failed)
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {*names} - {"2.png", "6.png"}
+    assert len(started) == len(names)
 
 
 # ---------------------------------------------------------------- several runs at once
