@@ -176,6 +176,30 @@ def test_only_pictures_that_do_not_fit_fail(
     assert len(started) == len(names)
 
 
+def test_large_results_are_written_before_more_are_made(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        picture(tmp_path / "in" / f"{number}.png")
+    at_once, most = 0, 0
+    lock, write = threading.Lock(), images.write_image
+
+    def late(*given: Any, **more: Any) -> int:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        with lock:
+            at_once -= 1
+        return write(*given, **more)
+
+    monkeypatch.setattr(images, "write_image", late)
+    monkeypatch.setattr(images, "_MOST_UNWRITTEN", 2 * 60 * 40 * 3 + 1)
+    report = run(str(tmp_path / "in"), str(tmp_path / "out"), UpscaleOptions(scale=2, jobs=4))
+    assert len(report.finished) == 8 and most <= 2
+
+
 # ---------------------------------------------------------------- several runs at once
 
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from rlfn_pipe.options import UpscaleOptions
 
 
+#: Bytes of results that wait to be written: three of 12 megapixels at x4.
+_MOST_UNWRITTEN = 2 << 30
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A decoded image and all that is needed to write its upscaled twin."""
@@ -114,6 +118,8 @@ class ImageRun:
                 stop=self._stop,
                 depth=max(4, self._workers),
                 together=self._workers,
+                bytes_of=lambda frame: sum(plane.nbytes for plane in frame.planes),
+                most_bytes=_MOST_UNWRITTEN,
             ).run()
 
     # ------------------------------------------------------------------ stages
