@@ -491,7 +491,9 @@ def test_patience_waits_for_what_is_nearly_done(monkeypatch: pytest.MonkeyPatch)
 # ----------------------------------------------------------------------- ledger
 
 
-def test_ledger_knows_finished_items_until_something_changes(tmp_path: Path) -> None:
+def test_ledger_knows_finished_items_until_something_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, output = tmp_path / "in" / "a.png", tmp_path / "out" / "a.png"
     source.parent.mkdir()
     source.write_bytes(b"source")
@@ -505,6 +507,9 @@ def test_ledger_knows_finished_items_until_something_changes(tmp_path: Path) -> 
     second = Ledger(*arguments, UpscaleOptions(verbose=True))
     assert second.has(output) and second.finished(item)
     assert not Ledger(*arguments, UpscaleOptions(quality=50)).has(output)
+    monkeypatch.chdir(tmp_path)
+    typed = Ledger("in", "out", UpscaleOptions())
+    assert typed.finished(Item(Path("in/a.png"), Path("out/a.png"), "image"))
     os.utime(source, ns=(1, 1))
     assert second.has(output) and not second.finished(item)
     output.write_bytes(b"another's")
