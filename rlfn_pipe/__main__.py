@@ -6,11 +6,15 @@ one sentence and the documented exit code as well. Nothing else may be imported 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from types import FrameType
-from typing import Never
+from typing import TYPE_CHECKING, Never
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def _not_begun(signum: int, frame: FrameType | None) -> Never:
@@ -33,9 +37,32 @@ def _open_closed_ones() -> None:
         setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
+class _Forgiving(io.FileIO):
+    """A file that loses what cannot be written to it: its reader is gone, its terminal closed, its disk full."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _forgive_standard_error() -> None:
+    """What cannot be said there is lost, and no job fails for it."""
+    there = getattr(sys.stderr, "buffer", None)
+    if type(getattr(there, "raw", there)) is io.FileIO:  # no console of Windows, no embedder's object
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_Forgiving(sys.stderr.fileno(), "w", closefd=False)),
+            encoding=sys.stderr.encoding,
+            errors=sys.stderr.errors,
+            line_buffering=True,
+        )
+
+
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     _open_closed_ones()
+    _forgive_standard_error()
     # One that the caller has set to be ignored (nohup, a shell's background job) stays so.
     heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
     for signum in heard:

@@ -72,6 +72,16 @@ def test_closed_streams_are_none_of_the_jobs_business(tmp_path: Path, closed: st
     assert "rror" not in done.stdout + done.stderr
 
 
+def test_a_reader_of_messages_that_goes_away_stops_no_job(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    done = shell(
+        "{ $R upscale in out -s 2 --threads 1; echo $? >code; } 2>&1 >said | true; cat code", tmp_path
+    )
+    assert done.stdout.strip() == "1" and len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_full_streams(tmp_path: Path) -> None:
     """What is said is lost with them; what was asked for is an error in one sentence."""

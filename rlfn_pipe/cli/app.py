@@ -213,13 +213,7 @@ def _say_in_json(message: str, exit_code: int, args: Sequence[str] | None) -> No
 
 
 def _say(message: str) -> None:
-    try:
-        print(f"{PROGRAM}: error: {printable(message)}", file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        _silence_closed_pipes()
-    except OSError:
-        # Standard error is on a full disk: the exit code has to do.
-        sys.stderr = io.StringIO()
+    print(f"{PROGRAM}: error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _silence_closed_pipes() -> None:
