@@ -64,7 +64,8 @@ def main() -> int:
     _open_closed_ones()
     _forgive_standard_error()
     # One that the caller has set to be ignored (nohup, a shell's background job) stays so.
-    heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+    stopping = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    heard = [s for s in stopping if s is not None and signal.getsignal(s) is not signal.SIG_IGN]
     for signum in heard:
         signal.signal(signum, _not_begun)
     # PyTorch looks once, at its first tensor; see `rlfn_pipe.engine.device.suit_allocator`.

@@ -1,6 +1,6 @@
 """The command `rlfn-pipe`: its subcommands, loaded when called, and the one place of exit codes.
 
-Exit codes: 0 all done; 1 an item failed; 2 wrong usage; 130 SIGINT; 143 SIGTERM.
+Exit codes: 0 all done; 1 an item failed; 2 wrong usage; 130 SIGINT; 143 SIGTERM; 129 SIGHUP.
 `RLFN_PIPE_DEBUG=1` shows tracebacks; otherwise an error is one sentence on standard error.
 """
 

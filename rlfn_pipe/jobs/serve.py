@@ -17,6 +17,7 @@ from typing import Any
 from rlfn_pipe.errors import Interrupted, RlfnPipeError
 from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item
+from rlfn_pipe.jobs.process import STOPPING
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, engine_facts, run_segment
 from rlfn_pipe.jobs.video_plan import VideoPlan, plan_item
@@ -127,8 +128,8 @@ def serve(connection: Connection) -> None:
     The first message is the engines' UpscaleOptions with the number of workers; each one after it a
     task, or `STOP`.
     """
-    # The terminal sends Ctrl-C to every process; the coordinator decides what becomes of it.
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    # The terminal sends these to every process; the coordinator decides what becomes of them.
+    for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
     sending = threading.Lock()
 
