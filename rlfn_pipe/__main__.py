@@ -47,14 +47,16 @@ class _Forgiving(io.FileIO):
             return memoryview(data).nbytes
 
 
-def _forgive_standard_error() -> None:
-    """What cannot be said there is lost, and no job fails for it."""
+def _settle_streams() -> None:
+    """What cannot be said on standard error is lost, and no job fails for it; what an encoding lacks is escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     there = getattr(sys.stderr, "buffer", None)
     if type(getattr(there, "raw", there)) is io.FileIO:  # no console of Windows, no embedder's object
         sys.stderr = io.TextIOWrapper(
             io.BufferedWriter(_Forgiving(sys.stderr.fileno(), "w", closefd=False)),
             encoding=sys.stderr.encoding,
-            errors=sys.stderr.errors,
+            errors="backslashreplace",
             line_buffering=True,
         )
 
@@ -62,7 +64,7 @@ def _forgive_standard_error() -> None:
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     _open_closed_ones()
-    _forgive_standard_error()
+    _settle_streams()
     # One that the caller has set to be ignored (nohup, a shell's background job) stays so.
     stopping = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
     heard = [s for s in stopping if s is not None and signal.getsignal(s) is not signal.SIG_IGN]

@@ -82,6 +82,20 @@ def test_a_reader_of_messages_that_goes_away_stops_no_job(tmp_path: Path) -> Non
     assert done.stdout.strip() == "1" and len(list((tmp_path / "out").glob("*.png"))) == 3
 
 
+def test_what_an_encoding_lacks_is_escaped(tmp_path: Path) -> None:
+    picture(tmp_path / "é/日.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", "--dry-run", "é/日.png", "é/本.png"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1:strict"},
+        timeout=60,
+        check=False,
+    )
+    said = (done.stdout + done.stderr).decode("latin-1")
+    assert done.returncode == 0 and "é/\\u672c.png" in said and "rror" not in said
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_full_streams(tmp_path: Path) -> None:
     """What is said is lost with them; what was asked for is an error in one sentence."""
