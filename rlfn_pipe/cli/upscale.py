@@ -160,11 +160,12 @@ def _report(
             report = run(
                 input, output, options, on_event=reporter.on_event, stop=stop, isolate=True, worker=worker
             )
-        except (Interrupted, KeyboardInterrupt) as reason:
+        except (Interrupted, KeyboardInterrupt) as stopping:
             signum = stop.signum or signal.SIGINT
-            error = Interrupted(
-                signum, _stopped(str(reason) or _at_once(options), reporter.progress_of_many(), options)
-            )
+            reason = str(stopping) or _at_once(options.resume and "-" not in (input, output))
+            if output == "-" and reason == str(Interrupted()):
+                reason = "stopped before the end"  # what was sent cannot be taken back
+            error = Interrupted(signum, _stopped(reason, reporter.progress_of_many(), options))
             reporter.stopped(error)
             if reporter.output_error is not None:
                 raise reporter.output_error from None
@@ -189,10 +190,10 @@ def _stopped(reason: str, done: str, options: UpscaleOptions) -> str:
     return f"{reason}; {done}" + (", the same command goes on behind them" if options.resume else "")
 
 
-def _at_once(options: UpscaleOptions) -> str:
+def _at_once(resumes: bool) -> str:
     """What a second Ctrl-C leaves; nobody waited to count it."""
     return "stopped at once" + (
-        "; the same command goes on from what was finished, if anything was" if options.resume else ""
+        "; the same command goes on from what was finished, if anything was" if resumes else ""
     )
 
 

@@ -77,6 +77,8 @@ class Pipeline(Generic[In, Out]):
         sink: called in the writing thread with the results that are ready, at least one and at
             most `together`, in order.
         stop: when set, `run` raises `Interrupted` at the next step.
+        abort: set when a stage has failed; a stage that waits for something else than another one looks at it and
+            raises `Cancelled`.
         bytes_of: what a result takes; with `most_bytes` one waits before the sink's queue until it fits beside
             those that are not written yet (one always passes).
         clock: counts what the stages take (default: a new one).
@@ -89,6 +91,7 @@ class Pipeline(Generic[In, Out]):
         sink: Callable[[list[Out]], None],
         *,
         stop: threading.Event | None = None,
+        abort: threading.Event | None = None,
         depth: int = QUEUE_DEPTH,
         together: int = 1,
         bytes_of: Callable[[Out], int] = lambda result: 0,
@@ -103,7 +106,7 @@ class Pipeline(Generic[In, Out]):
         self._stop = stop or threading.Event()
         self._inbox: queue.Queue[In | _End] = queue.Queue(depth)
         self._outbox: queue.Queue[Out | _End] = queue.Queue(depth)
-        self._abort = threading.Event()
+        self._abort = abort or threading.Event()
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self.clock = clock or StageClock()
