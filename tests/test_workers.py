@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -22,11 +23,13 @@ from test_resume import clip, packets, stop_after
 from test_video_errors import damaged
 
 from rlfn_pipe.errors import EngineError, InputError, Interrupted
+from rlfn_pipe.jobs import task as task_module
 from rlfn_pipe.jobs import workers
 from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.process import WorkerProcess
 from rlfn_pipe.jobs.run import run
+from rlfn_pipe.jobs.task import SegmentProgress, SegmentTask
 from rlfn_pipe.jobs.work import work_path
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import Event, Failed, Finished, Progress, Warned
@@ -194,6 +197,27 @@ def test_planning_and_a_pictures_tiles_are_progress_and_planning_stops(
     finally:
         processes.close()
     assert len(pids) == 1 and not warned
+
+
+def test_what_is_decoded_before_a_segment_is_progress(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film with one keyframe is decoded from there for each of its segments."""
+    options = {"g": "1000", "bf": "0", "sc_threshold": "0"}
+    source = clip(tmp_path / "in.mkv", sounds=[], subtitles=(), options=options)
+    told, real = Counter[int](), workers.run_segment
+
+    def watched(task: SegmentTask, room: Any, *, on_progress: Any, stop: Any) -> Any:
+        def heard(progress: SegmentProgress) -> None:
+            told[task.part.first] += not progress.frames
+            on_progress(progress)
+
+        return real(task, room, on_progress=heard, stop=stop)
+
+    monkeypatch.setattr(workers, "run_segment", watched)
+    monkeypatch.setattr(task_module, "_PROGRESS_SECONDS", 0)
+    run(str(source), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS))
+    assert max(told) >= 40 and told[max(told)] >= max(told)
 
 
 def test_others_go_on_when_one_film_fails(
