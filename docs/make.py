@@ -138,6 +138,7 @@ def _exit_codes() -> str:
         (UsageError.exit_code, "wrong options, or an unknown preset, model or command"),
         (130, "interrupted (Ctrl-C); a second Ctrl-C stops at once"),
         (143, "terminated (SIGTERM)"),
+        (129, "its terminal was closed (SIGHUP), unless that is ignored (nohup)"),
     ]
     lines = [f"| {code} | {meaning} |" for code, meaning in rows]
     return "\n".join(["## Exit codes", "", "| code | meaning |", "|---|---|", *lines, ""])

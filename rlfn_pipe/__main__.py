@@ -6,11 +6,15 @@ one sentence and the documented exit code as well. Nothing else may be imported 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from types import FrameType
-from typing import Never
+from typing import TYPE_CHECKING, Never
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def _not_begun(signum: int, frame: FrameType | None) -> Never:
@@ -33,11 +37,37 @@ def _open_closed_ones() -> None:
         setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
+class _Forgiving(io.FileIO):
+    """A file that loses what cannot be written to it: its reader is gone, its terminal closed, its disk full."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _settle_streams() -> None:
+    """What cannot be said on standard error is lost, and no job fails for it; what an encoding lacks is escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    there = getattr(sys.stderr, "buffer", None)
+    if type(getattr(there, "raw", there)) is io.FileIO:  # no console of Windows, no embedder's object
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_Forgiving(sys.stderr.fileno(), "w", closefd=False)),
+            encoding=sys.stderr.encoding,
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+
+
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     _open_closed_ones()
+    _settle_streams()
     # One that the caller has set to be ignored (nohup, a shell's background job) stays so.
-    heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+    stopping = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    heard = [s for s in stopping if s is not None and signal.getsignal(s) is not signal.SIG_IGN]
     for signum in heard:
         signal.signal(signum, _not_begun)
     # PyTorch looks once, at its first tensor; see `rlfn_pipe.engine.device.suit_allocator`.

@@ -54,7 +54,8 @@ def upscale(
         stop: set it from elsewhere to end the run early; finished segments are kept for the next
             call with the same arguments (`resume=False`: nothing is).
         options: fields of `rlfn_pipe.options.UpscaleOptions`, as text or typed; not `dry_run`, nor what
-            is about the terminal.
+            is about the terminal. `nice` has no effect: the work is done in the calling process, whose
+            priority is the caller's.
 
     Returns:
         What was done; with several items the failed ones are in `Report.failed`.

@@ -10,7 +10,7 @@
     ├── WeightsError              exit 1   a weights file that is damaged or of another kind
     ├── EngineError               exit 1   device or network failure that no smaller tile mends
     ├── TrainingError             exit 1   data or state that training cannot go on with
-    └── Interrupted               exit 130 (SIGINT) or 143 (SIGTERM)
+    └── Interrupted               exit 130 (SIGINT), 143 (SIGTERM) or 129 (SIGHUP)
 
 A message is one sentence for the person at the shell: what, where, what to do.
 Exit codes are read from these classes in one place only (`rlfn_pipe.cli.app`).
@@ -61,7 +61,12 @@ class WeightsError(RlfnPipeError):
 
 
 class EngineError(RlfnPipeError):
-    """The device or the network failed in a way that smaller tiles do not mend."""
+    """The device or the network failed in a way that smaller tiles do not mend.
+
+    `frame` is the index of the frame that it is about, None where it is about all of them.
+    """
+
+    frame: int | None = None
 
 
 class TrainingError(RlfnPipeError):

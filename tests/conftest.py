@@ -41,7 +41,14 @@ def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         scale = native(factor)
         if scale not in self._engines:
             self._engines[scale] = Engine(
-                nearest_factory(scale), nearest_spec(scale), device="cpu", precision="fp32", threads=1
+                nearest_factory(scale),
+                nearest_spec(scale),
+                device="cpu",
+                precision="fp32",
+                tile=self._options.tile,
+                overlap=self._options.overlap,
+                threads=1,
+                on_step=self._on_step,
             )
         return self._engines[scale]
 

@@ -75,6 +75,26 @@ def picky_about_images(connection: Connection) -> None:
     nearest(connection)
 
 
+def slow(connection: Connection) -> None:
+    """Takes a tenth of a second for each packet that is looked at, and for each batch of tiles."""
+    from rlfn_pipe.engine.runner import Engine
+    from rlfn_pipe.media import timing
+
+    packets, grid = timing.readable_packets, Engine._grid
+
+    def slow_packets(*of: Any) -> Any:
+        for packet in packets(*of):
+            time.sleep(0.1)
+            yield packet
+
+    def slow_grid(self: Any, tiles: Any) -> Any:
+        time.sleep(0.1)
+        return grid(self, tiles)
+
+    timing.readable_packets, Engine._grid = slow_packets, slow_grid
+    nearest(connection)
+
+
 def crash_at_opening(connection: Connection) -> None:
     """Dies of a segmentation fault whenever it opens a file whose name says so."""
     from rlfn_pipe.jobs import video_plan

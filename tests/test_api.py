@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_what_holds_no_samples_is_refused(up: Upscaler) -> None:
 def test_other_shapes_and_types_are_refused(up: Upscaler, bad: object) -> None:
     with pytest.raises(UsageError, match="must be"):
         up(bad)  # type: ignore[type-var]
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="no priorities of this kind")
+def test_the_callers_priority_is_the_callers(tmp_path: Path, image: np.ndarray, nearest_engine: None) -> None:
+    cv2.imwrite(str(tmp_path / "in.png"), image)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    report = upscale(tmp_path / "in.png", tmp_path / "out.png", scale=2, nice=3)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+    assert ["nice has no effect" in one.message for one in report.warned] == [True]
 
 
 def test_upscale_does_what_the_command_does(tmp_path: Path, image: np.ndarray) -> None:

@@ -510,7 +510,9 @@ def start(body: str, *more: str, **how: Any) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_stops_the_job_cleanly(signum: signal.Signals, code: int) -> None:
     with start(OBEYS) as process:
         assert process.stderr is not None

@@ -406,10 +406,11 @@ def test_a_batch_that_was_filled_up_is_halved_as_one(size: tuple[int, int], coun
 
 @pytest.mark.parametrize("size", [(200, 200), (203, 205)])
 def test_the_smallest_tile_that_fails_is_one_sentence(size: tuple[int, int]) -> None:
-    network = Failing(2, 100, 0.0, MemoryError)
+    network = Failing(2, 400, 0.0, MemoryError)
     engine = Engine(lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", threads=1)
-    with pytest.raises(EngineError, match="not enough memory"):
-        list(engine.run(work(pictures([size]), 2)))
+    with pytest.raises(EngineError, match="not enough memory") as caught:
+        list(engine.run(work(pictures([(9, 9), (20, 20), size]), 2)))
+    assert caught.value.frame == 2
 
 
 def test_memory_that_ends_while_frames_open_or_close_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -648,8 +649,9 @@ def test_what_was_finished_before_a_failure_is_given_out(slow_way: type[Slow]) -
     jobs = work(frames, 2)
     jobs[4] = (frames[4], Target(40, 40, replace(RGB, matrix=99, subsampling="420")))
     got: list[Frame] = []
-    with pytest.raises(EngineError, match="99"):
+    with pytest.raises(EngineError, match="99") as caught:
         got.extend(engine.run(jobs))
+    assert caught.value.frame == 4
     check_identity(frames[:4], got, 2)
 
 

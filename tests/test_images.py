@@ -326,6 +326,19 @@ def test_size_is_bounded_before_decoding(
         read_image(path)
 
 
+@pytest.mark.parametrize("extension", ["png", "webp", "tiff"])
+def test_pillows_bound_is_neither_ours_nor_changed(
+    tmp_path: Path, extension: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = smooth(20, 30)
+    path = saved(tmp_path / f"a.{extension}", array, **({"lossless": True} if extension == "webp" else {}))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame, _ = read_image(path)
+    assert np.array_equal(stacked(frame), array) and Image.MAX_IMAGE_PIXELS == 100
+
+
 def test_a_header_of_terapixels_allocates_nothing(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 1_000_000, 1_000_000, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]

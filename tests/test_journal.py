@@ -324,6 +324,28 @@ def test_a_work_folder_that_is_not_ours_alone_is_refused(tmp_path: Path, trap: s
     assert not list(elsewhere.iterdir())
 
 
+def test_a_file_system_without_modes_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """exFAT, NTFS and SMB give every folder the mode of their mount, whatever is asked for."""
+    output, make = tmp_path / "out.mp4", os.mkdir
+
+    def mkdir(path: Any, mode: int = 0o777) -> None:
+        make(path)
+        os.chmod(path, 0o755)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    for known in ({}, {0: done(0)}):
+        with entered(output, None, lasting=True, anew=False) as folder:
+            work = folder.begin(HEADER, SEGMENTS, lambda path, done: True)
+            assert work.done == known and len(folder.notes) == 1 and "others may read" in folder.notes[0]
+            if not known:
+                work.finish(SEGMENTS[0], work.new_file(), done(0))
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match="not a private folder"):
+        begin(output)  # its mode can be changed, so somebody did
+    assert work_path(output).stat().st_mode & 0o777 == 0o755
+
+
 def test_names_of_work_folders(tmp_path: Path) -> None:
     beside = work_path(tmp_path / "a.mp4")
     assert beside.parent == tmp_path and beside.name == ".a.mp4.rlfn-part"
@@ -469,7 +491,9 @@ def test_patience_waits_for_what_is_nearly_done(monkeypatch: pytest.MonkeyPatch)
 # ----------------------------------------------------------------------- ledger
 
 
-def test_ledger_knows_finished_items_until_something_changes(tmp_path: Path) -> None:
+def test_ledger_knows_finished_items_until_something_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, output = tmp_path / "in" / "a.png", tmp_path / "out" / "a.png"
     source.parent.mkdir()
     source.write_bytes(b"source")
@@ -483,6 +507,9 @@ def test_ledger_knows_finished_items_until_something_changes(tmp_path: Path) -> 
     second = Ledger(*arguments, UpscaleOptions(verbose=True))
     assert second.has(output) and second.finished(item)
     assert not Ledger(*arguments, UpscaleOptions(quality=50)).has(output)
+    monkeypatch.chdir(tmp_path)
+    typed = Ledger("in", "out", UpscaleOptions())
+    assert typed.finished(Item(Path("in/a.png"), Path("out/a.png"), "image"))
     os.utime(source, ns=(1, 1))
     assert second.has(output) and not second.finished(item)
     output.write_bytes(b"another's")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -162,6 +165,55 @@ def test_a_reader_that_goes_away_ends_quietly(raw: bytes) -> None:
         errors = upscale.stderr.read()
         upscale.wait(timeout=120)
     assert errors.strip() == b""
+
+
+def begun(*arguments: str, feed: bytes = b"", **how: Any) -> subprocess.Popen[bytes]:
+    """The command, once it has said what it does; `feed` is all that comes of its source, which stays open."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", *arguments, "-s", "2", "--threads", "1"],
+        stderr=subprocess.PIPE,
+        pipesize=1 << 20,
+        **how,
+    )
+    if feed:
+        assert process.stdin is not None
+        process.stdin.write(feed)
+        process.stdin.flush()
+    assert process.stderr is not None and b" -> " in process.stderr.readline()
+    return process
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_wait_for_a_silent_source(
+    raw: bytes, tmp_path: Path, signum: signal.Signals
+) -> None:
+    with begun("-", str(tmp_path / "out.mkv"), feed=raw, stdin=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        time.sleep(0.5)  # what there is has been read by then
+        process.send_signal(signum)
+        assert process.wait(timeout=10) == 128 + signum
+        said = process.stderr.read()
+    assert said.count(b"\n") == 1 and b"stopped before the end" in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_ends_the_wait_for_a_reader_that_stands_still(signals: int) -> None:
+    with begun(str(BUNNY), "-", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(1) == b"Y"
+        for _ in range(signals):
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        said = process.stderr.read()
+    assert said.count(b"\n") == 1 and b"stopped" in said and b"Fatal" not in said
+    assert b"removed" not in said and b"same command" not in said
+
+
+def test_a_sink_that_fails_does_not_wait_for_a_silent_source(raw: bytes) -> None:
+    with begun("-", "-", feed=raw, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=10) == 1
 
 
 def test_json_and_raw_video_do_not_share_standard_output() -> None:

@@ -158,6 +158,27 @@ def test_queues_are_bounded() -> None:
     assert seen[0] <= 2 * QUEUE_DEPTH + 4
 
 
+@pytest.mark.parametrize(("size", "held"), [(1, 4), (2, 2), (9, 1)])
+def test_results_that_wait_are_bounded_by_their_bytes(size: int, held: int) -> None:
+    """Those that are not written yet; however large a result is, one passes."""
+    made, written, most = 0, 0, 0
+
+    def compute(items: Iterator[int]) -> Iterator[int]:
+        nonlocal made, most
+        for item in items:
+            most = max(most, made - written)  # the pipeline has taken all that were made before
+            made += 1
+            yield item
+
+    def sink(items: list[int]) -> None:
+        nonlocal written
+        time.sleep(0.005)
+        written += len(items)
+
+    run(range(20), compute, sink, depth=8, together=3, bytes_of=lambda item: size, most_bytes=4)
+    assert written == 20 and most == held
+
+
 @pytest.mark.parametrize("where", ["before", "source", "compute", "sink"])
 def test_stop_ends_the_run(where: str) -> None:
     stop = threading.Event()

@@ -17,6 +17,7 @@ from typing import Any
 import av
 import pytest
 from media_maker import Sound, bars, make, noise
+from PIL import Image
 from resume_child import AFTERWARDS, POINTS
 
 from rlfn_pipe.errors import Interrupted, OutputError, Taken
@@ -418,6 +419,22 @@ def test_a_folder_goes_on_behind_what_is_done(tmp_path: Path, nearest_engine: No
     assert sorted(path.name for path in outputs.iterdir()) == ["0.mp4", "1.mp4", "2.mp4"]
     with pytest.raises(OutputError, match="exist"):
         run(str(inputs), str(outputs), options)
+
+
+def test_a_folder_does_not_go_on_with_other_weights(tmp_path: Path, nearest_engine: None) -> None:
+    inputs, outputs, weights = tmp_path / "in", tmp_path / "out", tmp_path / "mine.safetensors"
+    inputs.mkdir()
+    Image.new("RGB", (30, 20)).save(inputs / "good.png")
+    (inputs / "bad.png").write_bytes(b"no picture")
+    options = UpscaleOptions(scale=2, model=str(weights))
+    weights.write_bytes(b"some")
+    assert run(str(inputs), str(outputs), options).exit_code == 1
+    assert len(run(str(inputs), str(outputs), options).skipped) == 1
+    weights.write_bytes(b"others")
+    with pytest.raises(OutputError, match=r"good.png exists; -y overwrites"):
+        run(str(inputs), str(outputs), options)
+    report = run(str(inputs), str(outputs), replace(options, overwrite=True))
+    assert not report.skipped and len(report.finished) == 1
 
 
 # ------------------------------------------------------------------- the command itself

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from media_maker import make, noise
 from PIL import Image
 from test_resume import clip, packets, stop_after
@@ -20,9 +23,10 @@ import rlfn_pipe
 from rlfn_pipe.cli.app import main
 from rlfn_pipe.cli.ui import Reporter
 from rlfn_pipe.cli.upscale import _stopped
+from rlfn_pipe.engine.reference import NearestNetwork
 from rlfn_pipe.errors import Interrupted, OutputError, UsageError
+from rlfn_pipe.jobs import images, temporary
 from rlfn_pipe.jobs import run as run_module
-from rlfn_pipe.jobs import temporary
 from rlfn_pipe.jobs.geometry import MAXIMUM_PIXELS, output_geometry
 from rlfn_pipe.jobs.images import ImageRun, ImageTask
 from rlfn_pipe.jobs.inputs import Item
@@ -32,7 +36,7 @@ from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import entered, work_path
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.presets import resolve
-from rlfn_pipe.types import Event, Finished, Progress, Warned
+from rlfn_pipe.types import Event, Finished, Progress, Started, Warned
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNNY = ROOT / "tests" / "data" / "bunny.mp4"
@@ -66,6 +70,30 @@ def test_closed_streams_are_none_of_the_jobs_business(tmp_path: Path, closed: st
     done = shell(f"$R upscale {source} out.png -s 2 --threads 1 {closed}", tmp_path)
     assert done.returncode == 0 and (tmp_path / "out.png").exists()
     assert "rror" not in done.stdout + done.stderr
+
+
+def test_a_reader_of_messages_that_goes_away_stops_no_job(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    done = shell(
+        "{ $R upscale in out -s 2 --threads 1; echo $? >code; } 2>&1 >said | true; cat code", tmp_path
+    )
+    assert done.stdout.strip() == "1" and len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+def test_what_an_encoding_lacks_is_escaped(tmp_path: Path) -> None:
+    picture(tmp_path / "é/日.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", "--dry-run", "é/日.png", "é/本.png"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1:strict"},
+        timeout=60,
+        check=False,
+    )
+    said = (done.stdout + done.stderr).decode("latin-1")
+    assert done.returncode == 0 and "é/\\u672c.png" in said and "rror" not in said
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
@@ -119,6 +147,81 @@ def test_a_log_never_goes_into_a_picture(
     assert main(given) == (1 if log == "other.png" else 2)
     assert "choose another" in capsys.readouterr().err
     assert source.read_bytes() == other.read_bytes() == before and not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("log", ["list.txt", "link.txt", "mine.toml"])
+def test_a_log_never_goes_into_the_list_or_the_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], log: str
+) -> None:
+    picture(tmp_path / "in.png")
+    texts = {tmp_path / "list.txt": "in.png\n", tmp_path / "mine.toml": "scale = 2\n"}
+    for path, text in texts.items():
+        path.write_text(text)
+    (tmp_path / "link.txt").symlink_to("list.txt")
+    given = ["upscale", f"@{tmp_path / 'list.txt'}", str(tmp_path / "out"), "-p", str(tmp_path / "mine.toml")]
+    assert main([*given, "--log-file", str(tmp_path / log)]) == 2
+    assert "choose another file" in capsys.readouterr().err
+    assert {path: path.read_text() for path in texts} == texts and not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- pictures that do not fit
+
+
+def test_only_pictures_that_do_not_fit_fail(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are read ahead, or wait to be written when another one fails, are made."""
+    names = [f"{number}.png" for number in range(12)]
+    for name in names:
+        picture(tmp_path / "in" / name, (31, 21) if name in ("2.png", "6.png") else (30, 20))
+
+    def forward(self: NearestNetwork, x: torch.Tensor, grid: object = None) -> torch.Tensor:
+        if x.shape[-1] == 31:
+            raise MemoryError
+        return real(self, x)
+
+    def late(*given: Any, **more: Any) -> int:
+        time.sleep(0.05)
+        return write(*given, **more)
+
+    real, write = NearestNetwork.forward, images.write_image
+    monkeypatch.setattr(NearestNetwork, "forward", forward)
+    monkeypatch.setattr(images, "write_image", late)
+    started: list[Event] = []
+    report = run(
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        UpscaleOptions(scale=2, jobs=2),
+        on_event=lambda event: started.append(event) if isinstance(event, Started) else None,
+    )
+    assert [Path(one.input).name for one in report.failed] == ["2.png", "6.png"]
+    assert all("not enough memory" in one.message for one in report.failed)
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {*names} - {"2.png", "6.png"}
+    assert len(started) == len(names)
+
+
+def test_large_results_are_written_before_more_are_made(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        picture(tmp_path / "in" / f"{number}.png")
+    at_once, most = 0, 0
+    lock, write = threading.Lock(), images.write_image
+
+    def late(*given: Any, **more: Any) -> int:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        with lock:
+            at_once -= 1
+        return write(*given, **more)
+
+    monkeypatch.setattr(images, "write_image", late)
+    monkeypatch.setattr(images, "_MOST_UNWRITTEN", 2 * 60 * 40 * 3 + 1)
+    report = run(str(tmp_path / "in"), str(tmp_path / "out"), UpscaleOptions(scale=2, jobs=4))
+    assert len(report.finished) == 8 and most <= 2
 
 
 # ---------------------------------------------------------------- several runs at once

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlfn_pipe.cli.signals import stop_on_signals
 from rlfn_pipe.jobs import process
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.models.weights import save
@@ -181,7 +182,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("module", ["typer", "rlfn_pipe.options", "rlfn_pipe.jobs.run"])
 def test_signals_before_the_work_are_one_sentence(
     tmp_path: Path, module: str, signum: signal.Signals
@@ -203,14 +204,31 @@ def test_signals_before_the_work_are_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path, signum: signal.Signals) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SIGNALLED, "typer", str(int(signal.SIGTERM)), "--version"],
+        [sys.executable, "-c", SIGNALLED, "typer", str(int(signum)), "--version"],
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=120,
         check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN),
     )
     assert done.returncode == 0 and done.stdout.startswith("rlfn-pipe ")
+
+
+def test_a_terminal_that_is_closed_asks_once() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.is_set() and stop.signum == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)

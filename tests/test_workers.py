@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -21,9 +23,13 @@ from test_resume import clip, packets, stop_after
 from test_video_errors import damaged
 
 from rlfn_pipe.errors import EngineError, InputError, Interrupted
+from rlfn_pipe.jobs import task as task_module
 from rlfn_pipe.jobs import workers
+from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.process import WorkerProcess
 from rlfn_pipe.jobs.run import run
+from rlfn_pipe.jobs.task import SegmentProgress, SegmentTask
 from rlfn_pipe.jobs.work import work_path
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import Event, Failed, Finished, Progress, Warned
@@ -162,6 +168,58 @@ def test_a_worker_that_hangs_is_replaced(
         )
 
 
+def test_planning_and_a_pictures_tiles_are_progress_and_planning_stops(
+    tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    serve_with(odd_workers.slow)
+    options = UpscaleOptions(scale=2, threads=1, tile=48, overlap=0)
+    plain: dict[str, Any] = {"times": None, "sounds": [], "subtitles": ()}
+    short, long = (
+        Item(clip(tmp_path / f"{n}.mkv", frames=n, **plain), tmp_path / "out.mkv", "video") for n in (1, 9)
+    )
+    Image.fromarray(np.zeros((96, 192, 3), np.uint8)).save(tmp_path / "in.png")
+    picture = Item(tmp_path / "in.png", tmp_path / "out.png", "image")
+    told: list[Event] = []
+    stop, warned = threading.Event(), list[str]()
+    processes = workers.Processes(options, warned.append)
+    try:
+        processes.plan(short, options, stop)  # by then its process is there
+        processes._stall = 0.6
+        plan, _ = processes.plan(long, options, stop)
+        assert plan.frames == 9
+        processes.images(ImageTask((picture,), options, 1, 1), told.append, stop)
+        assert any(isinstance(event, Finished) for event in told)
+        threading.Timer(0.3, stop.set).start()
+        begin = time.monotonic()
+        with pytest.raises(Interrupted):
+            processes.plan(long, options, stop)
+        assert time.monotonic() - begin < 1.0
+    finally:
+        processes.close()
+    assert len(pids) == 1 and not warned
+
+
+def test_what_is_decoded_before_a_segment_is_progress(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film with one keyframe is decoded from there for each of its segments."""
+    options = {"g": "1000", "bf": "0", "sc_threshold": "0"}
+    source = clip(tmp_path / "in.mkv", sounds=[], subtitles=(), options=options)
+    told, real = Counter[int](), workers.run_segment
+
+    def watched(task: SegmentTask, room: Any, *, on_progress: Any, stop: Any) -> Any:
+        def heard(progress: SegmentProgress) -> None:
+            told[task.part.first] += not progress.frames
+            on_progress(progress)
+
+        return real(task, room, on_progress=heard, stop=stop)
+
+    monkeypatch.setattr(workers, "run_segment", watched)
+    monkeypatch.setattr(task_module, "_PROGRESS_SECONDS", 0)
+    run(str(source), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS))
+    assert max(told) >= 40 and told[max(told)] >= max(told)
+
+
 def test_others_go_on_when_one_film_fails(
     whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
 ) -> None:
@@ -267,7 +325,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_no_worker_outlives_the_command(tmp_path: Path, signum: signal.Signals) -> None:
     source = clip(tmp_path / "in.mkv")
     process = subprocess.Popen(
@@ -287,7 +345,7 @@ def test_no_worker_outlives_the_command(tmp_path: Path, signum: signal.Signals) 
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signum], err
+    assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), err
     assert "Traceback" not in err
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in below) and time.monotonic() < deadline:

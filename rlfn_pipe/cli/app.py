@@ -1,6 +1,6 @@
 """The command `rlfn-pipe`: its subcommands, loaded when called, and the one place of exit codes.
 
-Exit codes: 0 all done; 1 an item failed; 2 wrong usage; 130 SIGINT; 143 SIGTERM.
+Exit codes: 0 all done; 1 an item failed; 2 wrong usage; 130 SIGINT; 143 SIGTERM; 129 SIGHUP.
 `RLFN_PIPE_DEBUG=1` shows tracebacks; otherwise an error is one sentence on standard error.
 """
 
@@ -213,13 +213,7 @@ def _say_in_json(message: str, exit_code: int, args: Sequence[str] | None) -> No
 
 
 def _say(message: str) -> None:
-    try:
-        print(f"{PROGRAM}: error: {printable(message)}", file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        _silence_closed_pipes()
-    except OSError:
-        # Standard error is on a full disk: the exit code has to do.
-        sys.stderr = io.StringIO()
+    print(f"{PROGRAM}: error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _silence_closed_pipes() -> None:

@@ -1,4 +1,4 @@
-"""Stopping on request: SIGINT and SIGTERM set a stop token, a second Ctrl-C stops at once."""
+"""Stopping on request: SIGINT, SIGTERM and SIGHUP set a stop token, a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+#: The terminal was closed; None where the system has no such signal.
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 
 
 class StopToken(threading.Event):
@@ -20,11 +23,13 @@ class StopToken(threading.Event):
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopToken]:
-    """Install handlers for SIGINT and SIGTERM for the time of the block and restore the old ones.
+    """Install handlers for SIGINT, SIGTERM and SIGHUP for the time of the block and restore the old ones.
 
     The first signal sets the token: the job ends at its next step and keeps what is finished.
-    The second raises KeyboardInterrupt in the main thread, the third ends the process on the spot.
-    After a block that was asked to stop both signals are ignored: the program is on its way out, and a
+    The second raises KeyboardInterrupt in the main thread, the third ends the process on the spot. A SIGHUP
+    that is not the first is not counted, since a terminal and its shell send one each; one that the caller
+    ignores (nohup) stays ignored.
+    After a block that was asked to stop all of them are ignored: the program is on its way out, and a
     late second one must not end it with a traceback. Outside the main thread, where Python allows no
     handlers, the token is never set by signals.
     """
@@ -33,6 +38,8 @@ def stop_on_signals() -> Iterator[StopToken]:
 
     def handler(signum: int, frame: FrameType | None) -> None:
         nonlocal arrived
+        if arrived and signum == HANGUP:
+            return
         arrived += 1
         if not stop.signum:
             stop.signum = signum
@@ -45,7 +52,10 @@ def stop_on_signals() -> Iterator[StopToken]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        heard.append(HANGUP)
+    before = {signum: signal.signal(signum, handler) for signum in heard}
     try:
         yield stop
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlfn_pipe.cli.sentences import finished_line, named, reuse_line, stage_lines, summary_lines
 from rlfn_pipe.cli.text import json_line, plain
-from rlfn_pipe.cli.views import ErrorView, LogFile, Silent, View, view_for
+from rlfn_pipe.cli.views import LineView, LogFile, Silent, View, view_for
 from rlfn_pipe.errors import OutputError, RlfnPipeError, reason_of
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.options import UpscaleOptions
@@ -136,7 +136,7 @@ class Reporter:
     def _tell(self, text: str, *, show: bool = True, error: bool = False) -> None:
         self._note(lambda log: log.message(text))
         if error and isinstance(self._view, Silent):
-            ErrorView(sys.stderr).message(text)
+            LineView(sys.stderr).message(text)
         elif show:
             self._view.message(text)
 

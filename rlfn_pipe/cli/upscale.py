@@ -14,7 +14,7 @@ import typer
 
 from rlfn_pipe.errors import Interrupted, RlfnPipeError, UsageError
 from rlfn_pipe.options import OptionInfo, UpscaleOptions, option_infos
-from rlfn_pipe.presets import resolve
+from rlfn_pipe.presets import load_preset, resolve
 
 if TYPE_CHECKING:
     from rlfn_pipe.cli.signals import StopToken
@@ -121,8 +121,13 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
     from rlfn_pipe.jobs.process import lower_priority
 
     log = options.log_file
-    if log is not None and os.path.realpath(log) in (os.path.realpath(input), os.path.realpath(output)):
-        raise UsageError(f"--log-file {log} is the input or the output; choose another file")
+    if log is not None:
+        # Of @list.txt it is list.txt that is read.
+        taken = [input, input.removeprefix("@"), output]
+        if options.preset:
+            taken.append(str(load_preset(options.preset).path))
+        if os.path.realpath(log) in map(os.path.realpath, taken):
+            raise UsageError(f"--log-file {log} is the input, the output or the preset; choose another file")
     lower_priority(options.nice)
     with stop_on_signals() as stop, _first_worker(input, output) as worker:
         return _report(input, output, options, stop, worker)
@@ -155,11 +160,12 @@ def _report(
             report = run(
                 input, output, options, on_event=reporter.on_event, stop=stop, isolate=True, worker=worker
             )
-        except (Interrupted, KeyboardInterrupt) as reason:
+        except (Interrupted, KeyboardInterrupt) as stopping:
             signum = stop.signum or signal.SIGINT
-            error = Interrupted(
-                signum, _stopped(str(reason) or _at_once(options), reporter.progress_of_many(), options)
-            )
+            reason = str(stopping) or _at_once(options.resume and "-" not in (input, output))
+            if output == "-" and reason == str(Interrupted()):
+                reason = "stopped before the end"  # what was sent cannot be taken back
+            error = Interrupted(signum, _stopped(reason, reporter.progress_of_many(), options))
             reporter.stopped(error)
             if reporter.output_error is not None:
                 raise reporter.output_error from None
@@ -184,10 +190,10 @@ def _stopped(reason: str, done: str, options: UpscaleOptions) -> str:
     return f"{reason}; {done}" + (", the same command goes on behind them" if options.resume else "")
 
 
-def _at_once(options: UpscaleOptions) -> str:
+def _at_once(resumes: bool) -> str:
     """What a second Ctrl-C leaves; nobody waited to count it."""
     return "stopped at once" + (
-        "; the same command goes on from what was finished, if anything was" if options.resume else ""
+        "; the same command goes on from what was finished, if anything was" if resumes else ""
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
@@ -51,19 +50,6 @@ class LineView:
 
     def close(self) -> None:
         """Nothing to undo."""
-
-
-class ErrorView(LineView):
-    """Lines on standard error; where that is on a full disk, the job goes on without them."""
-
-    def message(self, text: str) -> None:
-        try:
-            super().message(text)
-        except BrokenPipeError:
-            raise
-        except OSError:
-            # There is no place to say it.
-            sys.stderr = self._file = io.StringIO()
 
 
 class BarView:
@@ -166,7 +152,7 @@ def view_for(*, silent: bool = False) -> View:
     if silent:
         return Silent()
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return ErrorView(sys.stderr)
+        return LineView(sys.stderr)
     from rich.console import Console
 
     return BarView(Console(stderr=True))

@@ -108,7 +108,8 @@ class Engine:
     8 bit for near; `to_rgb` and `to_planes` do in another way what `to_rgb` and `from_rgb` of
     `rlfn_pipe.engine.colour` do (None).
     `statistics` counts what the runs computed. `on_warning` gets one sentence for each step that memory
-    forced and for each tile redone in fp32.
+    forced and for each tile redone in fp32; `on_step` is called each time the network has been through a batch
+    of tiles, from any thread.
     Raises UsageError for impossible settings.
     """
 
@@ -130,6 +131,7 @@ class Engine:
         to_rgb: Callable[[Frame, torch.device], torch.Tensor] | None = None,
         to_planes: Callable[..., list[torch.Tensor]] | None = None,
         on_warning: Callable[[str], None] | None = None,
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec, self.scale = spec, spec.scale
         self._factory = network_factory
@@ -153,6 +155,7 @@ class Engine:
         self.threads, self._budget = settings.threads, settings.budget
         self.to_rgb, self.to_planes = to_rgb, to_planes
         self._warn = on_warning or (lambda message: None)
+        self._on_step = on_step
         self._forms: dict[tuple[torch.dtype, bool], _Form] = {}
         self._pixel_bytes: float | None = None
         self._building = threading.RLock()
@@ -399,17 +402,21 @@ class Engine:
     ) -> torch.Tensor:
         if remember and (keeping := self._remembering(edge_fp32, dtype)):
             result = keeping(pixels, self._grid(tiles))
+            self._on_step()
             self._share = keeping.computed
             return result
         network = self._form(edge_fp32, dtype).network
         if not self.tta:
-            return network(pixels, self._grid(tiles))
+            y = network(pixels, self._grid(tiles))
+            self._on_step()
+            return y
         total: torch.Tensor | None = None
         for transpose in (False, True):
             for dims in ((), (-1,), (-2,), (-2, -1)):
                 turned = [_turned(tile, transpose, dims) for tile in tiles]
                 x = pixels.flip(dims) if dims else pixels
                 y = network(x.transpose(-1, -2) if transpose else x, self._grid(turned))
+                self._on_step()
                 y = y.transpose(-1, -2) if transpose else y
                 y = y.flip(dims) if dims else y
                 total = y.clone() if total is None else total.add_(y)

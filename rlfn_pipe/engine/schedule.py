@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
     from rlfn_pipe.engine.runner import Engine
 
 T = TypeVar("T")
+
+
+@contextmanager
+def _about(frame: int) -> Iterator[None]:
+    """An EngineError of this block is about the frame with this index, unless it says which it is about."""
+    try:
+        yield
+    except EngineError as error:
+        if error.frame is None:
+            error.frame = frame
+        raise
 
 
 class Run:
@@ -58,7 +70,8 @@ class Run:
             remember = self._remembers(frame, target)
             job = None if remember else self._beside(frame, target)
         if job is None:
-            job = self._attempt(lambda: self._open(frame, target))
+            with _about(frame.index):
+                job = self._attempt(lambda: self._open(frame, target))
         if job is None:
             while self._jobs:
                 yield from self._next()
@@ -212,7 +225,8 @@ class Run:
         """Wait for a job's thread; a job that none is there for goes the common way."""
         job.lone = done = None
         try:
-            done = self._lanes.result(lone)
+            with _about(job.frame.index):
+                done = self._lanes.result(lone)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -265,7 +279,7 @@ class Run:
                 answers = job.answers[number]
             for tile, answer in zip(job.tiles, answers, strict=True):
                 if answer is None or not answer.asked:
-                    self._buckets.add(key, Piece(picture, tile, answer))
+                    self._buckets.add(key, Piece(picture, tile, answer, job.frame.index))
                     if answer is not None:
                         answer.asked = True
                 else:
@@ -295,16 +309,17 @@ class Run:
     def _run_batch(self, key: Key, batch: list[Piece]) -> None:
         """Compute and place a batch; on exhausted memory put it back and make the next one smaller."""
         computed = self._full(key) if key.video else len(batch)
-        try:
-            self._run_and_place(key, batch)
-            return
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        if self._make_room() or self._engine.shrink(computed, max(key.height, key.width)):
-            self._buckets.put_back(key, [piece for piece in batch if piece.waits])
-        else:
-            self._cut_again()
+        with _about(batch[0].frame):
+            try:
+                self._run_and_place(key, batch)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if self._make_room() or self._engine.shrink(computed, max(key.height, key.width)):
+                self._buckets.put_back(key, [piece for piece in batch if piece.waits])
+                return
+        self._cut_again()
 
     @torch.inference_mode()
     def _run_and_place(self, key: Key, batch: list[Piece]) -> None:
@@ -337,7 +352,8 @@ class Run:
         """
         bad = self._doubts.settle(until)
         while bad:
-            bad[-1].mend(self._engine.redo(bad[-1].picture.pixels_of(bad[-1].tile), bad[-1].tile))
+            with _about(bad[-1].frame):
+                bad[-1].mend(self._engine.redo(bad[-1].picture.pixels_of(bad[-1].tile), bad[-1].tile))
             bad.pop()
             self._mends += 1
             for mosaic in self._mosaics:
@@ -355,14 +371,15 @@ class Run:
 
     def _with_room(self, step: Callable[[], T], frame: Frame) -> T:
         """Do a step of one frame; when memory ends, hand cached memory back and try once more."""
-        for _ in range(2):
-            result = self._attempt(step)
-            if result is not None:
-                return result
-        raise EngineError(
-            f"{self._engine.device} has not enough memory for frame {frame.index} of "
-            f"{frame.width}x{frame.height}; choose a smaller --scale or another --device"
-        )
+        with _about(frame.index):
+            for _ in range(2):
+                result = self._attempt(step)
+                if result is not None:
+                    return result
+            raise EngineError(
+                f"{self._engine.device} has not enough memory for frame {frame.index} of "
+                f"{frame.width}x{frame.height}; choose a smaller --scale or another --device"
+            )
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
         """The step's result, or None when memory ended (what was cached has been handed back then)."""

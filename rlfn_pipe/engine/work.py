@@ -88,11 +88,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """A tile to compute, and where its result goes: to the picture, or to an answer that is kept."""
+    """A tile to compute, and where its result goes: to the picture, or to an answer that is kept.
+
+    `frame` is the index of the frame that it was first wanted for.
+    """
 
     picture: Picture
     tile: Tile
     answer: Answer | None
+    frame: int
 
     @property
     def waits(self) -> bool:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,14 @@ from rlfn_pipe.types import Event, Failed, Finished, Frame, Progress, Started, T
 if TYPE_CHECKING:
     from joblib import Parallel
 
+    from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.jobs.inputs import Item
     from rlfn_pipe.jobs.room import EngineRoom
     from rlfn_pipe.options import UpscaleOptions
+
+
+#: Bytes of results that wait to be written: three of 12 megapixels at x4.
+_MOST_UNWRITTEN = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +104,6 @@ class ImageRun:
 
     def run(self) -> None:
         """Work through all items. Raises `Interrupted`, and errors that concern every item."""
-        first = 0
-        while first < len(self._items):
-            self._waiting.clear()
-            try:
-                self._pipeline(first)
-                return
-            except EngineError as error:
-                # The picture that was in hand does not fit the device; go on behind it.
-                index = min(self._waiting, default=first)
-                self._fail(self._items[index], error)
-                first = index + 1
-
-    def _pipeline(self, first: int) -> None:
         from joblib import Parallel  # 70 ms, which a film need not wait for
 
         # Reading and writing have a pool of their own each: joblib's pools serve one caller at a time.
@@ -120,21 +112,23 @@ class ImageRun:
             Parallel(n_jobs=self._workers, backend="threading") as writers,
         ):
             Pipeline(
-                self._read(readers, first),
+                self._read(readers),
                 self._compute,
                 lambda frames: self._write(writers, frames),
                 stop=self._stop,
                 depth=max(4, self._workers),
                 together=self._workers,
+                bytes_of=lambda frame: sum(plane.nbytes for plane in frame.planes),
+                most_bytes=_MOST_UNWRITTEN,
             ).run()
 
     # ------------------------------------------------------------------ stages
 
-    def _read(self, pool: Parallel, first: int) -> Iterator[Picture]:
+    def _read(self, pool: Parallel) -> Iterator[Picture]:
         """Decoded pictures in order; as many are read at a time as there are workers."""
         from joblib import delayed
 
-        for begin in range(first, len(self._items), self._workers):
+        for begin in range(0, len(self._items), self._workers):
             indices = range(begin, min(begin + self._workers, len(self._items)))
             for result in pool(delayed(self._read_one)(index) for index in indices):
                 if isinstance(result, Unreadable):
@@ -164,10 +158,33 @@ class ImageRun:
     def _compute(self, pictures: Iterator[Picture]) -> Iterable[Frame]:
         """Through the engine of each picture's factor; neighbours with the same one share batches."""
         for engine, group in groupby(pictures, key=lambda p: self._room.engine_for(p.geometry.factor)):
-            yield from engine.run(self._announced(group))
+            yield from self._computed(engine, group)
 
-    def _announced(self, pictures: Iterable[Picture]) -> Iterator[tuple[Frame, Target]]:
+    def _computed(self, engine: Engine, pictures: Iterable[Picture]) -> Iterator[Frame]:
+        """What the engine makes of pictures, but for those that do not fit the device."""
+        in_hand: dict[int, Picture] = {}
+        arriving = self._announced(pictures, in_hand)
+        again: list[Picture] = []
+        while True:
+            try:
+                for frame in engine.run(chain([(p.frame, p.target) for p in again], arriving)):
+                    del in_hand[frame.index]
+                    yield frame
+                return
+            except EngineError as error:
+                if not in_hand:
+                    raise
+                bad = in_hand.pop(error.frame if error.frame in in_hand else min(in_hand))
+                del self._waiting[bad.index]
+                self._fail(bad.item, error)
+                again = list(in_hand.values())
+
+    def _announced(
+        self, pictures: Iterable[Picture], in_hand: dict[int, Picture]
+    ) -> Iterator[tuple[Frame, Target]]:
+        """What to compute, picture by picture; each is noted in `in_hand`."""
         for picture in pictures:
+            in_hand[picture.index] = picture
             item, target = picture.item, picture.target
             self._on_event(
                 Started(

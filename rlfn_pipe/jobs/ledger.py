@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlfn_pipe.files import TEMPORARY_SUFFIX
 from rlfn_pipe.jobs.fingerprint import file_identity, lasting_options
 from rlfn_pipe.jobs.lines import append_line, read_lines
+from rlfn_pipe.models.registry import checksums
 
 if TYPE_CHECKING:
     from rlfn_pipe.jobs.inputs import Item
@@ -21,13 +22,16 @@ class Ledger:
     """The finished items of one command; kept beside the outputs until all of them are done.
 
     An item counts as finished while its source and its output are as they were then (size and
-    time of change). Another command (other input, output or options) has a ledger of its own.
+    time of change). Another command (other input, output, options or weights) has a ledger of its own.
+
+    Raises WeightsError when the weights cannot be read, OutputError when the ledger cannot.
     """
 
     def __init__(self, input: str, output: str, options: UpscaleOptions, *, mend: bool = True) -> None:
         from rlfn_pipe import __version__
 
-        what = [os.path.abspath(input), os.path.abspath(output), lasting_options(options), __version__]
+        chosen = {**lasting_options(options), "model": checksums(options.model)}
+        what = [os.path.abspath(input), os.path.abspath(output), chosen, __version__]
         mark = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
         self._path = (options.work_dir or Path(output)) / f".files-{mark}{TEMPORARY_SUFFIX}"
         records = read_lines(self._path, mend=mend) if self._path.is_file() else []
@@ -35,12 +39,12 @@ class Ledger:
 
     def has(self, output: Path) -> bool:
         """Whether an output was finished by an earlier run of the same command and is unchanged."""
-        record = self._done.get(str(output))
+        record = self._done.get(os.path.abspath(output))
         return record is not None and record.get("written") == file_identity(output)
 
     def finished(self, item: Item) -> bool:
         """Whether an item needs no work: `has`, and its source is unchanged."""
-        record = self._done.get(str(item.output))
+        record = self._done.get(os.path.abspath(item.output))
         return (
             record is not None and self.has(item.output) and record.get("read") == file_identity(item.source)
         )
@@ -52,13 +56,13 @@ class Ledger:
             OutputError: the ledger cannot be written.
         """
         record: dict[str, Any] = {
-            "output": str(output),
+            "output": os.path.abspath(output),
             "read": file_identity(source),
             "written": file_identity(output),
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         append_line(self._path, record)
-        self._done[str(output)] = record
+        self._done[record["output"]] = record
 
     def remove(self) -> None:
         """Everything is done: the next run is a new one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -11,10 +12,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry
+from rlfn_pipe.jobs.standard import PatientInput, PatientOutput
 from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
 from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
@@ -26,7 +28,7 @@ from rlfn_pipe.media.source import Selection, VideoSource
 from rlfn_pipe.media.timing import clock_for
 from rlfn_pipe.media.verify import verify_video
 from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
-from rlfn_pipe.pipeline.stages import Pipeline
+from rlfn_pipe.pipeline.stages import Cancelled, Pipeline, interrupted
 from rlfn_pipe.types import (
     MATRIX_UNSPECIFIED,
     RANGE_LIMITED,
@@ -71,8 +73,17 @@ def upscale_pipe(
             "OUTPUT - writes raw video, which is no use on a terminal; send it to a pipe or a file"
         )
     begin = time.monotonic()
+    abort = threading.Event()
+
+    def check() -> None:
+        """What whoever waits for the other end of a pipe asks: whether that is still of use."""
+        if abort.is_set():
+            raise Cancelled
+        if stop.is_set():
+            raise interrupted(stop)
+
     with ExitStack() as stack:
-        source = stack.enter_context(_source(input, options))
+        source = stack.enter_context(_source(input, options, check))
         form, timeline = source.format, source.timeline
         if output == PIPE and not timeline.constant:
             raise OutputError(
@@ -81,7 +92,7 @@ def upscale_pipe(
         geometry = output_geometry(options, form.width, form.height, video=True, name=input)
         size = (geometry.width, geometry.height)
         work = (
-            _PipeOut(options, source, size)
+            _PipeOut(options, source, size, check)
             if output == PIPE
             else _FileOut(Path(output), options, source, size, stack)
         )
@@ -114,7 +125,11 @@ def upscale_pipe(
 
         target = Target(geometry.width, geometry.height, work.colour)
         pipeline: Pipeline[Frame, Frame] = Pipeline(
-            source, lambda frames: engine.run((frame, target) for frame in frames), write, stop=stop
+            source,
+            lambda frames: engine.run((frame, target) for frame in frames),
+            write,
+            stop=stop,
+            abort=abort,
         )
         try:
             pipeline.run()
@@ -140,11 +155,11 @@ def upscale_pipe(
     )
 
 
-def _source(input: str, options: UpscaleOptions) -> VideoSource:
+def _source(input: str, options: UpscaleOptions, check: Callable[[], None]) -> VideoSource:
     selection = Selection(options.start, options.end, options.frames, options.sample)
     if input == PIPE:
         return PipeSource(
-            sys.stdin.buffer,
+            io.BufferedReader(PatientInput(sys.stdin.fileno(), check)),
             selection=selection,
             deinterlace=options.deinterlace,
             threads=options.threads or 0,
@@ -164,7 +179,13 @@ class _PipeOut:
 
     description = "raw video"
 
-    def __init__(self, options: UpscaleOptions, source: VideoSource, size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        options: UpscaleOptions,
+        source: VideoSource,
+        size: tuple[int, int],
+        check: Callable[[], None],
+    ) -> None:
         form = source.format
         pix_fmt = _raw_format(options.pix_fmt, form.colour)
         layout = LAYOUTS[pix_fmt]
@@ -184,7 +205,7 @@ class _PipeOut:
             chroma_location="left",
         )
         self._sink = PipeSink(
-            sys.stdout.buffer,
+            cast("IO[bytes]", PatientOutput(sys.stdout.fileno(), check)),
             width=size[0],
             height=size[1],
             pix_fmt=pix_fmt,

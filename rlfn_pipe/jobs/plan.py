@@ -47,14 +47,16 @@ def describe(input: str, output: str | None, options: UpscaleOptions) -> summary
     target = output if output is not None else str(_same_kind_beside(Path(input)))
     options = named_format(input, target, options)
     checked = replace(options, overwrite=True, skip_existing=False) if output is None else options
+    warnings: list[str] = []
+    room = EngineRoom(options, warnings.append)
+    spec = room.spec_for(options.factor or 1.0)
     ledger = None if output is None else ledger_of(input, target, options, mend=False)
     plan = plan_items(input, target, checked, ledger)
-    warnings: list[str] = list(plan.warnings)
+    warnings += plan.warnings
     if plan.skipped:
         warnings.append(f"{len(plan.skipped)} inputs would be passed over: their outputs exist")
     item = (plan.items or plan.skipped)[0]
-    room = EngineRoom(options, warnings.append)
-    warnings += shortfall(options, room.spec_for(options.factor or 1.0))
+    warnings += shortfall(options, spec)
     begins = len(plan.items) if output is not None else 0
     one = (
         _describe_video(item, options, room, begins)

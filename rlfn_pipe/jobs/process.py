@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 
+#: What asks the command to stop; its workers, which a terminal asks as well, leave it to the command.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 #: PyTorch's module of shapes without data, which a worker does without.
 COMPILERS_SHAPES = "torch._meta_registrations"
 #: Versions that were tried so.
@@ -94,7 +96,7 @@ def _signals_held() -> Iterator[None]:
     if _LEFT_BEHIND not in sys.warnoptions:
         sys.warnoptions.append(_LEFT_BEHIND)
     resource_tracker.ensure_running()
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:

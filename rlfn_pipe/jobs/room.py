@@ -36,7 +36,7 @@ class EngineRoom:
     the next larger one, with a Lanczos resize behind it. `resolved` pins the engine's settings to
     what `resolved()` gave in another process, so that this one computes the same pixels. `workers`
     processes share the threads: where the pixels do not depend on how many there are, each has its share
-    of those that were resolved, else that share is what is resolved.
+    of those that were resolved, else that share is what is resolved. `on_step`: see `Engine`.
 
     Raises:
         UsageError: `resolved` is no such mapping, or its device is not there (when first needed).
@@ -49,10 +49,11 @@ class EngineRoom:
         resolved: Mapping[str, JSON] | None = None,
         *,
         workers: int = 1,
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self._options = options
         self._workers = workers
-        self._on_warning = on_warning
+        self._on_warning, self._on_step = on_warning, on_step
         self._pinned = resolved
         self._settings: Settings | None = None
         self._engines: dict[object, Engine] = {}
@@ -160,4 +161,5 @@ class EngineRoom:
             to_rgb=to_rgb,
             to_planes=from_rgb,
             on_warning=self._on_warning,
+            on_step=self._on_step,
         )

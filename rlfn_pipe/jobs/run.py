@@ -15,7 +15,7 @@ from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
 from rlfn_pipe.jobs.ledger import Ledger
 from rlfn_pipe.jobs.pipe import PIPE, upscale_pipe
-from rlfn_pipe.jobs.process import WorkerProcess, lower_priority
+from rlfn_pipe.jobs.process import WorkerProcess
 from rlfn_pipe.jobs.room import EngineRoom, shortfall
 from rlfn_pipe.jobs.summary import Report
 from rlfn_pipe.jobs.temporary import check_folder
@@ -97,8 +97,8 @@ def run(
         stop: when set, the run ends at its next step; finished segments are kept, what is
             unfinished is removed.
         isolate: compute in worker processes, which may die without taking the run along. The
-            caller's main module must then be importable, as `multiprocessing` asks, and its
-            priority is not lowered here: workers have that of the caller.
+            caller's main module must then be importable, as `multiprocessing` asks. Workers have
+            the caller's priority; `options.nice` is the caller's to heed.
         worker: one of these processes that was started before; it is ended with the others.
 
     Returns:
@@ -109,13 +109,14 @@ def run(
         Interrupted: `stop` was set.
     """
     begin = time.monotonic()
-    if not isolate:
-        lower_priority(options.nice)
     options = named_format(input, output, options)
     state = _Run(options, on_event or (lambda event: None), stop or threading.Event())
     # Wrong options must not be told once an item.
     spec = EngineRoom(options, lambda text: None).spec_for(options.factor or 1.0)
     warnings = shortfall(options, spec)
+    if options.nice and not isolate:
+        # Nobody could raise the caller's priority again.
+        warnings.append("nice has no effect in the calling process; os.nice() lowers its priority")
     if PIPE in (input, output):
         for warning in warnings:
             state.emit(Warned(input, warning))

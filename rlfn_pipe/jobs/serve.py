@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from typing import Any
 from rlfn_pipe.errors import Interrupted, RlfnPipeError
 from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item
+from rlfn_pipe.jobs.process import STOPPING
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, engine_facts, run_segment
 from rlfn_pipe.jobs.video_plan import VideoPlan, plan_item
 from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.pipeline.stages import interrupted
 
 #: Sent to a worker instead of work.
 STOP = "stop"
+#: Seconds between two words of a worker that has nothing else to tell.
+_ALIVE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,11 @@ class Warn:
     """The engine warns."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The work goes on: a film is looked through, a picture has one more of its tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +67,39 @@ class Failed:
 
 
 class Rooms:
-    """The engines of one process, one of `workers`, by the settings that they are pinned to."""
+    """The engines of one process, one of `workers`, by the settings that they are pinned to.
 
-    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None], workers: int = 1) -> None:
+    `on_step` is called again and again, from any thread, while a film is planned or an engine computes.
+    """
+
+    def __init__(
+        self,
+        options: UpscaleOptions,
+        on_warning: Callable[[str], None],
+        workers: int = 1,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
         self._options, self._on_warning, self._workers = options, on_warning, workers
+        self._on_step = on_step
         self._rooms: dict[str, EngineRoom] = {}
         #: The room with settings of its own choice.
-        self.first = EngineRoom(options, on_warning, workers=workers)
+        self.first = EngineRoom(options, on_warning, workers=workers, on_step=on_step)
 
-    def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
-        """A video's plan and its engine; a segment pinned to that one's settings will meet it again."""
-        plan = plan_item(item, options)
+    def plan(
+        self, item: Item, options: UpscaleOptions, stop: threading.Event
+    ) -> tuple[VideoPlan, EngineFacts]:
+        """A video's plan and its engine; a segment pinned to that one's settings will meet it again.
+
+        Raises as `plan_item`; Interrupted when `stop` is set.
+        """
+
+        def on_step() -> None:
+            if stop.is_set():
+                raise interrupted(stop)
+            self._on_step()
+
+        plan = plan_item(item, options, on_step)
+        on_step()
         facts = engine_facts(self.first, plan.geometry.factor)
         self._rooms[_key(facts.settings)] = self.first
         return plan, facts
@@ -77,7 +109,11 @@ class Rooms:
         key = _key(task.settings)
         if key not in self._rooms:
             self._rooms[key] = EngineRoom(
-                self._options, self._on_warning, task.settings, workers=self._workers
+                self._options,
+                self._on_warning,
+                task.settings,
+                workers=self._workers,
+                on_step=self._on_step,
             )
         return self._rooms[key]
 
@@ -92,8 +128,8 @@ def serve(connection: Connection) -> None:
     The first message is the engines' UpscaleOptions with the number of workers; each one after it a
     task, or `STOP`.
     """
-    # The terminal sends Ctrl-C to every process; the coordinator decides what becomes of it.
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    # The terminal sends these to every process; the coordinator decides what becomes of them.
+    for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
     sending = threading.Lock()
 
@@ -121,7 +157,7 @@ def serve(connection: Connection) -> None:
 
     threading.Thread(target=listen, name="rlfn-pipe control", daemon=True).start()
     options, workers = work.get()
-    rooms = Rooms(options, lambda text: send(Warn(text)), workers)
+    rooms = Rooms(options, lambda text: send(Warn(text)), workers, _now_and_then(lambda: send(Alive())))
     while True:
         task = work.get()
         try:
@@ -134,9 +170,23 @@ def serve(connection: Connection) -> None:
             send(Failed(trace=traceback.format_exc()))
 
 
+def _now_and_then(say: Callable[[], None]) -> Callable[[], None]:
+    """`say`, but not before `_ALIVE_SECONDS` have passed since the last time."""
+    last = time.monotonic()
+
+    def on_step() -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _ALIVE_SECONDS:
+            last = now
+            say()
+
+    return on_step
+
+
 def _run(task: Any, rooms: Rooms, send: Callable[[object], None], stop: threading.Event) -> Any:
     if isinstance(task, PlanTask):
-        return rooms.plan(task.item, task.options)
+        return rooms.plan(task.item, task.options, stop)
     if isinstance(task, SegmentTask):
         return run_segment(task, rooms.room(task), on_progress=send, stop=stop)
     assert isinstance(task, ImageTask)

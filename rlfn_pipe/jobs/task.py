@@ -127,6 +127,8 @@ def run_segment(
         deinterlace=options.deinterlace,
         threads=task.threads,
         part=part,
+        # Where keyframes are rare there is much to decode before the first frame of the part.
+        on_step=lambda: meter.tell(),
     )
     with source:
         sink = SegmentSink(

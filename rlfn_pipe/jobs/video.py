@@ -60,7 +60,7 @@ def upscale_video(
         folder = stack.enter_context(
             entered(item.output, options.work_dir, lasting=options.resume, anew=options.overwrite)
         )
-        plan, facts = workers.plan(item, options)
+        plan, facts = workers.plan(item, options, stop)
         segments = plan.segments(options.segment)
         header = header_of(item, options, plan, segments, facts.machine, facts.settings)
         work = folder.begin(header, segments, _is_whole)

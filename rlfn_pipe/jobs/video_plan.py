@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -59,7 +60,9 @@ class VideoPlan:
         return plan_segments(part.timeline, part.first, part.last, length)
 
 
-def open_source(item: Item, options: UpscaleOptions) -> VideoSource:
+def open_source(
+    item: Item, options: UpscaleOptions, on_step: Callable[[], None] = lambda: None
+) -> VideoSource:
     """The item's frames with the options that concern reading. Enter it as a context."""
     muxer = muxer_for(item.output)
     return VideoSource(
@@ -69,12 +72,16 @@ def open_source(item: Item, options: UpscaleOptions) -> VideoSource:
         deinterlace=options.deinterlace,
         bake_rotation=options.rotate == "bake" or muxer not in ROTATING_MUXERS,
         threads=options.threads or 0,
+        on_step=on_step,
     )
 
 
-def plan_item(item: Item, options: UpscaleOptions) -> VideoPlan:
-    """Open an item and settle everything. Raises as `open_source` and `plan_video`."""
-    with open_source(item, options) as source:
+def plan_item(item: Item, options: UpscaleOptions, on_step: Callable[[], None]) -> VideoPlan:
+    """Open an item and settle everything. Raises as `open_source` and `plan_video`.
+
+    `on_step` is called again and again while the file is gone through; what it raises ends that.
+    """
+    with open_source(item, options, on_step) as source:
         return plan_video(item, options, source)
 
 

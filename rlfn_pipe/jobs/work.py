@@ -143,7 +143,7 @@ def entered(output: Path, work_dir: Path | None, *, lasting: bool, anew: bool) -
         OutputError: it cannot be made, is not private, or another process works in it.
     """
     path = work_path(output, work_dir)
-    _make(path, output)
+    notes = _make(path, output)
     lock = FileLock(path / _LOCK, timeout=0, mode=0o600)
     try:
         lock.acquire()
@@ -154,6 +154,7 @@ def entered(output: Path, work_dir: Path | None, *, lasting: bool, anew: bool) -
     except OSError as error:
         raise _unwritable(path, error) from None
     folder = WorkFolder(path, output, lasting=lasting, anew=anew)
+    folder.notes += notes
     try:
         yield folder
     finally:
@@ -269,7 +270,8 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _make(path: Path, output: Path) -> None:
+def _make(path: Path, output: Path) -> list[str]:
+    """Make sure of the work folder; what is to be said of it."""
     # What cannot be had is told before the work, not after it.
     try:
         with suppress(FileNotFoundError):
@@ -279,8 +281,10 @@ def _make(path: Path, output: Path) -> None:
     check_folder(output.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        made = False
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
+            made = True
         status = path.lstat()
     except OSError as error:
         raise OutputError(
@@ -289,10 +293,33 @@ def _make(path: Path, output: Path) -> None:
         ) from None
     # Its name can be known beforehand, so somebody else may have put something there.
     ours = stat.S_ISDIR(status.st_mode)
+    private = True
     if hasattr(os, "geteuid"):
-        ours = ours and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        private = not status.st_mode & 0o077
+        ours = ours and status.st_uid == os.geteuid() and (private or made or _has_a_fixed_mode(path))
     if not ours:
         raise OutputError(f"{path} is not a private folder of yours; remove it or give --work-dir")
+    return (
+        [] if private else ["others may read the unfinished work: its file system knows no private folders"]
+    )
+
+
+def _has_a_fixed_mode(path: Path) -> bool:
+    """Whether a folder's mode is that of its mount (FAT, NTFS, SMB), so that setting another has no effect."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        before = os.fstat(descriptor).st_mode
+        with suppress(OSError):
+            os.fchmod(descriptor, 0o700)
+        if os.fstat(descriptor).st_mode & 0o077:
+            return True
+        os.fchmod(descriptor, stat.S_IMODE(before))  # somebody has opened it to others
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

@@ -46,8 +46,13 @@ class Workers(Protocol):
 
     count: int
 
-    def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
-        """Open a video, settle everything, and say which engine will do it. Raises RlfnPipeError."""
+    def plan(
+        self, item: Item, options: UpscaleOptions, stop: threading.Event
+    ) -> tuple[VideoPlan, EngineFacts]:
+        """Open a video, settle everything, and say which engine will do it.
+
+        Raises RlfnPipeError; Interrupted when `stop` was set.
+        """
 
     def run(
         self, task: SegmentTask, *, on_progress: Callable[[SegmentProgress], None], patience: Patience
@@ -84,9 +89,11 @@ class Inline:
     def close(self) -> None:
         """Nothing to end: work happens in the caller's own thread."""
 
-    def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
+    def plan(
+        self, item: Item, options: UpscaleOptions, stop: threading.Event
+    ) -> tuple[VideoPlan, EngineFacts]:
         with self._lock:
-            return self._rooms.plan(item, options)
+            return self._rooms.plan(item, options, stop)
 
     def run(
         self, task: SegmentTask, *, on_progress: Callable[[SegmentProgress], None], patience: Patience
@@ -138,9 +145,11 @@ class Processes:
         for worker in self._all:
             worker.kill()
 
-    def plan(self, item: Item, options: UpscaleOptions) -> tuple[VideoPlan, EngineFacts]:
+    def plan(
+        self, item: Item, options: UpscaleOptions, stop: threading.Event
+    ) -> tuple[VideoPlan, EngineFacts]:
         """See `Workers.plan`; a file that ends the worker each time is an EngineError."""
-        result = self._insist(PlanTask(item, options), str(item.source), _ignore, threading.Event())
+        result = self._insist(PlanTask(item, options), str(item.source), _ignore, stop)
         plan, facts = result
         assert isinstance(plan, VideoPlan) and isinstance(facts, EngineFacts)
         return plan, facts

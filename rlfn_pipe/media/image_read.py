@@ -11,7 +11,8 @@ import io
 import mmap
 import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -64,8 +65,8 @@ _OPENERS = {
     "avif": AvifImagePlugin.AvifImageFile,
 }
 
-# The filters of `warnings` are global: only one thread at a time may change them.
-_warnings_lock = threading.Lock()
+# The filters of `warnings` and Pillow's bound are global: only one thread at a time may change them.
+_global_lock = threading.Lock()
 
 _UNREAD_SAMPLES = "signed, 32-bit and floating-point samples are not read"
 _CONVERT = "convert the picture to 8 or 16 bits"
@@ -140,11 +141,21 @@ def _image_format(path: Path, head: bytes) -> str:
 
 
 def _open(format: str, file: IO[bytes]) -> ImageFile.ImageFile:
-    """Read the header. Our bound on pixels replaces Pillow's, which is lower and global."""
-    Image.MAX_IMAGE_PIXELS = max_pixels()
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Read the header."""
+    with _no_remarks():
         return _OPENERS[format](file, None)
+
+
+@contextmanager
+def _no_remarks() -> Iterator[None]:
+    """Pillow warns of nothing in the block, and our bound on pixels replaces its own, which is lower."""
+    with _global_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels()
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
 
 
 def _webp_size(path: Path, data: bytes) -> tuple[int, int]:
@@ -171,11 +182,11 @@ def _decode(
         raise InputError(f"{path}: {_UNREAD_SAMPLES}; {_CONVERT}")
     _check_compression(path, picture)
     rawmode = _rawmode(picture)
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tiff_tags: dict[int, Any] = {}
-        if isinstance(picture, TiffImagePlugin.TiffImageFile):
-            # All that it warns of it warns of here: loading, which takes long, needs the lock no more.
+    tiff_tags: dict[int, Any] = {}
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        with _no_remarks():
+            # All that it warns of and refuses comes here: loading, which takes long, needs the lock no more.
+            picture.load_prepare()
             tiff_tags = dict(picture.tag_v2)
             with suppress(Exception):
                 dict(picture.getexif())

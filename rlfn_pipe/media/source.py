@@ -7,7 +7,7 @@ repeated from the last good one, leading frames that cannot be decoded repeat th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -109,6 +109,8 @@ class VideoSource:
         part: the range to decode, of an opened source of the same file (`selection` and
             `bake_rotation` were settled there). Its frames equal those that the whole gives
             for these entries of the table, counted from 0; only what happens to them is counted.
+        on_step: called at each packet that is looked at and each picture that is decoded, also those that are
+            not chosen; what it raises ends the reading.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class VideoSource:
         bake_rotation: bool = False,
         threads: int = 0,
         part: Part | None = None,
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
         self.concealed = 0
@@ -132,6 +135,7 @@ class VideoSource:
         self._bake = bake_rotation
         self._threads = threads
         self._given = part
+        self._on_step = on_step
         self._stack = ExitStack()
         self._run: Run | None = None
         self._items: Iterator[Item] = iter(())
@@ -165,7 +169,7 @@ class VideoSource:
             with open_media(self.path) as container:
                 stream = main_video(container, self.path)
                 check_picture_size(self.path, stream.width or 1, stream.height or 1)
-                self.timeline: Timeline = scan(container, stream)
+                self.timeline: Timeline = scan(container, stream, self._on_step)
             if not self.timeline.packets:
                 raise InputError(
                     f"{self.path}: its video stream holds no frames; the file is cut off or damaged"
@@ -310,6 +314,7 @@ class VideoSource:
     def _decoded(self, pictures: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         """Pictures as they are decoded, with those that are harmed counted."""
         for picture in pictures:
+            self._on_step()
             if picture.is_corrupt and self._within(picture.pts):
                 if self._on_error == "fail":
                     raise self._undecodable(picture.pts, "part of it is lost")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -89,10 +89,13 @@ class Timeline:
         return (int(self.pts[-1]) + self.last_duration) * self.time_base
 
 
-def scan(container: InputContainer, stream: VideoStream) -> Timeline:
+def scan(
+    container: InputContainer, stream: VideoStream, on_step: Callable[[], None] = lambda: None
+) -> Timeline:
     """Read the presentation times of all packets of `stream`; nothing is decoded.
 
-    A stream without packets gives an empty table.
+    A stream without packets gives an empty table. `on_step` is called at each packet; what it raises ends the
+    reading.
     """
     pts, keys = array("q"), array("q")
     early = 0
@@ -101,6 +104,7 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
     codec = stream.codec_context.name if stream.codec_context else ""
     shown = _SHOWN.get(codec)
     for packet in readable_packets(container, stream):
+        on_step()
         if not packet.size:
             continue
         packets += 1

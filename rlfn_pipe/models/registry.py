@@ -18,7 +18,7 @@ from rlfn_pipe.models.official import OFFICIAL, official_path
 from rlfn_pipe.resources import data_path
 from rlfn_pipe.types import ModelSpec
 
-__all__ = ["details", "file_sha256", "find", "is_file", "models", "native_scales", "verify"]
+__all__ = ["checksums", "details", "file_sha256", "find", "is_file", "models", "native_scales", "verify"]
 
 INDEX = "index.toml"
 
@@ -79,6 +79,16 @@ def details(spec: ModelSpec, folder: Path | None = None) -> dict[str, Any]:
         if row["sha256"] == spec.sha256:
             return dict(row)
     return {}
+
+
+def checksums(model: str) -> list[str]:
+    """SHA-256 of the weights that `model`, a name or a file, can mean: a name has some for each scale.
+
+    Raises WeightsError when the file cannot be read.
+    """
+    if is_file(model):
+        return [file_sha256(Path(model))]
+    return [spec.sha256 for spec in models() if spec.name == model]
 
 
 def verify(spec: ModelSpec) -> None:

@@ -77,6 +77,10 @@ class Pipeline(Generic[In, Out]):
         sink: called in the writing thread with the results that are ready, at least one and at
             most `together`, in order.
         stop: when set, `run` raises `Interrupted` at the next step.
+        abort: set when a stage has failed; a stage that waits for something else than another one looks at it and
+            raises `Cancelled`.
+        bytes_of: what a result takes; with `most_bytes` one waits before the sink's queue until it fits beside
+            those that are not written yet (one always passes).
         clock: counts what the stages take (default: a new one).
     """
 
@@ -87,16 +91,22 @@ class Pipeline(Generic[In, Out]):
         sink: Callable[[list[Out]], None],
         *,
         stop: threading.Event | None = None,
+        abort: threading.Event | None = None,
         depth: int = QUEUE_DEPTH,
         together: int = 1,
+        bytes_of: Callable[[Out], int] = lambda result: 0,
+        most_bytes: int = 0,
         clock: StageClock | None = None,
     ) -> None:
         self._source, self._compute, self._sink = source, compute, sink
         self._together = together
+        self._bytes_of, self._most_bytes = bytes_of, most_bytes
+        self._unwritten = 0
+        self._written = threading.Condition()
         self._stop = stop or threading.Event()
         self._inbox: queue.Queue[In | _End] = queue.Queue(depth)
         self._outbox: queue.Queue[Out | _End] = queue.Queue(depth)
-        self._abort = threading.Event()
+        self._abort = abort or threading.Event()
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self.clock = clock or StageClock()
@@ -153,10 +163,20 @@ class Pipeline(Generic[In, Out]):
                 raise
             count += 1
             begin = time.perf_counter()
+            if not isinstance(result, _End):
+                self._admit(self._bytes_of(result))
             self._put(self._outbox, result)
             self.clock.add("waited_out", time.perf_counter() - begin)
             if result is _END:
                 return
+
+    def _admit(self, size: int) -> None:
+        """Wait until a result of `size` bytes fits beside those that are not written yet."""
+        with self._written:
+            while self._unwritten and self._unwritten + size > self._most_bytes:
+                self._check()
+                self._written.wait(_POLL_SECONDS)
+            self._unwritten += size
 
     def _arrivals(self) -> Iterator[In]:
         while True:
@@ -179,6 +199,10 @@ class Pipeline(Generic[In, Out]):
                 with self.clock.busy("encode"):
                     self._sink(results)
                 self.done += len(results)
+                with self._written:
+                    self._unwritten -= sum(map(self._bytes_of, results))
+                    self._written.notify()
+                del results
         except Cancelled:
             return
         except BaseException as error:
