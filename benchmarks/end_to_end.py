@@ -262,7 +262,7 @@ def compare(clip: Path, label: str, folder: Path, options: argparse.Namespace) -
 def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of the command on a made-up clip."""
     width, height = map(int, (options.size or "1920x1080").split("x"))
-    frames = options.frames or 12
+    frames = options.frames or 46  # until the encoder has all the pictures that it keeps back
     clip = folder / "clip.mp4"
     write_clip(clip, islice(moving_frames(width, height, frames), frames))
     spent = run_command(ours_command(clip, folder / "large.mp4", options), look=True)

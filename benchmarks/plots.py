@@ -82,7 +82,7 @@ def _engine_times(
     roads: dict[str, Callable[[], object]] = {
         str(number): partial(run, engine) for number, engine in enumerate(engines)
     }
-    times = in_turns(roads, options.rounds, engines[0].device)
+    times = in_turns(roads, options.rounds, engines[0].device, seconds=SLICE)
     return [times[str(number)].ms / frames for number in range(len(engines))]
 
 

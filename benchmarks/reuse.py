@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from rlfn_pipe.engine.reuse import RECENT, Gallery
+from rlfn_pipe.engine.reuse import Gallery
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.media.colour import LAYOUTS, planar_format, planes_of
 from rlfn_pipe.models.fuse import InferenceFactory
@@ -58,7 +58,7 @@ def looking(frames: list[Frame]) -> None:
             gallery.add(frame, target, frame.index)
     print(
         f"{frames[0].width}x{frames[0].height}, {len(frames)} frames: {100 * repeated / len(frames):.1f} % equal one of "
-        f"the last {RECENT}; looking takes {1e3 * statistics.median(times):.3f} ms (most {1e3 * max(times):.3f})"
+        f"the last few; looking takes {1e3 * statistics.median(times):.3f} ms (most {1e3 * max(times):.3f})"
     )
 
 

@@ -192,6 +192,14 @@ def test_default_overlap_follows_the_tile() -> None:
     assert engines == {None: 60, 0: 60, 12: 0, 40: 28, 64: 36, 96: 48, 120: 60, 400: 60}
 
 
+def test_hardware_that_nobody_measured_is_taken_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device, reason = resolve_device("auto")
+    assert device.type == "cpu" and "--device mps" in reason
+    assert resolve_device("mps")[0].type == "mps"
+
+
 def test_precision_has_a_reason() -> None:
     name, reason = resolve_precision("auto", torch.device("cpu"))
     assert name in ("bf16", "fp32") and "CPU" in reason

@@ -299,6 +299,28 @@ def test_a_connection_that_breaks_is_no_change_of_the_file(
     assert list(cache_folder("weights").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfir", "connection broke"),
+        (b"not HTTP at all\r\n\r\n", "cannot be fetched"),
+    ],
+)
+def test_a_server_that_answers_rubbish_is_one_sentence(
+    server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, answer: bytes, message: str
+) -> None:
+    url, folder = server
+    (folder / "file.pth").write_bytes(b"first")
+
+    def get(self: Quiet) -> None:
+        self.wfile.write(answer)
+        self.close_connection = True
+
+    monkeypatch.setattr(Quiet, "do_GET", get)
+    with pytest.raises(WeightsError, match=message):
+        official.fetch(pinned(folder / "file.pth"), url)
+
+
 def test_unreachable_server_is_one_sentence() -> None:
     with pytest.raises(WeightsError, match="cannot be fetched"):
         official.fetch(official.OFFICIAL[0], "http://127.0.0.1:9/")

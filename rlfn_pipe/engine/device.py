@@ -23,14 +23,17 @@ def _mps_available() -> bool:
 def resolve_device(name: str = "auto") -> tuple[torch.device, str]:
     """The device meant by `name` (auto, cpu, cuda, cuda:N, mps) and the reason as text.
 
+    Hardware that nobody has run this on is never chosen by itself.
+
     Raises UsageError when the name is unknown or the device is not there.
     """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0), f"a CUDA device is present ({torch.cuda.get_device_name(0)})"
+        cpu = torch.device("cpu")
         if _mps_available():
-            return torch.device("mps"), "Apple's Metal device is present"
-        return torch.device("cpu"), "no CUDA or Metal device is usable by this PyTorch"
+            return cpu, "Apple's Metal device is present, but nobody has measured it; --device mps takes it"
+        return cpu, "no CUDA device is usable by this PyTorch"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -7,6 +7,7 @@ they can be used by name (`official-rlfn`, ...). Values are 0..255 at both ends.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -134,7 +135,7 @@ def _download(url: str, write: Callable[[bytes], object], on_bytes: Callable[[in
     digest, done = hashlib.sha256(), 0
     try:
         response = urllib.request.urlopen(url, timeout=_TIMEOUT)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise WeightsError(
             f"{url}: cannot be fetched ({reason}); check the network, then try again"
@@ -145,7 +146,7 @@ def _download(url: str, write: Callable[[bytes], object], on_bytes: Callable[[in
         while True:
             try:
                 block = response.read(1 << 16)
-            except OSError as error:
+            except (http.client.HTTPException, OSError) as error:
                 raise WeightsError(f"{url}: the connection broke ({error}); try again") from error
             if not block:
                 if total is not None and done < total:

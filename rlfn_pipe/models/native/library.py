@@ -44,7 +44,7 @@ INSTRUCTIONS = {"fp32": "AVX2", "avx512": "AVX-512", "bf16": "AVX-512 bf16", "am
 
 
 class LibraryBlock(ctypes.Structure):
-    """`Block` of network.cpp: packed weights and biases of one RLFB."""
+    """`Block` of layout.hpp: packed weights and biases of one RLFB."""
 
     _fields_ = [
         (name, ctypes.c_void_p)
@@ -66,7 +66,7 @@ class LibraryBlock(ctypes.Structure):
 
 
 class LibraryNet(ctypes.Structure):
-    """`Net` of network.cpp."""
+    """`Net` of layout.hpp."""
 
     _fields_ = [
         *(
@@ -82,13 +82,13 @@ class LibraryNet(ctypes.Structure):
 
 
 class Stretch(ctypes.Structure):
-    """`Stretch` of network.cpp: where ESA's small map goes."""
+    """`Stretch` of layout.hpp: where ESA's small map goes."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("row", "column", "row_share", "column_share", "border")]
 
 
 class Job(ctypes.Structure):
-    """`Job` of network.cpp: one picture."""
+    """`Job` of layout.hpp: one picture."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("height", "width", "threads", "columns", "rows")),

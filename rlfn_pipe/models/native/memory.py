@@ -5,7 +5,7 @@ layers for the last frame are kept, and of the next one each layer is computed a
 in its input; what comes out is compared with what was there, for mostly the same bits come out some pixels beyond a change,
 since numbers are rounded, to 8 bits in bf16 and to 14 in float32. It costs about 1 KB for each low-resolution pixel in
 bf16, 2 KB in float32. The result has the bits of the whole frame's computation, since those depend on no pixel's company
-(network.cpp).
+(network.hpp).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The 3x3 convolutions are done by Winograd's F(4, 3) (Lavin and Gray, arXiv 1509.09308): in bf16 along rows, which takes
 half the multiplications, in float32 along rows and columns, which takes a quarter. All that lies between them is done
 while it is in cache. Weights are folded and transformed in float64 here and rounded once; the first layer and ESA's
-small map are float32 in either. network.cpp says the rest.
+small map are float32 in either. The headers say the rest.
 """
 
 from __future__ import annotations
