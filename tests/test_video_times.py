@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packets_of, times_of, upscale
+from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packed, packets_of, times_of, upscale
 
 from rlfn_pipe.errors import OutputError
 
@@ -295,6 +295,35 @@ def test_window_begins_at_zero_and_keeps_sync(tmp_path: Path, suffix: str) -> No
     for time, _, payload in output_audio:
         assert abs(time - (source_audio[payload] - kept[0].time)) <= max(Fraction(tick), Fraction(1, 48000))
         assert -Fraction(1, 10) <= time < Fraction(72, 100)
+
+
+@pytest.mark.parametrize("kind", ["h264", "h264 open gop", "hevc", "packed mpeg4"])
+def test_avi_gives_every_frame_its_turn(tmp_path: Path, kind: str) -> None:
+    """AVI has no times of presentation: packets carry those of decoding, whatever order they are shown in."""
+    source = tmp_path / "in.avi"
+    if kind == "packed mpeg4":
+        more = {"g": "12", "bf": "1", "b_strategy": "0"}
+        packed(make(tmp_path / "plain.avi", frames=60, codec="mpeg4", options=more), source)
+    elif kind == "hevc":
+        # libav's muxer takes no HEVC.
+        options = {"preset": "ultrafast", "x265-params": "keyint=12:bframes=3:log-level=none:pools=1"}
+        hevc = make(tmp_path / "a.ts", frames=60, codec="libx265", options=options)
+        template = make(tmp_path / "b.avi", frames=1)
+        with av.open(str(hevc)) as a, av.open(str(template)) as b, av.open(str(source), "w") as c:
+            stream = c.add_stream_from_template(b.streams.video[0])
+            for i, packet in enumerate(p for p in a.demux(video=0) if p.size):
+                packet.pts = packet.dts = i
+                packet.time_base, packet.stream = Fraction(1, 25), stream
+                c.mux(packet)
+        source.write_bytes(source.read_bytes().replace(b"H264", b"HEVC"))
+    else:
+        more = {"x264-params": "open-gop=1"} if "open" in kind else {}
+        make(source, frames=60, options={**B_FRAMES, "g": "12", **more})
+    done = upscale(source, tmp_path / "out.mp4")
+    assert [f.number for f in decoded(done.path)] == list(range(60))
+    assert not done.finished.concealed and not done.said
+    part = upscale(source, tmp_path / "part.mp4", start="1.6", frames=5, segment=Fraction(1, 10))
+    assert [f.number for f in decoded(part.path)] == list(range(40, 45))
 
 
 _SEEK = {

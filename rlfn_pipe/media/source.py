@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
 from rlfn_pipe.media.colour import colour_of, is_transparent, planar_format, planes_of
-from rlfn_pipe.media.decoding import Run, begin, main_video
+from rlfn_pipe.media.decoding import Run, begin, main_video, output_delay
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
 from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.matching import Item, Matcher
@@ -170,6 +170,8 @@ class VideoSource:
                 raise InputError(
                     f"{self.path}: its video stream holds no frames; the file is cut off or damaged"
                 )
+            if self.timeline.delay is not None:
+                self.timeline = replace(self.timeline, delay=output_delay(self.path, self.timeline))
             self.first, self.last = self._selected_range()
         else:
             self.timeline, self.first, self.last = given.timeline, given.first, given.last

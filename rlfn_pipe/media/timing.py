@@ -42,6 +42,9 @@ _MOST_REPEATS, _MOST_REPEATS_SHARE = 3, 0.02
 #: Steps so many times the usual one are pauses, which say nothing of the rate.
 _PAUSE = 10
 
+#: Begins a picture of MPEG-4 part 2. DivX packs two into one packet of AVI and lets an empty one follow.
+_MPEG4_PICTURE = b"\0\0\1\xb6"
+
 _MAX_MP4_TIMESCALE = 2**31 - 1
 #: libavformat's NUT muxer halves the time base until it is as fine as this.
 _NUT_TICK = Fraction(1, 48_000)
@@ -62,7 +65,8 @@ class Timeline:
     packet had a time of its own, so that a time without a frame is a frame that is missing.
     `numbered`: not trusted, but every frame has its entry: frames are known by their number.
     `keyframes`: rising int64 indices into `pts` of frames at which decoding can begin (empty:
-    not known).
+    not known). `delay`: None, or where times are those of decoding (AVI has no others) the number
+    of packets that are decoded behind a picture's turn before it comes out (0 as scanned).
     """
 
     pts: np.ndarray
@@ -74,6 +78,7 @@ class Timeline:
     packets: int
     numbered: bool = False
     keyframes: np.ndarray = field(default_factory=_no_keyframes)
+    delay: int | None = None
 
     @property
     def frames(self) -> int:
@@ -100,10 +105,15 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
     last_pts, last_duration = None, 0
     codec = stream.codec_context.name if stream.codec_context else ""
     shown = _SHOWN.get(codec)
+    avi = container.format.name == "avi"
+    # Of other codecs libav tells the order by the kinds of pictures.
+    unordered = avi and codec in ("h264", "hevc")
     for packet in readable_packets(container, stream):
         if not packet.size:
             continue
         packets += 1
+        if avi and codec == "mpeg4" and not unordered:
+            unordered = bytes(packet).count(_MPEG4_PICTURE) > 1
         if packet.is_discard or (shown is not None and not shown(bytes(packet))):
             continue
         if packet.pts is None:
@@ -145,7 +155,10 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline:
     if last_duration * time_base * rate * 4 < 1:
         last_duration = max(1, round(1 / (rate * time_base)))
     keyframes = np.searchsorted(table, np.unique(np.array(keys, dtype=np.int64)))
-    return Timeline(table, time_base, last_duration, rate, constant, trusted, packets, numbered, keyframes)
+    delay = 0 if unordered and len(table) else None
+    return Timeline(
+        table, time_base, last_duration, rate, constant, trusted, packets, numbered, keyframes, delay
+    )
 
 
 def _spread(pts: np.ndarray) -> np.ndarray | None:
