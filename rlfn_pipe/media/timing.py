@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 from av.container import InputContainer
@@ -242,6 +243,20 @@ def select(
     if frames is not None:
         last = min(last, first + frames)
     return first, max(first, last)
+
+
+def select_by_rate(
+    rate: Fraction, start: Fraction | None, end: Fraction | None, frames: int | None
+) -> tuple[int, int | None]:
+    """The same by numbers of frames, where there is no table (None: up to the last).
+
+    `start` and `end` are seconds from the first frame.
+    """
+    first = 0 if start is None else ceil(start * rate)
+    ends = [] if end is None else [max(first, ceil(end * rate))]
+    if frames is not None:
+        ends.append(first + frames)
+    return first, min(ends, default=None)
 
 
 @dataclass(frozen=True, slots=True)
