@@ -127,6 +127,35 @@ def test_a_stream_that_ends_inside_a_frame_is_told(raw: bytes, tmp_path: Path) -
         assert (b"ends inside frame 2, which is left out" in done.stderr) == told, cut
 
 
+def test_a_stream_that_ends_inside_a_frame_fails_when_asked_to(raw: bytes, tmp_path: Path) -> None:
+    done = command("-", str(tmp_path / "out.mkv"), "-s", "2", "--on-error", "fail", feed=raw[:-1])
+    assert done.returncode == 1 and b"--on-error conceal" in done.stderr
+    assert b"Traceback" not in done.stderr and not list(tmp_path.iterdir())
+    # What is not asked for may be missing.
+    done = command("-", str(tmp_path / "out.mkv"), *QUICK, "--on-error", "fail", feed=raw[:-1])
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_frame_more_than_asked_for_is_waited_for(raw: bytes, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", "-", str(tmp_path / "out.mkv"), "-q", *QUICK],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as upscale:
+        assert upscale.stdin is not None
+        upscale.stdin.write(raw[: -len(b"FRAME\n") - 320 * 180 * 3 // 2])
+        upscale.stdin.flush()
+        assert upscale.wait(timeout=60) == 0  # with the pipe still open
+    with av.open(str(tmp_path / "out.mkv")) as result:
+        assert len(list(result.decode(video=0))) == 2
+
+
+def test_a_part_of_a_stream_that_has_none_is_one_sentence(raw: bytes, tmp_path: Path) -> None:
+    done = command("-", str(tmp_path / "out.mkv"), "-s", "2", "--start", "1", feed=raw)
+    assert done.returncode == 1 and b"nothing lies in the chosen part" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_pipe_into_a_file(raw: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     done = command("-", str(out), "-s", "2", "--threads", "1", feed=raw)

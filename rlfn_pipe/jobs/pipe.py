@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry
@@ -41,6 +41,8 @@ from rlfn_pipe.types import (
 )
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from rlfn_pipe.jobs.room import EngineRoom
     from rlfn_pipe.options import UpscaleOptions
 
@@ -144,8 +146,9 @@ def _source(input: str, options: UpscaleOptions) -> VideoSource:
     selection = Selection(options.start, options.end, options.frames, options.sample)
     if input == PIPE:
         return PipeSource(
-            sys.stdin.buffer,
+            cast("BufferedReader", sys.stdin.buffer),
             selection=selection,
+            on_error=options.on_error,
             deinterlace=options.deinterlace,
             threads=options.threads or 0,
         )
