@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_maker import make
+from media_maker import Sound, flat, make
 
 from rlfn_pipe.cli.text import human_bytes
 from rlfn_pipe.resources import data_path
@@ -118,6 +118,42 @@ def test_the_header_says_how_pixels_and_chroma_lie(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "out.mkv")) as result:
         # Matroska has it in whole pixels of the display.
         assert float(result.streams.video[0].sample_aspect_ratio) == pytest.approx(128 / 117, abs=0.002)
+
+
+def test_colours_are_those_that_a_reader_assumes(tmp_path: Path) -> None:
+    """YUV4MPEG2 says no matrix: below 720 lines readers take BT.601, from there on BT.709."""
+    y, u, v = 81, 90, 240  # red by BT.601
+    red = flat((y, u, v), "yuv420p", (32, 400))
+    clip = make(
+        tmp_path / "in.mkv",
+        frames=2, size=(32, 400), colour=(6, 6, 6, 1), codec="ffv1", picture=lambda i: red,
+    )  # fmt: skip
+    done = command(str(clip), "-", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert b"it became BT.709, which players assume at 800 lines" in done.stderr
+    with av.open(io.BytesIO(done.stdout), format="yuv4mpegpipe") as result:
+        planes = next(result.decode(video=0)).to_ndarray().astype(int)
+    luma, chroma = planes[:800], planes[800:].reshape(2, 400, 32)
+    assert (luma[400, 30], *chroma[:, 200, 16]) == pytest.approx((63, 102, 240), abs=3)
+
+
+def test_what_the_stream_does_not_hold_is_named(tmp_path: Path) -> None:
+    clip = make(
+        tmp_path / "in.mkv",
+        frames=2, pix_fmt="yuv420p10le", codec="ffv1", colour=(9, 16, 9, 1), sounds=[Sound("flac"), Sound("flac")],
+        subtitles=[("subrip", 0.0, 1.0, "word")],
+    )  # fmt: skip
+    done = command(str(clip), "-", "--size", "256x96", "--frames", "2")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        b"cannot say the transfer PQ, the primaries BT.2020: tell the program that reads it",
+        b"it became BT.601, which players assume at 96 lines",
+        b"streams left out: 2 audio, 1 subtitle",
+        b"2 times wider than it was",
+    ):
+        assert words in done.stderr
+    quiet = command(str(clip), "-", *QUICK, "--audio", "none", "--subtitles", "none")
+    assert b"left out" not in quiet.stderr
 
 
 def test_a_stream_that_ends_inside_a_frame_is_told(raw: bytes, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -14,18 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rlfn_pipe.errors import OutputError, UsageError
-from rlfn_pipe.jobs.geometry import output_geometry
+from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
 from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
 from rlfn_pipe.jobs.video_plan import encoding_for, sample_aspect
-from rlfn_pipe.media.colour import LAYOUTS, PixelLayout
+from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, with_assumed_matrix
+from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
 from rlfn_pipe.media.source import Selection, VideoSource
 from rlfn_pipe.media.timing import clock_for
 from rlfn_pipe.media.verify import verify_video
-from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
+from rlfn_pipe.media.y4m import STANDARD_INPUT, Y4M_FORMATS, PipeSink, PipeSource
 from rlfn_pipe.pipeline.stages import Pipeline
 from rlfn_pipe.types import (
     MATRIX_UNSPECIFIED,
@@ -48,6 +50,10 @@ if TYPE_CHECKING:
 
 PIPE = "-"
 _PROGRESS_SECONDS = 0.25
+
+#: ITU-T H.273 codes that no reader assumes, and what to call them.
+_TRANSFERS = {16: "the transfer PQ", 18: "the transfer HLG"}
+_PRIMARIES = {9: "the primaries BT.2020", 11: "the primaries DCI-P3", 12: "the primaries Display P3"}
 
 
 def upscale_pipe(
@@ -97,7 +103,8 @@ def upscale_pipe(
                 f"x{engine.spec.scale} on {engine.device} in {engine.precision}, {work.description}",
             )
         )
-        for note in work.notes:
+        notes = (*work.notes, *shape_notes(options, geometry, form.width, form.height))
+        for note in notes:
             on_event(Warned(input, note))
         last = time.monotonic()
         before = asdict(engine.statistics)
@@ -136,7 +143,7 @@ def upscale_pipe(
         bytes_written=work.size,
         width=geometry.width,
         height=geometry.height,
-        notes=(*work.notes, *late),
+        notes=(*notes, *late),
         stages=pipeline.clock.times(),
         reuse=counted_since(before, engine),
     )
@@ -172,13 +179,19 @@ class _PipeOut:
         pix_fmt = _raw_format(options.pix_fmt, form.colour)
         layout = LAYOUTS[pix_fmt]
         colour, tags = form.colour, form.tags
+        notes = list(_left_behind(source, options))
+        if form.transparent:
+            notes.append("transparency was dropped; YUV4MPEG2 does not hold it")
         if colour.subsampling == "rgb":
             # Nothing in the stream says the matrix: the one that is assumed for this height.
             tags = replace(
                 tags, matrix=MATRIX_UNSPECIFIED, range=RANGE_LIMITED, subsampling=layout.subsampling
             )
             colour = tags.resolved(size[1])
-        self.notes = ("transparency was dropped; YUV4MPEG2 does not hold it",) if form.transparent else ()
+        elif layout.subsampling != "grey":
+            tags, colour, said = with_assumed_matrix(tags, colour, size[1], "YUV4MPEG2")
+            notes += said
+        self.notes = tuple(notes)
         self.colour = replace(
             colour,
             bit_depth=layout.bit_depth,
@@ -212,6 +225,28 @@ class _PipeOut:
 
     def abort(self) -> None:
         """What was sent cannot be taken back."""
+
+
+def _left_behind(source: VideoSource, options: UpscaleOptions) -> Iterator[str]:
+    """What YUV4MPEG2 does not hold of a source."""
+    form = source.format
+    colours = [
+        names[code]
+        for names, code in ((_TRANSFERS, form.tags.transfer), (_PRIMARIES, form.tags.primaries))
+        if code in names
+    ]
+    if form.mastering or form.light_level:
+        colours.append("HDR10 metadata")
+    if colours:
+        yield f"YUV4MPEG2 cannot say {', '.join(colours)}: tell the program that reads it"
+    if source.path == STANDARD_INPUT:
+        return
+    unwanted = {"audio": options.audio == "none", "subtitle": options.subtitles == "none"}
+    with open_media(source.path) as container:
+        kinds = Counter(s.type for s in container.streams if s.index != source.stream_index)
+    left = [f"{count} {kind}" for kind, count in sorted(kinds.items()) if not unwanted.get(kind)]
+    if left:
+        yield f"YUV4MPEG2 holds the picture alone; streams left out: {', '.join(left)}"
 
 
 def _raw_format(wanted: str, colour: ColourInfo) -> str:
