@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -232,6 +234,36 @@ def test_a_reader_that_goes_away_ends_quietly(raw: bytes) -> None:
 def test_json_and_raw_video_do_not_share_standard_output() -> None:
     done = command(str(BUNNY), "-", "--json", *QUICK)
     assert done.returncode == 2 and b"--json" in done.stderr
+
+
+def plan_of(*arguments: str) -> dict[str, Any]:
+    done = command(*arguments, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_dry_runs_of_pipes(tmp_path: Path) -> None:
+    """Not a frame of a pipe is read, so that its plan says what is known without."""
+    coming = plan_of("-", str(tmp_path / "out.mp4"), "-s", "2")
+    assert (coming["source_size"], coming["scale"], coming["container"]) == (None, 2, "mp4")
+    clip = make(tmp_path / "in.mkv", frames=3, sounds=[Sound("flac")])
+    going = plan_of(str(clip), "-", "-s", "2")
+    assert (going["output_size"], going["codec"], going["pix_fmt"]) == ([128, 96], "rawvideo", "yuv420p")
+    assert going["frames"] == 3 and "1 audio" in " ".join(going["notes"])
+    assert [p.name for p in tmp_path.iterdir()] == ["in.mkv"]
+    text = command("-", str(tmp_path / "out.mp4"), "--size", "64x64", "--dry-run")
+    assert text.returncode == 0 and b"64x64" in text.stdout, text.stderr
+
+
+def test_a_pipe_into_a_file_that_is_there(raw: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"there")
+    done = command("-", str(out), *QUICK, "--skip-existing", feed=raw)
+    assert done.returncode == 0 and b"skipped, its output is there already" in done.stderr
+    assert out.read_bytes() == b"there"
+    assert plan_of("-", str(out), "--skip-existing")["items"] == 0
+    refused = command("-", str(out), "--dry-run")
+    assert refused.returncode == 1 and b"--skip-existing leaves what is there" in refused.stderr
 
 
 def test_a_network_that_enlarges_less_is_told_of(raw: bytes, tmp_path: Path) -> None:

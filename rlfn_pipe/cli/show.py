@@ -96,6 +96,8 @@ def _sizes(plan: PlanSummary) -> str:
     def by(size: tuple[int, int]) -> str:
         return f"{size[0]}x{size[1]}"
 
+    if plan.source_size is None or plan.output_size is None or plan.display_size is None:
+        return by(plan.output_size) if plan.output_size else f"x{plan.scale:g}" if plan.scale else ""
     shown = f", shown as {by(plan.display_size)}" if plan.display_size != plan.output_size else ""
     return f"{by(plan.source_size)} -> {by(plan.output_size)} (x{plan.scale:g}){shown}"
 
@@ -109,7 +111,7 @@ def _disk(plan: PlanSummary) -> str:
 def _frames(plan: PlanSummary) -> str:
     if plan.frames is not None:
         return str(plan.frames)
-    return "not stated by the container" if plan.kind == "video" else ""
+    return "not stated by the container" if plan.kind == "video" and plan.source_size else ""
 
 
 def _format(plan: PlanSummary) -> str:

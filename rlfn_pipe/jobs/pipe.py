@@ -9,12 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from rlfn_pipe.errors import OutputError, UsageError
+from rlfn_pipe.errors import OutputError, Taken, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
@@ -80,12 +80,8 @@ def upscale_pipe(
         )
     begin = time.monotonic()
     with ExitStack() as stack:
-        source = stack.enter_context(_source(input, options))
-        form, timeline = source.format, source.timeline
-        if output == PIPE and not timeline.constant:
-            raise OutputError(
-                f"{input}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file"
-            )
+        source = stack.enter_context(pipe_source(input, options))
+        form = source.format
         geometry = output_geometry(options, form.width, form.height, video=True, name=input)
         size = (geometry.width, geometry.height)
         work = (
@@ -149,7 +145,12 @@ def upscale_pipe(
     )
 
 
-def _source(input: str, options: UpscaleOptions) -> VideoSource:
+def pipe_source(input: str, options: UpscaleOptions) -> VideoSource:
+    """The frames of a pipe, or of a file that goes into one. Enter it as a context.
+
+    Raises:
+        UsageError: the options choose a part that a pipe cannot give.
+    """
     selection = Selection(options.start, options.end, options.frames, options.sample)
     if input == PIPE:
         return PipeSource(
@@ -169,43 +170,69 @@ def _source(input: str, options: UpscaleOptions) -> VideoSource:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RawPlan:
+    """How frames go out as YUV4MPEG2.
+
+    `colour`: layout of the frames; `tags`: what the header says; `notes`: what the person should know.
+    """
+
+    pix_fmt: str
+    colour: ColourInfo
+    tags: ColourInfo
+    notes: tuple[str, ...]
+
+
+def plan_raw(options: UpscaleOptions, source: VideoSource, height: int) -> RawPlan:
+    """Settle the raw video for a source whose upscaled picture has `height` lines.
+
+    Raises:
+        UsageError: YUV4MPEG2 does not hold the pixel format.
+        OutputError: nor a frame rate that varies.
+    """
+    if not source.timeline.constant:
+        raise OutputError(
+            f"{source.path}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file"
+        )
+    form = source.format
+    pix_fmt = _raw_format(options.pix_fmt, form.colour)
+    layout = LAYOUTS[pix_fmt]
+    colour, tags = form.colour, form.tags
+    notes = list(_left_behind(source, options))
+    if form.transparent:
+        notes.append("transparency was dropped; YUV4MPEG2 does not hold it")
+    if colour.subsampling == "rgb":
+        # Nothing in the stream says the matrix: the one that is assumed for this height.
+        tags = replace(tags, matrix=MATRIX_UNSPECIFIED, range=RANGE_LIMITED, subsampling=layout.subsampling)
+        colour = tags.resolved(height)
+    elif layout.subsampling != "grey":
+        tags, colour, said = with_assumed_matrix(tags, colour, height, "YUV4MPEG2")
+        notes += said
+    colour = replace(
+        colour,
+        bit_depth=layout.bit_depth,
+        subsampling=layout.subsampling,
+        alpha=False,
+        chroma_location="left",
+    )
+    return RawPlan(pix_fmt, colour, replace(tags, chroma_location="left"), tuple(notes))
+
+
 class _PipeOut:
     """YUV4MPEG2 on standard output."""
 
     description = "raw video"
 
     def __init__(self, options: UpscaleOptions, source: VideoSource, size: tuple[int, int]) -> None:
-        form = source.format
-        pix_fmt = _raw_format(options.pix_fmt, form.colour)
-        layout = LAYOUTS[pix_fmt]
-        colour, tags = form.colour, form.tags
-        notes = list(_left_behind(source, options))
-        if form.transparent:
-            notes.append("transparency was dropped; YUV4MPEG2 does not hold it")
-        if colour.subsampling == "rgb":
-            # Nothing in the stream says the matrix: the one that is assumed for this height.
-            tags = replace(
-                tags, matrix=MATRIX_UNSPECIFIED, range=RANGE_LIMITED, subsampling=layout.subsampling
-            )
-            colour = tags.resolved(size[1])
-        elif layout.subsampling != "grey":
-            tags, colour, said = with_assumed_matrix(tags, colour, size[1], "YUV4MPEG2")
-            notes += said
-        self.notes = tuple(notes)
-        self.colour = replace(
-            colour,
-            bit_depth=layout.bit_depth,
-            subsampling=layout.subsampling,
-            alpha=False,
-            chroma_location="left",
-        )
+        plan = plan_raw(options, source, size[1])
+        self.colour, self.notes = plan.colour, plan.notes
         self._sink = PipeSink(
             sys.stdout.buffer,
             width=size[0],
             height=size[1],
-            pix_fmt=pix_fmt,
+            pix_fmt=plan.pix_fmt,
             rate=source.timeline.rate,
-            tags=replace(tags, chroma_location=self.colour.chroma_location),
+            tags=plan.tags,
             sample_aspect_ratio=sample_aspect(source),
         )
 
@@ -262,6 +289,12 @@ def _raw_format(wanted: str, colour: ColourInfo) -> str:
     return name
 
 
+def check_free(path: Path, options: UpscaleOptions) -> None:
+    """Raise `Taken` where the output of a pipe exists and is not to be replaced."""
+    if os.path.lexists(path) and not options.overwrite:
+        raise Taken(f"{path} exists; -y overwrites, --skip-existing leaves what is there")
+
+
 class _FileOut:
     """A video file made from a pipe: one segment, which cannot be resumed, then the file."""
 
@@ -275,8 +308,7 @@ class _FileOut:
         size: tuple[int, int],
         stack: ExitStack,
     ) -> None:
-        if os.path.lexists(path) and not options.overwrite:
-            raise OutputError(f"{path} exists; -y overwrites")
+        check_free(path, options)
         form, self._timeline = source.format, source.timeline
         self._plan = plan = encoding_for(path, options, form, size)
         self.colour, self.notes = plan.colour, plan.notes
