@@ -28,6 +28,7 @@ from media_maker import (
 )
 
 from rlfn_pipe.jobs.plan import describe
+from rlfn_pipe.media.matroska import TrackChange, amend_tracks, pixel_crop
 from rlfn_pipe.media.side_data import stereo_mode
 from rlfn_pipe.media.tags import later_timecode
 from rlfn_pipe.options import UpscaleOptions
@@ -450,6 +451,20 @@ def test_asked_height_is_that_of_the_display(tmp_path: Path) -> None:
     source = make(tmp_path / "in.mp4", frames=2, matrix=turned(90, 64, 48))
     done = upscale(source, tmp_path / "out.mp4", scale=None, height=128)  # shown 48 wide, 64 high
     assert (done.finished.width, done.finished.height) == (128, 96)
+
+
+@pytest.mark.parametrize("ratio", [None, Fraction(2)])
+def test_cropping_by_the_container(tmp_path: Path, ratio: Fraction | None) -> None:
+    source = make(tmp_path / "in.mkv", frames=2, codec="ffv1")
+    display = (64 * int(ratio or 1), 32)
+    amend_tracks(source, "in.mkv", {0: TrackChange(display_size=display, crop=(0, 10, 0, 6))})
+    assert b"\x54\xbb\x81\x0a\x54\xaa\x81\x06" in source.read_bytes()
+    done = upscale(source, tmp_path / "out.mkv", scale=3)
+    assert pixel_crop(done.path, 0) == (0, 30, 0, 18) and not done.said
+    # libav reckons it from the display size and what is left of the picture.
+    assert ratio_of(done.path) == (ratio or 1)
+    other = upscale(source, tmp_path / "other.mp4")
+    assert "players crop the picture; .mp4 does not get that" in other.said
 
 
 # ---------------------------------------------------------------- sample aspect ratio

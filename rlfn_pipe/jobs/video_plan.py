@@ -13,6 +13,7 @@ from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.media.avi import whole_frames
 from rlfn_pipe.media.cut_short import missing_bytes
 from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
+from rlfn_pipe.media.matroska import Crop
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.side_data import side_by_side
 from rlfn_pipe.media.sink import SinkTimes
@@ -44,6 +45,7 @@ class VideoPlan:
     streams: tuple[StreamPlan, ...]
     times: SinkTimes
     matrix: tuple[int, ...] | None
+    crop: Crop | None
     window: tuple[Fraction, Fraction | None] | None
     sample_aspect_ratio: Fraction | None
     tags: dict[str, str]
@@ -108,6 +110,10 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         notes.append(
             f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright"
         )
+    crop = _crop(source, geometry)
+    if crop and (encoding.muxer not in MATROSKA_FAMILY or source.baked is not None):
+        crop = None
+        notes.append(f"its header has players crop the picture; {item.output.suffix} does not get that")
     if (
         sample_aspect(source) not in (None, 1)
         and encoding.codec == "mpeg2video"
@@ -149,6 +155,7 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         streams=streams,
         times=times,
         matrix=matrix,
+        crop=crop,
         window=window,
         sample_aspect_ratio=sample_aspect(source),
         tags=tags,
@@ -157,6 +164,18 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         frames=source.frames,
         notes=tuple(notes),
     )
+
+
+def _crop(source: VideoSource, geometry: Geometry) -> Crop | None:
+    """What the source's container has players cut off, in pixels of the upscaled picture."""
+    crop, form = source.crop, source.format
+    if crop is None:
+        return None
+    left, top, right, bottom = crop
+    if left + right >= form.width or top + bottom >= form.height:
+        return None  # no picture would be left, and players show all of it
+    across, down = Fraction(geometry.width, form.width), Fraction(geometry.height, form.height)
+    return round(left * across), round(top * down), round(right * across), round(bottom * down)
 
 
 def _video_tags(source: VideoSource, muxer: str) -> dict[str, str]:

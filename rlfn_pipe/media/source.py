@@ -25,6 +25,7 @@ from rlfn_pipe.media.decoding import Run, begin, main_video, output_delay
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
 from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.matching import Item, Matcher
+from rlfn_pipe.media.matroska import Crop, pixel_crop
 from rlfn_pipe.media.opening import describe_av_error, open_media
 from rlfn_pipe.media.orientation import DisplayMatrix, display_matrix
 from rlfn_pipe.media.side_data import left_out, side_data_of, stereo_mode
@@ -295,6 +296,12 @@ class VideoSource:
     def baked(self) -> DisplayMatrix | None:
         """The display matrix that was applied to the pixels, if one was."""
         return self._orientation
+
+    @property
+    def crop(self) -> Crop | None:
+        """What the container has players cut off the stored picture."""
+        films = [stream.index for stream in self.stream.container.streams.video]
+        return pixel_crop(self.path, films.index(self.stream_index))
 
     @property
     def interlaced(self) -> bool:
