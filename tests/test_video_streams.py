@@ -447,6 +447,23 @@ def test_baking_by_a_quarter_turn_in_other_subsamplings(tmp_path: Path, pix_fmt:
     assert np.abs(found[1].planes[0].astype(int) - wanted.astype(int)).max() <= 2
 
 
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [(".avi", {}), (".avi", {"rotate": "bake"}), (".mp4", {"rotate": "bake"}), (".mp4", {})],
+)
+def test_other_angles_are_never_baked(tmp_path: Path, suffix: str, how: dict[str, Any]) -> None:
+    cos, sin = round(65536 * 0.5), round(65536 * 0.8660254)  # 60 degrees
+    matrix = (cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
+    source = make(tmp_path / "in.mp4", frames=2, matrix=matrix)
+    done = upscale(source, tmp_path / f"out{suffix}", scale=None, height=96, **how)
+    with av.open(str(done.path)) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.width, frame.height) == ((128, 96) if suffix == ".avi" else (96, 72))
+    assert abs(frame.rotation) == (0 if suffix == ".avi" else 60)
+    assert ("turned by 60 degrees cannot be turned upright" in done.said) == (suffix == ".avi" or bool(how))
+    assert ("its turn is left out" in done.said) == (suffix == ".avi")
+
+
 def test_asked_height_is_that_of_the_display(tmp_path: Path) -> None:
     source = make(tmp_path / "in.mp4", frames=2, matrix=turned(90, 64, 48))
     done = upscale(source, tmp_path / "out.mp4", scale=None, height=128)  # shown 48 wide, 64 high

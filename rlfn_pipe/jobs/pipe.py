@@ -268,6 +268,8 @@ def _left_behind(source: VideoSource, options: UpscaleOptions) -> Iterator[str]:
         yield f"YUV4MPEG2 cannot say {', '.join(colours)}: tell the program that reads it"
     if source.path == STANDARD_INPUT:
         return
+    if form.matrix is not None:
+        yield f"frames turned by {abs(form.matrix.rotation)} degrees cannot be turned upright: their turn is left out"
     if source.crop:
         yield "YUV4MPEG2 cannot say that players crop the picture: all of it is sent"
     unwanted = {"audio": options.audio == "none", "subtitle": options.subtitles == "none"}

@@ -120,7 +120,7 @@ def _describe_video(
             )
         frames = plan.frames
         warnings = source_warnings(source)
-        swapped = form.matrix is not None and form.matrix.swaps_axes
+        swapped = plan.matrix is not None and form.matrix is not None and form.matrix.swaps_axes
     segments = plan.segments(options.segment)
     earlier: tuple[str, ...] = ()
     if begins:

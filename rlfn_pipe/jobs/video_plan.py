@@ -15,6 +15,7 @@ from rlfn_pipe.media.cut_short import missing_bytes
 from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
 from rlfn_pipe.media.matroska import Crop
 from rlfn_pipe.media.opening import open_media
+from rlfn_pipe.media.orientation import DisplayMatrix
 from rlfn_pipe.media.side_data import side_by_side
 from rlfn_pipe.media.sink import SinkTimes
 from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource
@@ -88,7 +89,8 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         OutputError: the container cannot hold this source's times.
     """
     form = source.format
-    swapped = form.matrix is not None and form.matrix.swaps_axes
+    turn = form.matrix if muxer_for(item.output) in ROTATING_MUXERS else None
+    swapped = turn is not None and turn.swaps_axes
     geometry = output_geometry(
         options, form.width, form.height, swapped=swapped, video=True, name=str(item.source)
     )
@@ -104,8 +106,12 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     if missing:
         notes.append(f"it is cut short, {missing} bytes are missing at its end")
     matrix = None
-    if form.matrix is not None:
-        matrix = form.matrix.scaled(geometry.width / form.width, geometry.height / form.height)
+    if turn is not None:
+        matrix = turn.scaled(geometry.width / form.width, geometry.height / form.height)
+        if options.rotate == "bake":
+            notes.append(f"{_odd_turn(turn)}, so the output has players turn it as the source does")
+    elif form.matrix is not None:
+        notes.append(f"{_odd_turn(form.matrix)}, which {item.output.suffix} cannot say: its turn is left out")
     elif source.baked and options.rotate == "keep":
         notes.append(
             f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright"
@@ -164,6 +170,10 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         frames=source.frames,
         notes=tuple(notes),
     )
+
+
+def _odd_turn(matrix: DisplayMatrix) -> str:
+    return f"frames turned by {abs(matrix.rotation)} degrees cannot be turned upright"
 
 
 def _crop(source: VideoSource, geometry: Geometry) -> Crop | None:

@@ -58,7 +58,8 @@ class SourceFormat:
 
     `width`, `height`: stored picture as the frames are handed out (after baking a rotation);
     `pix_fmt`: planar format of the planes; `tags`: colour as found; `colour`: resolved;
-    `matrix`: display matrix that the output must carry (None: upright or baked);
+    `matrix`: display matrix that the output must carry (None: upright or baked; other angles than
+    multiples of 90 degrees are never baked);
     `mastering`, `light_level`: HDR10 side data as libav's structures (None: absent); `stereo`: how two
     eyes' views share the picture, as Matroska names it ("": one view, None: otherwise than in two halves);
     `transparent`: the first frame has pixels that are not opaque.
@@ -107,7 +108,8 @@ class VideoSource:
         on_error: "conceal" repeats the last good frame for one that does not decode,
             "fail" raises instead.
         deinterlace: "auto" (interlaced streams only), "on" (every frame) or "off".
-        bake_rotation: turn the pixels upright instead of keeping the display matrix.
+        bake_rotation: turn the pixels upright instead of keeping the display matrix, where it
+            turns by a multiple of 90 degrees.
         threads: decoder threads (0: libav decides).
         part: the range to decode, of an opened source of the same file (`selection` and
             `bake_rotation` were settled there). Its frames equal those that the whole gives
@@ -265,7 +267,7 @@ class VideoSource:
         width, height = frame.width, frame.height
         self._size = (width, height)
         self._pix_fmt = pix_fmt
-        self._orientation = matrix if self._bake else None
+        self._orientation = matrix if self._bake and matrix is not None and matrix.upright else None
         if self._orientation is not None:
             if self._orientation.swaps_axes:
                 width, height = height, width
