@@ -7,15 +7,17 @@ from fractions import Fraction
 
 from rlfn_pipe.cli.text import clock, human_bytes, printable
 from rlfn_pipe.jobs.summary import PlanSummary, StreamPlan
-from rlfn_pipe.types import ColourInfo, MediaInfo, PictureInfo, StreamInfo, VideoStreamInfo
+from rlfn_pipe.types import (
+    MATRIX_NAMES,
+    PRIMARIES_NAMES,
+    TRANSFER_NAMES,
+    ColourInfo,
+    MediaInfo,
+    PictureInfo,
+    StreamInfo,
+    VideoStreamInfo,
+)
 
-# ITU-T H.273 codes that files in the wild carry; the others are shown as numbers.
-_MATRIX = {0: "RGB", 1: "BT.709", 4: "FCC", 5: "BT.470BG", 6: "BT.601", 7: "SMPTE 240M", 8: "YCgCo"}
-_MATRIX |= {9: "BT.2020", 10: "BT.2020 constant luminance", 12: "derived", 14: "ICtCp"}
-_TRANSFER = {1: "BT.709", 4: "gamma 2.2", 5: "gamma 2.8", 6: "BT.601", 7: "SMPTE 240M", 8: "linear"}
-_TRANSFER |= {13: "sRGB", 14: "BT.2020 10 bit", 15: "BT.2020 12 bit", 16: "PQ", 18: "HLG"}
-_PRIMARIES = {1: "BT.709", 4: "BT.470M", 5: "BT.470BG", 6: "SMPTE 170M", 7: "SMPTE 240M", 8: "film"}
-_PRIMARIES |= {9: "BT.2020", 10: "XYZ", 11: "DCI-P3", 12: "Display P3"}
 _RANGE = {1: "limited", 2: "full"}
 
 
@@ -147,9 +149,9 @@ def colour_text(colour: ColourInfo) -> str:
     """Matrix, transfer, primaries and range in words; what the file does not say is left out."""
     parts = []
     for label, code, names in (
-        ("matrix", colour.matrix, _MATRIX),
-        ("transfer", colour.transfer, _TRANSFER),
-        ("primaries", colour.primaries, _PRIMARIES),
+        ("matrix", colour.matrix, MATRIX_NAMES),
+        ("transfer", colour.transfer, TRANSFER_NAMES),
+        ("primaries", colour.primaries, PRIMARIES_NAMES),
     ):
         if code != 2:
             parts.append(f"{label} {names.get(code, code)}")

@@ -19,7 +19,7 @@ from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
 from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
-from rlfn_pipe.jobs.video_plan import encoding_for, sample_aspect
+from rlfn_pipe.jobs.video_plan import check_matrix, encoding_for, sample_aspect
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, with_assumed_matrix
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.segment import SegmentSink
@@ -31,7 +31,9 @@ from rlfn_pipe.media.y4m import STANDARD_INPUT, Y4M_FORMATS, PipeSink, PipeSourc
 from rlfn_pipe.pipeline.stages import Pipeline
 from rlfn_pipe.types import (
     MATRIX_UNSPECIFIED,
+    PRIMARIES_NAMES,
     RANGE_LIMITED,
+    TRANSFER_NAMES,
     ColourInfo,
     Event,
     Finished,
@@ -51,9 +53,8 @@ if TYPE_CHECKING:
 PIPE = "-"
 _PROGRESS_SECONDS = 0.25
 
-#: ITU-T H.273 codes that no reader assumes, and what to call them.
-_TRANSFERS = {16: "the transfer PQ", 18: "the transfer HLG"}
-_PRIMARIES = {9: "the primaries BT.2020", 11: "the primaries DCI-P3", 12: "the primaries Display P3"}
+#: Transfers and primaries (ITU-T H.273) that no reader assumes.
+_HDR_TRANSFERS, _WIDE_PRIMARIES = frozenset({16, 18}), frozenset({9, 11, 12})
 
 
 def upscale_pipe(
@@ -188,12 +189,14 @@ def plan_raw(options: UpscaleOptions, source: VideoSource, height: int) -> RawPl
 
     Raises:
         UsageError: YUV4MPEG2 does not hold the pixel format.
-        OutputError: nor a frame rate that varies.
+        InputError: the source's colour matrix is not supported.
+        OutputError: YUV4MPEG2 does not hold a frame rate that varies.
     """
     if not source.timeline.constant:
         raise OutputError(
             f"{source.path}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file"
         )
+    check_matrix(source)
     form = source.format
     pix_fmt = _raw_format(options.pix_fmt, form.colour)
     layout = LAYOUTS[pix_fmt]
@@ -257,11 +260,11 @@ class _PipeOut:
 def _left_behind(source: VideoSource, options: UpscaleOptions) -> Iterator[str]:
     """What YUV4MPEG2 does not hold of a source."""
     form = source.format
-    colours = [
-        names[code]
-        for names, code in ((_TRANSFERS, form.tags.transfer), (_PRIMARIES, form.tags.primaries))
-        if code in names
-    ]
+    tags, colours = form.tags, []
+    if tags.transfer in _HDR_TRANSFERS:
+        colours.append(f"the transfer {TRANSFER_NAMES[tags.transfer]}")
+    if tags.primaries in _WIDE_PRIMARIES:
+        colours.append(f"the primaries {PRIMARIES_NAMES[tags.primaries]}")
     if form.mastering or form.light_level:
         colours.append("HDR10 metadata")
     if colours:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import InputError, OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry, shape_notes
 from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.media.avi import whole_frames
@@ -22,6 +22,7 @@ from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource
 from rlfn_pipe.media.streams import StreamPlan, earliest, plan_streams
 from rlfn_pipe.media.tags import MATROSKA_FAMILY, later_timecode, stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for
+from rlfn_pipe.types import MATRIX_NAMES, SUPPORTED_MATRICES
 
 if TYPE_CHECKING:
     from rlfn_pipe.jobs.inputs import Item
@@ -81,13 +82,25 @@ def plan_item(item: Item, options: UpscaleOptions) -> VideoPlan:
         return plan_video(item, options, source)
 
 
+def check_matrix(source: VideoSource) -> None:
+    """Raise InputError where the conversions do not know the source's colour matrix."""
+    colour = source.format.colour
+    if colour.subsampling != "rgb" and colour.matrix not in SUPPORTED_MATRICES:
+        name = MATRIX_NAMES.get(colour.matrix, f"number {colour.matrix} of ITU-T H.273")
+        raise InputError(
+            f"{source.path}: its colour matrix, {name}, is not supported; convert it to BT.601, BT.709 or BT.2020 first"
+        )
+
+
 def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> VideoPlan:
     """Settle size, encoder, streams and clock for an opened source.
 
     Raises:
         UsageError: the options cannot be met for this source.
+        InputError: the source's colour matrix is not supported.
         OutputError: the container cannot hold this source's times.
     """
+    check_matrix(source)
     form = source.format
     turn = form.matrix if muxer_for(item.output) in ROTATING_MUXERS else None
     swapped = turn is not None and turn.swaps_axes
