@@ -16,6 +16,25 @@ ChromaLocation = Literal["left", "centre", "topleft"]
 MATRIX_RGB, MATRIX_BT709, MATRIX_UNSPECIFIED = 0, 1, 2
 MATRIX_FCC, MATRIX_BT470BG, MATRIX_SMPTE170M, MATRIX_SMPTE240M = 4, 5, 6, 7
 MATRIX_BT2020_NCL = 9
+#: Those of YUV and grey.
+SUPPORTED_MATRICES = frozenset(
+    {
+        MATRIX_BT709,
+        MATRIX_FCC,
+        MATRIX_BT470BG,
+        MATRIX_SMPTE170M,
+        MATRIX_SMPTE240M,
+        MATRIX_BT2020_NCL,
+    }
+)
+
+#: What people call the H.273 codes that files in the wild carry; the others are shown as numbers.
+MATRIX_NAMES = {0: "RGB", 1: "BT.709", 4: "FCC", 5: "BT.470BG", 6: "BT.601", 7: "SMPTE 240M", 8: "YCgCo"}
+MATRIX_NAMES |= {9: "BT.2020", 10: "BT.2020 constant luminance", 12: "derived", 14: "ICtCp"}
+TRANSFER_NAMES = {1: "BT.709", 4: "gamma 2.2", 5: "gamma 2.8", 6: "BT.601", 7: "SMPTE 240M", 8: "linear"}
+TRANSFER_NAMES |= {13: "sRGB", 14: "BT.2020 10 bit", 15: "BT.2020 12 bit", 16: "PQ", 18: "HLG"}
+PRIMARIES_NAMES = {1: "BT.709", 4: "BT.470M", 5: "BT.470BG", 6: "SMPTE 170M", 7: "SMPTE 240M", 8: "film"}
+PRIMARIES_NAMES |= {9: "BT.2020", 10: "XYZ", 11: "DCI-P3", 12: "Display P3"}
 
 RANGE_UNSPECIFIED, RANGE_LIMITED, RANGE_FULL = 0, 1, 2
 

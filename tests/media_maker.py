@@ -202,6 +202,26 @@ def make(path: Path, clip: Clip | None = None, **more: Any) -> Path:
     return path
 
 
+def packed(source: Path, target: Path) -> Path:
+    """MPEG-4 with B-frames as DivX packs it into AVI: a B-frame behind its reference, then an empty picture."""
+    begin, empty = b"\0\0\1\xb6", b"\0\0\1\xb6\x54\0\x7f"
+    with av.open(str(source)) as a, av.open(str(target), "w") as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        found = [(bytes(p), p.is_keyframe) for p in a.demux(video=0) if p.size]
+        frames: list[tuple[bytes, bool]] = []
+        for data, key in found:
+            if frames and data[data.find(begin) + 4] >> 6 == 2:
+                frames[-1:] = [(frames[-1][0] + data, frames[-1][1]), (empty, False)]
+            else:
+                frames.append((data, key))
+        for i, (data, key) in enumerate(frames):
+            packet = Packet(data.replace(begin, b"\0\0\1\xb2DivX503b1393p" + begin, 1) if key else data)
+            packet.pts = packet.dts = i
+            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 25), key, stream
+            b.mux(packet)
+    return target
+
+
 def _add_video(output: Any, clip: Clip) -> Any:
     options = {**_DEFAULTS.get(clip.codec, {}), **clip.options}
     if clip.interlaced:

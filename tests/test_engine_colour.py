@@ -16,10 +16,10 @@ from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.models.fuse import InferenceFactory
 from rlfn_pipe.models.weights import load
-from rlfn_pipe.types import ColourInfo, Frame, Target
+from rlfn_pipe.types import SUPPORTED_MATRICES, ColourInfo, Frame, Target
 
 CPU = torch.device("cpu")
-MATRICES = sorted(conversions.LUMA_WEIGHTS)
+MATRICES = sorted(SUPPORTED_MATRICES)
 
 
 def engine(scale: int = 2) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media_maker import make
+from media_maker import Sound, flat, make
 
 from rlfn_pipe.cli.text import human_bytes
 from rlfn_pipe.resources import data_path
@@ -123,11 +124,76 @@ def test_the_header_says_how_pixels_and_chroma_lie(tmp_path: Path) -> None:
         assert float(result.streams.video[0].sample_aspect_ratio) == pytest.approx(128 / 117, abs=0.002)
 
 
+def test_colours_are_those_that_a_reader_assumes(tmp_path: Path) -> None:
+    """YUV4MPEG2 says no matrix: below 720 lines readers take BT.601, from there on BT.709."""
+    y, u, v = 81, 90, 240  # red by BT.601
+    red = flat((y, u, v), "yuv420p", (32, 400))
+    clip = make(
+        tmp_path / "in.mkv",
+        frames=2, size=(32, 400), colour=(6, 6, 6, 1), codec="ffv1", picture=lambda i: red,
+    )  # fmt: skip
+    done = command(str(clip), "-", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert b"it became BT.709, which players assume at 800 lines" in done.stderr
+    with av.open(io.BytesIO(done.stdout), format="yuv4mpegpipe") as result:
+        planes = next(result.decode(video=0)).to_ndarray().astype(int)
+    luma, chroma = planes[:800], planes[800:].reshape(2, 400, 32)
+    assert (luma[400, 30], *chroma[:, 200, 16]) == pytest.approx((63, 102, 240), abs=3)
+
+
+def test_what_the_stream_does_not_hold_is_named(tmp_path: Path) -> None:
+    clip = make(
+        tmp_path / "in.mkv",
+        frames=2, pix_fmt="yuv420p10le", codec="ffv1", colour=(9, 16, 9, 1), sounds=[Sound("flac"), Sound("flac")],
+        subtitles=[("subrip", 0.0, 1.0, "word")],
+    )  # fmt: skip
+    done = command(str(clip), "-", "--size", "256x96", "--frames", "2")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        b"cannot say the transfer PQ, the primaries BT.2020: tell the program that reads it",
+        b"it became BT.601, which players assume at 96 lines",
+        b"streams left out: 2 audio, 1 subtitle",
+        b"2 times wider than it was",
+    ):
+        assert words in done.stderr
+    quiet = command(str(clip), "-", *QUICK, "--audio", "none", "--subtitles", "none")
+    assert b"left out" not in quiet.stderr
+
+
 def test_a_stream_that_ends_inside_a_frame_is_told(raw: bytes, tmp_path: Path) -> None:
     for cut, told in ((0, False), (1, True), (320 * 180, True)):
         done = command("-", str(tmp_path / "out.mkv"), "-s", "2", "-y", feed=raw[: len(raw) - cut])
         assert done.returncode == 0, done.stderr
         assert (b"ends inside frame 2, which is left out" in done.stderr) == told, cut
+
+
+def test_a_stream_that_ends_inside_a_frame_fails_when_asked_to(raw: bytes, tmp_path: Path) -> None:
+    done = command("-", str(tmp_path / "out.mkv"), "-s", "2", "--on-error", "fail", feed=raw[:-1])
+    assert done.returncode == 1 and b"--on-error conceal" in done.stderr
+    assert b"Traceback" not in done.stderr and not list(tmp_path.iterdir())
+    # What is not asked for may be missing.
+    done = command("-", str(tmp_path / "out.mkv"), *QUICK, "--on-error", "fail", feed=raw[:-1])
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_frame_more_than_asked_for_is_waited_for(raw: bytes, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", "-", str(tmp_path / "out.mkv"), "-q", *QUICK],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as upscale:
+        assert upscale.stdin is not None
+        upscale.stdin.write(raw[: -len(b"FRAME\n") - 320 * 180 * 3 // 2])
+        upscale.stdin.flush()
+        assert upscale.wait(timeout=60) == 0  # with the pipe still open
+    with av.open(str(tmp_path / "out.mkv")) as result:
+        assert len(list(result.decode(video=0))) == 2
+
+
+def test_a_part_of_a_stream_that_has_none_is_one_sentence(raw: bytes, tmp_path: Path) -> None:
+    done = command("-", str(tmp_path / "out.mkv"), "-s", "2", "--start", "1", feed=raw)
+    assert done.returncode == 1 and b"nothing lies in the chosen part" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_pipe_into_a_file(raw: bytes, tmp_path: Path) -> None:
@@ -219,6 +285,36 @@ def test_a_sink_that_fails_does_not_wait_for_a_silent_source(raw: bytes) -> None
 def test_json_and_raw_video_do_not_share_standard_output() -> None:
     done = command(str(BUNNY), "-", "--json", *QUICK)
     assert done.returncode == 2 and b"--json" in done.stderr
+
+
+def plan_of(*arguments: str) -> dict[str, Any]:
+    done = command(*arguments, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_dry_runs_of_pipes(tmp_path: Path) -> None:
+    """Not a frame of a pipe is read, so that its plan says what is known without."""
+    coming = plan_of("-", str(tmp_path / "out.mp4"), "-s", "2")
+    assert (coming["source_size"], coming["scale"], coming["container"]) == (None, 2, "mp4")
+    clip = make(tmp_path / "in.mkv", frames=3, sounds=[Sound("flac")])
+    going = plan_of(str(clip), "-", "-s", "2")
+    assert (going["output_size"], going["codec"], going["pix_fmt"]) == ([128, 96], "rawvideo", "yuv420p")
+    assert going["frames"] == 3 and "1 audio" in " ".join(going["notes"])
+    assert [p.name for p in tmp_path.iterdir()] == ["in.mkv"]
+    text = command("-", str(tmp_path / "out.mp4"), "--size", "64x64", "--dry-run")
+    assert text.returncode == 0 and b"64x64" in text.stdout, text.stderr
+
+
+def test_a_pipe_into_a_file_that_is_there(raw: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"there")
+    done = command("-", str(out), *QUICK, "--skip-existing", feed=raw)
+    assert done.returncode == 0 and b"skipped, its output is there already" in done.stderr
+    assert out.read_bytes() == b"there"
+    assert plan_of("-", str(out), "--skip-existing")["items"] == 0
+    refused = command("-", str(out), "--dry-run")
+    assert refused.returncode == 1 and b"--skip-existing leaves what is there" in refused.stderr
 
 
 def test_a_network_that_enlarges_less_is_told_of(raw: bytes, tmp_path: Path) -> None:

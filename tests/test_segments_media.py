@@ -80,6 +80,8 @@ CLIPS: dict[str, tuple[str, dict[str, Any]]] = {
     "hevc open gop mkv": (".mkv", {"codec": "libx265", "options": _X265}),
     "mpeg2 ts": (".ts", {"codec": "mpeg2video", "options": {"g": "8", "bf": "2"}}),
     "mpeg4 avi": (".avi", {"codec": "mpeg4", "options": {"g": "8"}}),
+    "h264 avi": (".avi", {"options": {**B_FRAMES, "g": "8"}}),
+    "h264 open gop avi": (".avi", {"options": {**B_FRAMES, "g": "8", "x264-params": "open-gop=1"}}),
     "vp9 webm": (".webm", {"codec": "libvpx-vp9", "options": _VP9}),
     "ffv1 mkv": (".mkv", {"codec": "ffv1", "options": {"g": "1"}}),
     "one keyframe": (".mp4", {"options": {"g": "250"}}),
@@ -209,7 +211,8 @@ def harmed(path: Path, target: Path, numbers: set[int], how: str) -> Path:
 
 @pytest.mark.parametrize("how", ["junk", "cut", "missing"])
 @pytest.mark.parametrize(
-    "kind", ["h264 mp4", "h264 ts", "hevc open gop mkv", "mpeg2 ts", "mpeg4 avi", "vp9 webm", "ffv1 mkv"]
+    "kind",
+    ["h264 mp4", "h264 ts", "hevc open gop mkv", "mpeg2 ts", "mpeg4 avi", "h264 avi", "vp9 webm", "ffv1 mkv"],
 )
 def test_parts_of_a_damaged_file(tmp_path: Path, kind: str, how: str) -> None:
     """Counts, times and what is concealed do not depend on where the film is cut; nor do pixels away from harm.

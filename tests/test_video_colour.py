@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +16,12 @@ import pytest
 from av.bitstream import BitStreamFilterContext
 from media_maker import decoded, flat, make, read_planes, upscale
 
+from rlfn_pipe.errors import InputError
+from rlfn_pipe.jobs.plan import describe
 from rlfn_pipe.media.colour import planes_of
 from rlfn_pipe.media.encoders import plan_encoding
 from rlfn_pipe.media.encoding import picture_for
+from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import ColourInfo, Frame
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
@@ -199,6 +203,19 @@ def test_untagged_picture_that_grows_past_720_lines(tmp_path: Path, suffix: str)
         assert abs(a - b) < 0.025
     assert tags_of(done.path)[0] == (2 if suffix == ".avi" else 6)
     assert ("it became BT.709, which players assume at 800 lines" in done.said) == (suffix == ".avi")
+
+
+def test_a_matrix_that_is_not_supported_is_told_before_the_work(tmp_path: Path) -> None:
+    """By the dry run as by the run, with the file's name."""
+    for code, name in ((8, "YCgCo"), (12, "derived")):
+        source = make(tmp_path / "in.mkv", frames=2, colour=(code, 1, 1, 1))
+        words = re.escape(f"{source}: its colour matrix, {name}, is not supported; convert it")
+        for target in (str(tmp_path / "out.mkv"), "-"):
+            with pytest.raises(InputError, match=words):
+                describe(str(source), target, UpscaleOptions(scale=2))
+        with pytest.raises(InputError, match=words):
+            upscale(source, tmp_path / "out.mkv")
+        assert [p.name for p in tmp_path.iterdir()] == ["in.mkv"]
 
 
 def test_untagged_picture_that_stays_low_stays_untagged(tmp_path: Path) -> None:

@@ -122,6 +122,18 @@ def test_damage_in_the_middle_of_inter_frames_shifts_nothing(tmp_path: Path) -> 
         assert abs(found[i].time - i * Fraction(1, 25)) <= Fraction(1, 1000)
 
 
+def test_lost_frames_of_avi_keep_their_place(tmp_path: Path) -> None:
+    """AVI's times do not say which picture is missing, but when none came out."""
+    clean = make(tmp_path / "clean.avi", frames=60, options={**B_FRAMES, "g": "12"})
+    broken = damaged(clean, tmp_path / "in.avi", {20, 21, 30})
+    done = upscale(broken, tmp_path / "out.mp4")
+    numbers = [f.number for f in decoded(done.path)]
+    assert len(numbers) == 60 and done.finished.concealed == 3
+    # What refers to a lost picture is harmed up to the next keyframe.
+    whole = (*range(17), *range(24, 28), *range(36, 60))
+    assert [numbers[i] for i in whole] == list(whole)
+
+
 def test_frames_that_share_a_time_are_told_by_their_number(tmp_path: Path) -> None:
     """Times go to the wrong frames, one stands twice, and two packets do not decode: nothing drifts."""
     clean = make(tmp_path / "clean.mp4", frames=60, options={**B_FRAMES, "g": "10", "bf": "1"})

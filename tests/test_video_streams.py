@@ -28,6 +28,7 @@ from media_maker import (
 )
 
 from rlfn_pipe.jobs.plan import describe
+from rlfn_pipe.media.matroska import TrackChange, amend_tracks, pixel_crop
 from rlfn_pipe.media.side_data import stereo_mode
 from rlfn_pipe.media.tags import later_timecode
 from rlfn_pipe.options import UpscaleOptions
@@ -446,10 +447,41 @@ def test_baking_by_a_quarter_turn_in_other_subsamplings(tmp_path: Path, pix_fmt:
     assert np.abs(found[1].planes[0].astype(int) - wanted.astype(int)).max() <= 2
 
 
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [(".avi", {}), (".avi", {"rotate": "bake"}), (".mp4", {"rotate": "bake"}), (".mp4", {})],
+)
+def test_other_angles_are_never_baked(tmp_path: Path, suffix: str, how: dict[str, Any]) -> None:
+    cos, sin = round(65536 * 0.5), round(65536 * 0.8660254)  # 60 degrees
+    matrix = (cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
+    source = make(tmp_path / "in.mp4", frames=2, matrix=matrix)
+    done = upscale(source, tmp_path / f"out{suffix}", scale=None, height=96, **how)
+    with av.open(str(done.path)) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.width, frame.height) == ((128, 96) if suffix == ".avi" else (96, 72))
+    assert abs(frame.rotation) == (0 if suffix == ".avi" else 60)
+    assert ("turned by 60 degrees cannot be turned upright" in done.said) == (suffix == ".avi" or bool(how))
+    assert ("its turn is left out" in done.said) == (suffix == ".avi")
+
+
 def test_asked_height_is_that_of_the_display(tmp_path: Path) -> None:
     source = make(tmp_path / "in.mp4", frames=2, matrix=turned(90, 64, 48))
     done = upscale(source, tmp_path / "out.mp4", scale=None, height=128)  # shown 48 wide, 64 high
     assert (done.finished.width, done.finished.height) == (128, 96)
+
+
+@pytest.mark.parametrize("ratio", [None, Fraction(2)])
+def test_cropping_by_the_container(tmp_path: Path, ratio: Fraction | None) -> None:
+    source = make(tmp_path / "in.mkv", frames=2, codec="ffv1")
+    display = (64 * int(ratio or 1), 32)
+    amend_tracks(source, "in.mkv", {0: TrackChange(display_size=display, crop=(0, 10, 0, 6))})
+    assert b"\x54\xbb\x81\x0a\x54\xaa\x81\x06" in source.read_bytes()
+    done = upscale(source, tmp_path / "out.mkv", scale=3)
+    assert pixel_crop(done.path, 0) == (0, 30, 0, 18) and not done.said
+    # libav reckons it from the display size and what is left of the picture.
+    assert ratio_of(done.path) == (ratio or 1)
+    other = upscale(source, tmp_path / "other.mp4")
+    assert "players crop the picture; .mp4 does not get that" in other.said
 
 
 # ---------------------------------------------------------------- sample aspect ratio

@@ -11,9 +11,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packets_of, times_of, upscale
+from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packed, packets_of, times_of, upscale
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import InputError, OutputError
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
 
@@ -297,6 +297,35 @@ def test_window_begins_at_zero_and_keeps_sync(tmp_path: Path, suffix: str) -> No
         assert -Fraction(1, 10) <= time < Fraction(72, 100)
 
 
+@pytest.mark.parametrize("kind", ["h264", "h264 open gop", "hevc", "packed mpeg4"])
+def test_avi_gives_every_frame_its_turn(tmp_path: Path, kind: str) -> None:
+    """AVI has no times of presentation: packets carry those of decoding, whatever order they are shown in."""
+    source = tmp_path / "in.avi"
+    if kind == "packed mpeg4":
+        more = {"g": "12", "bf": "1", "b_strategy": "0"}
+        packed(make(tmp_path / "plain.avi", frames=60, codec="mpeg4", options=more), source)
+    elif kind == "hevc":
+        # libav's muxer takes no HEVC.
+        options = {"preset": "ultrafast", "x265-params": "keyint=12:bframes=3:log-level=none:pools=1"}
+        hevc = make(tmp_path / "a.ts", frames=60, codec="libx265", options=options)
+        template = make(tmp_path / "b.avi", frames=1)
+        with av.open(str(hevc)) as a, av.open(str(template)) as b, av.open(str(source), "w") as c:
+            stream = c.add_stream_from_template(b.streams.video[0])
+            for i, packet in enumerate(p for p in a.demux(video=0) if p.size):
+                packet.pts = packet.dts = i
+                packet.time_base, packet.stream = Fraction(1, 25), stream
+                c.mux(packet)
+        source.write_bytes(source.read_bytes().replace(b"H264", b"HEVC"))
+    else:
+        more = {"x264-params": "open-gop=1"} if "open" in kind else {}
+        make(source, frames=60, options={**B_FRAMES, "g": "12", **more})
+    done = upscale(source, tmp_path / "out.mp4")
+    assert [f.number for f in decoded(done.path)] == list(range(60))
+    assert not done.finished.concealed and not done.said
+    part = upscale(source, tmp_path / "part.mp4", start="1.6", frames=5, segment=Fraction(1, 10))
+    assert [f.number for f in decoded(part.path)] == list(range(40, 45))
+
+
 _SEEK = {
     "h264": (".mp4", {"codec": "libx264", "options": {**B_FRAMES, "g": "8", "keyint_min": "8"}}),
     "h264 open gop": (".mkv", {"codec": "libx264", "options": {**B_FRAMES, "g": "8", "x264-params": "open-gop=1"}}),
@@ -342,3 +371,33 @@ def test_frames_stops_and_the_last_duration_is_that_of_the_source(tmp_path: Path
     source = make(tmp_path / "in.mp4", times=[0, 10, 50, 60, 110], time_base=Fraction(1, 600))
     found = packets_of(upscale(source, tmp_path / "out.mp4", frames=3).path, "video")
     assert [(t * 600, d * 600) for t, d, _ in found] == [(0, 10), (10, 40), (50, 10)]
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".h264"), ("libx265", ".h265")])
+def test_parts_of_streams_without_times_are_counted(tmp_path: Path, codec: str, suffix: str) -> None:
+    """A raw stream has no container, and so no table: it runs at the rate that its header states."""
+    options = {
+        "libx264": {**B_FRAMES, "g": "8"},
+        "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
+    }
+    source = tmp_path / f"in{suffix}"
+    whole = make(tmp_path / "whole.mkv", frames=20, codec=codec, options=options[codec])
+    muxer = {".h264": "h264", ".h265": "hevc"}[suffix]
+    with av.open(str(whole)) as a, av.open(str(source), "w", format=muxer) as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for packet in a.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                b.mux(packet)
+    chosen = {
+        "frames": ({"frames": 3}, range(3)),
+        "window": ({"start": "0.2", "end": "0.4"}, range(5, 10)),
+        "to the end": ({"start": "0.6"}, range(15, 20)),
+        "middle": ({"sample": Fraction(4, 25)}, range(8, 12)),
+    }
+    for name, (part, expected) in chosen.items():
+        done = upscale(source, tmp_path / "out.mp4", overwrite=True, **part)
+        assert [f.number for f in decoded(done.path)] == list(expected), name
+        assert done.finished.frames == len(expected)
+    with pytest.raises(InputError, match=r"nothing lies in the chosen part; the video lasts 0\.800 s"):
+        upscale(source, tmp_path / "none.mp4", start="0.9")

@@ -7,15 +7,17 @@ from fractions import Fraction
 
 from rlfn_pipe.cli.text import clock, human_bytes, printable
 from rlfn_pipe.jobs.summary import PlanSummary, StreamPlan
-from rlfn_pipe.types import ColourInfo, MediaInfo, PictureInfo, StreamInfo, VideoStreamInfo
+from rlfn_pipe.types import (
+    MATRIX_NAMES,
+    PRIMARIES_NAMES,
+    TRANSFER_NAMES,
+    ColourInfo,
+    MediaInfo,
+    PictureInfo,
+    StreamInfo,
+    VideoStreamInfo,
+)
 
-# ITU-T H.273 codes that files in the wild carry; the others are shown as numbers.
-_MATRIX = {0: "RGB", 1: "BT.709", 4: "FCC", 5: "BT.470BG", 6: "BT.601", 7: "SMPTE 240M", 8: "YCgCo"}
-_MATRIX |= {9: "BT.2020", 10: "BT.2020 constant luminance", 12: "derived", 14: "ICtCp"}
-_TRANSFER = {1: "BT.709", 4: "gamma 2.2", 5: "gamma 2.8", 6: "BT.601", 7: "SMPTE 240M", 8: "linear"}
-_TRANSFER |= {13: "sRGB", 14: "BT.2020 10 bit", 15: "BT.2020 12 bit", 16: "PQ", 18: "HLG"}
-_PRIMARIES = {1: "BT.709", 4: "BT.470M", 5: "BT.470BG", 6: "SMPTE 170M", 7: "SMPTE 240M", 8: "film"}
-_PRIMARIES |= {9: "BT.2020", 10: "XYZ", 11: "DCI-P3", 12: "Display P3"}
 _RANGE = {1: "limited", 2: "full"}
 
 
@@ -96,6 +98,8 @@ def _sizes(plan: PlanSummary) -> str:
     def by(size: tuple[int, int]) -> str:
         return f"{size[0]}x{size[1]}"
 
+    if plan.source_size is None or plan.output_size is None or plan.display_size is None:
+        return by(plan.output_size) if plan.output_size else f"x{plan.scale:g}" if plan.scale else ""
     shown = f", shown as {by(plan.display_size)}" if plan.display_size != plan.output_size else ""
     return f"{by(plan.source_size)} -> {by(plan.output_size)} (x{plan.scale:g}){shown}"
 
@@ -109,7 +113,7 @@ def _disk(plan: PlanSummary) -> str:
 def _frames(plan: PlanSummary) -> str:
     if plan.frames is not None:
         return str(plan.frames)
-    return "not stated by the container" if plan.kind == "video" else ""
+    return "not stated by the container" if plan.kind == "video" and plan.source_size else ""
 
 
 def _format(plan: PlanSummary) -> str:
@@ -145,9 +149,9 @@ def colour_text(colour: ColourInfo) -> str:
     """Matrix, transfer, primaries and range in words; what the file does not say is left out."""
     parts = []
     for label, code, names in (
-        ("matrix", colour.matrix, _MATRIX),
-        ("transfer", colour.transfer, _TRANSFER),
-        ("primaries", colour.primaries, _PRIMARIES),
+        ("matrix", colour.matrix, MATRIX_NAMES),
+        ("transfer", colour.transfer, TRANSFER_NAMES),
+        ("primaries", colour.primaries, PRIMARIES_NAMES),
     ):
         if code != 2:
             parts.append(f"{label} {names.get(code, code)}")

@@ -71,6 +71,7 @@ def join(
             name=str(item.output),
             sample_aspect_ratio=plan.sample_aspect_ratio,
             display_matrix=plan.matrix,
+            crop=plan.crop,
             carrier=carrier,
             stream_plans=plan.streams,
             tags=plan.tags,

@@ -7,31 +7,35 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from rlfn_pipe.errors import OutputError, UsageError
-from rlfn_pipe.jobs.geometry import output_geometry
+from rlfn_pipe.errors import OutputError, Taken, UsageError
+from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.standard import PatientInput, PatientOutput
 from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
 from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
-from rlfn_pipe.jobs.video_plan import encoding_for, sample_aspect
-from rlfn_pipe.media.colour import LAYOUTS, PixelLayout
+from rlfn_pipe.jobs.video_plan import check_matrix, encoding_for, sample_aspect
+from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, with_assumed_matrix
+from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
 from rlfn_pipe.media.source import Selection, VideoSource
 from rlfn_pipe.media.timing import clock_for
 from rlfn_pipe.media.verify import verify_video
-from rlfn_pipe.media.y4m import Y4M_FORMATS, PipeSink, PipeSource
+from rlfn_pipe.media.y4m import STANDARD_INPUT, Y4M_FORMATS, PipeSink, PipeSource
 from rlfn_pipe.pipeline.stages import Cancelled, Pipeline, interrupted
 from rlfn_pipe.types import (
     MATRIX_UNSPECIFIED,
+    PRIMARIES_NAMES,
     RANGE_LIMITED,
+    TRANSFER_NAMES,
     ColourInfo,
     Event,
     Finished,
@@ -48,6 +52,9 @@ if TYPE_CHECKING:
 
 PIPE = "-"
 _PROGRESS_SECONDS = 0.25
+
+#: Transfers and primaries (ITU-T H.273) that no reader assumes.
+_HDR_TRANSFERS, _WIDE_PRIMARIES = frozenset({16, 18}), frozenset({9, 11, 12})
 
 
 def upscale_pipe(
@@ -83,12 +90,8 @@ def upscale_pipe(
             raise interrupted(stop)
 
     with ExitStack() as stack:
-        source = stack.enter_context(_source(input, options, check))
-        form, timeline = source.format, source.timeline
-        if output == PIPE and not timeline.constant:
-            raise OutputError(
-                f"{input}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file"
-            )
+        source = stack.enter_context(pipe_source(input, options, check))
+        form = source.format
         geometry = output_geometry(options, form.width, form.height, video=True, name=input)
         size = (geometry.width, geometry.height)
         work = (
@@ -106,7 +109,8 @@ def upscale_pipe(
                 f"x{engine.spec.scale} on {engine.device} in {engine.precision}, {work.description}",
             )
         )
-        for note in work.notes:
+        notes = (*work.notes, *shape_notes(options, geometry, form.width, form.height))
+        for note in notes:
             on_event(Warned(input, note))
         last = time.monotonic()
         before = asdict(engine.statistics)
@@ -149,18 +153,26 @@ def upscale_pipe(
         bytes_written=work.size,
         width=geometry.width,
         height=geometry.height,
-        notes=(*work.notes, *late),
+        notes=(*notes, *late),
         stages=pipeline.clock.times(),
         reuse=counted_since(before, engine),
     )
 
 
-def _source(input: str, options: UpscaleOptions, check: Callable[[], None]) -> VideoSource:
+def pipe_source(input: str, options: UpscaleOptions, check: Callable[[], None] = lambda: None) -> VideoSource:
+    """The frames of a pipe, or of a file that goes into one. Enter it as a context.
+
+    While a pipe gives nothing, `check` is called; what that raises ends the waiting.
+
+    Raises:
+        UsageError: the options choose a part that a pipe cannot give.
+    """
     selection = Selection(options.start, options.end, options.frames, options.sample)
     if input == PIPE:
         return PipeSource(
             io.BufferedReader(PatientInput(sys.stdin.fileno(), check)),
             selection=selection,
+            on_error=options.on_error,
             deinterlace=options.deinterlace,
             threads=options.threads or 0,
         )
@@ -172,6 +184,56 @@ def _source(input: str, options: UpscaleOptions, check: Callable[[], None]) -> V
         bake_rotation=True,
         threads=options.threads or 0,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RawPlan:
+    """How frames go out as YUV4MPEG2.
+
+    `colour`: layout of the frames; `tags`: what the header says; `notes`: what the person should know.
+    """
+
+    pix_fmt: str
+    colour: ColourInfo
+    tags: ColourInfo
+    notes: tuple[str, ...]
+
+
+def plan_raw(options: UpscaleOptions, source: VideoSource, height: int) -> RawPlan:
+    """Settle the raw video for a source whose upscaled picture has `height` lines.
+
+    Raises:
+        UsageError: YUV4MPEG2 does not hold the pixel format.
+        InputError: the source's colour matrix is not supported.
+        OutputError: YUV4MPEG2 does not hold a frame rate that varies.
+    """
+    if not source.timeline.constant:
+        raise OutputError(
+            f"{source.path}: its frame rate varies, which YUV4MPEG2 cannot hold; write a .mkv or .mp4 file"
+        )
+    check_matrix(source)
+    form = source.format
+    pix_fmt = _raw_format(options.pix_fmt, form.colour)
+    layout = LAYOUTS[pix_fmt]
+    colour, tags = form.colour, form.tags
+    notes = list(_left_behind(source, options))
+    if form.transparent:
+        notes.append("transparency was dropped; YUV4MPEG2 does not hold it")
+    if colour.subsampling == "rgb":
+        # Nothing in the stream says the matrix: the one that is assumed for this height.
+        tags = replace(tags, matrix=MATRIX_UNSPECIFIED, range=RANGE_LIMITED, subsampling=layout.subsampling)
+        colour = tags.resolved(height)
+    elif layout.subsampling != "grey":
+        tags, colour, said = with_assumed_matrix(tags, colour, height, "YUV4MPEG2")
+        notes += said
+    colour = replace(
+        colour,
+        bit_depth=layout.bit_depth,
+        subsampling=layout.subsampling,
+        alpha=False,
+        chroma_location="left",
+    )
+    return RawPlan(pix_fmt, colour, replace(tags, chroma_location="left"), tuple(notes))
 
 
 class _PipeOut:
@@ -186,31 +248,15 @@ class _PipeOut:
         size: tuple[int, int],
         check: Callable[[], None],
     ) -> None:
-        form = source.format
-        pix_fmt = _raw_format(options.pix_fmt, form.colour)
-        layout = LAYOUTS[pix_fmt]
-        colour, tags = form.colour, form.tags
-        if colour.subsampling == "rgb":
-            # Nothing in the stream says the matrix: the one that is assumed for this height.
-            tags = replace(
-                tags, matrix=MATRIX_UNSPECIFIED, range=RANGE_LIMITED, subsampling=layout.subsampling
-            )
-            colour = tags.resolved(size[1])
-        self.notes = ("transparency was dropped; YUV4MPEG2 does not hold it",) if form.transparent else ()
-        self.colour = replace(
-            colour,
-            bit_depth=layout.bit_depth,
-            subsampling=layout.subsampling,
-            alpha=False,
-            chroma_location="left",
-        )
+        plan = plan_raw(options, source, size[1])
+        self.colour, self.notes = plan.colour, plan.notes
         self._sink = PipeSink(
             cast("IO[bytes]", PatientOutput(sys.stdout.fileno(), check)),
             width=size[0],
             height=size[1],
-            pix_fmt=pix_fmt,
+            pix_fmt=plan.pix_fmt,
             rate=source.timeline.rate,
-            tags=replace(tags, chroma_location=self.colour.chroma_location),
+            tags=plan.tags,
             sample_aspect_ratio=sample_aspect(source),
         )
 
@@ -232,6 +278,32 @@ class _PipeOut:
         """What was sent cannot be taken back."""
 
 
+def _left_behind(source: VideoSource, options: UpscaleOptions) -> Iterator[str]:
+    """What YUV4MPEG2 does not hold of a source."""
+    form = source.format
+    tags, colours = form.tags, []
+    if tags.transfer in _HDR_TRANSFERS:
+        colours.append(f"the transfer {TRANSFER_NAMES[tags.transfer]}")
+    if tags.primaries in _WIDE_PRIMARIES:
+        colours.append(f"the primaries {PRIMARIES_NAMES[tags.primaries]}")
+    if form.mastering or form.light_level:
+        colours.append("HDR10 metadata")
+    if colours:
+        yield f"YUV4MPEG2 cannot say {', '.join(colours)}: tell the program that reads it"
+    if source.path == STANDARD_INPUT:
+        return
+    if form.matrix is not None:
+        yield f"frames turned by {abs(form.matrix.rotation)} degrees cannot be turned upright: their turn is left out"
+    if source.crop:
+        yield "YUV4MPEG2 cannot say that players crop the picture: all of it is sent"
+    unwanted = {"audio": options.audio == "none", "subtitle": options.subtitles == "none"}
+    with open_media(source.path) as container:
+        kinds = Counter(s.type for s in container.streams if s.index != source.stream_index)
+    left = [f"{count} {kind}" for kind, count in sorted(kinds.items()) if not unwanted.get(kind)]
+    if left:
+        yield f"YUV4MPEG2 holds the picture alone; streams left out: {', '.join(left)}"
+
+
 def _raw_format(wanted: str, colour: ColourInfo) -> str:
     """The planar format to send: the one asked for, or the source's without alpha."""
     if wanted == "auto":
@@ -243,6 +315,12 @@ def _raw_format(wanted: str, colour: ColourInfo) -> str:
     if name not in Y4M_FORMATS:
         raise UsageError(f"--pix-fmt {wanted}: YUV4MPEG2 holds {', '.join(sorted(Y4M_FORMATS))}")
     return name
+
+
+def check_free(path: Path, options: UpscaleOptions) -> None:
+    """Raise `Taken` where the output of a pipe exists and is not to be replaced."""
+    if os.path.lexists(path) and not options.overwrite:
+        raise Taken(f"{path} exists; -y overwrites, --skip-existing leaves what is there")
 
 
 class _FileOut:
@@ -258,8 +336,7 @@ class _FileOut:
         size: tuple[int, int],
         stack: ExitStack,
     ) -> None:
-        if os.path.lexists(path) and not options.overwrite:
-            raise OutputError(f"{path} exists; -y overwrites")
+        check_free(path, options)
         form, self._timeline = source.format, source.timeline
         self._plan = plan = encoding_for(path, options, form, size)
         self.colour, self.notes = plan.colour, plan.notes

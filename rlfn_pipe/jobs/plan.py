@@ -12,11 +12,13 @@ from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs import summary
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.inputs import Item
+from rlfn_pipe.jobs.pipe import PIPE, check_free, pipe_source, plan_raw
 from rlfn_pipe.jobs.room import EngineRoom, shortfall
 from rlfn_pipe.jobs.run import ledger_of, named_format, plan_items
 from rlfn_pipe.jobs.video import header_of
 from rlfn_pipe.jobs.video_plan import open_source, plan_video
 from rlfn_pipe.jobs.work import foreseen
+from rlfn_pipe.media.encoders import muxer_for
 from rlfn_pipe.media.encoding import open_encoder
 from rlfn_pipe.media.images import (
     check_output_size,
@@ -44,6 +46,8 @@ def describe(input: str, output: str | None, options: UpscaleOptions) -> summary
     Raises:
         RlfnPipeError: as the run would.
     """
+    if output is not None and PIPE in (input, output):
+        return _describe_pipe(input, output, options)
     target = output if output is not None else str(_same_kind_beside(Path(input)))
     options = named_format(input, target, options)
     checked = replace(options, overwrite=True, skip_existing=False) if output is None else options
@@ -118,7 +122,7 @@ def _describe_video(
             )
         frames = plan.frames
         warnings = source_warnings(source)
-        swapped = form.matrix is not None and form.matrix.swaps_axes
+        swapped = plan.matrix is not None and form.matrix is not None and form.matrix.swaps_axes
     segments = plan.segments(options.segment)
     earlier: tuple[str, ...] = ()
     if begins:
@@ -178,6 +182,62 @@ def _describe_video(
         notes=(*plan.notes, *earlier),
         media=media,
     )
+
+
+def _describe_pipe(input: str, output: str, options: UpscaleOptions) -> summary.PlanSummary:
+    """No frame of a pipe is read: what comes in is known when it comes."""
+    warnings: list[str] = []
+    room = EngineRoom(options, warnings.append)
+    device, precision = _engine_facts(options)
+    spec = room.spec_for(options.factor or 1.0)
+    warnings += shortfall(options, spec)
+    there = output != PIPE and options.skip_existing and os.path.lexists(output)
+    if there:
+        warnings.append("1 inputs would be passed over: their outputs exist")
+    elif output != PIPE:
+        check_free(Path(output), options)
+    source = pipe_source(input, options)
+    plan = summary.PlanSummary(
+        input=input,
+        output=output,
+        kind="video",
+        items=0 if there else 1,
+        model=spec.name,
+        scale=options.factor,
+        native_scale=spec.scale,
+        source_size=None,
+        output_size=options.size,
+        display_size=options.size,
+        codec="rawvideo" if output == PIPE else "" if options.codec == "auto" else options.codec,
+        container="yuv4mpegpipe" if output == PIPE else muxer_for(Path(output)),
+        pix_fmt="" if options.pix_fmt == "auto" else options.pix_fmt,
+        device=device,
+        precision=precision,
+        tile="auto" if options.tile is None else str(options.tile or "whole frames"),
+        warnings=tuple(warnings),
+    )
+    if input == PIPE:
+        return plan
+    with source:
+        form = source.format
+        geometry = output_geometry(options, form.width, form.height, video=True, name=input)
+        size = (geometry.width, geometry.height)
+        raw = plan_raw(options, source, geometry.height)
+        spec = room.spec_for(geometry.factor)
+        return replace(
+            plan,
+            model=spec.name,
+            scale=geometry.factor,
+            native_scale=spec.scale,
+            source_size=(form.width, form.height),
+            output_size=size,
+            display_size=size,
+            pix_fmt=raw.pix_fmt,
+            frames=source.frames,
+            warnings=(*warnings, *source_warnings(source)),
+            notes=(*source.notes, *raw.notes, *shape_notes(options, geometry, form.width, form.height)),
+            media=probe(source.path),
+        )
 
 
 def _describe_image(item: Item, options: UpscaleOptions, room: EngineRoom) -> summary.PlanSummary:

@@ -120,8 +120,10 @@ def run(
     if PIPE in (input, output):
         for warning in warnings:
             state.emit(Warned(input, warning))
-        state.pipe(input, output)
-        return state.report((), begin)
+        there = options.skip_existing and output != PIPE and os.path.lexists(output)
+        if not there:
+            state.pipe(input, output)
+        return state.report((input,) if there else (), begin)
     ledger = ledger_of(input, output, options)
     plan = plan_items(input, output, options, ledger)
     _check_folders(plan.items)
@@ -204,7 +206,14 @@ class _Run:
     def pipe(self, input: str, output: str) -> None:
         """Raw video from or to a shell pipe: computed here, since the pipe is this process'."""
         room = EngineRoom(self._options, self._warn)
-        self.emit(upscale_pipe(input, output, self._options, room, on_event=self.emit, stop=self._stop))
+        try:
+            done = upscale_pipe(input, output, self._options, room, on_event=self.emit, stop=self._stop)
+        except Taken as error:
+            if not self._options.skip_existing:
+                raise
+            self.emit(Warned(input, error.passed_over))
+        else:
+            self.emit(done)
 
     def work(
         self, items: tuple[Item, ...], ledger: Ledger | None, isolate: bool, worker: WorkerProcess | None

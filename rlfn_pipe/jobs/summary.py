@@ -34,7 +34,8 @@ class PlanSummary:
     first one. `source_size` and `output_size` are (width, height) in stored pixels;
     `display_size` is the output after rotation. `native_scale` is the factor that the network
     computes before any Lanczos resize. `codec` is the encoder, `container` the format's name
-    (both the image format for images). `frames` is None where the container does not state it.
+    (both the image format for images). `frames` is None where the container does not state it. Of a
+    pipe that comes in nothing is known: sizes and what follows from them are None or "".
     `estimated_bytes` (of the output) and `work_bytes` (of all that lies on the disk at the end of
     the work) are None where no estimate is possible; `free_bytes` is what the disk has. A video is
     made in `segments`. `warnings` are things that may go
@@ -47,11 +48,11 @@ class PlanSummary:
     kind: str
     items: int
     model: str
-    scale: float
+    scale: float | None
     native_scale: int
-    source_size: tuple[int, int]
-    output_size: tuple[int, int]
-    display_size: tuple[int, int]
+    source_size: tuple[int, int] | None
+    output_size: tuple[int, int] | None
+    display_size: tuple[int, int] | None
     codec: str
     container: str
     pix_fmt: str

@@ -8,19 +8,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rlfn_pipe.errors import OutputError
+from rlfn_pipe.errors import InputError, OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry, shape_notes
 from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.media.avi import whole_frames
 from rlfn_pipe.media.cut_short import missing_bytes
 from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, plan_encoding
+from rlfn_pipe.media.matroska import Crop
 from rlfn_pipe.media.opening import open_media
+from rlfn_pipe.media.orientation import DisplayMatrix
 from rlfn_pipe.media.side_data import side_by_side
 from rlfn_pipe.media.sink import SinkTimes
 from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource
 from rlfn_pipe.media.streams import StreamPlan, earliest, plan_streams
 from rlfn_pipe.media.tags import MATROSKA_FAMILY, later_timecode, stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for
+from rlfn_pipe.types import MATRIX_NAMES, SUPPORTED_MATRICES
 
 if TYPE_CHECKING:
     from rlfn_pipe.jobs.inputs import Item
@@ -45,6 +48,7 @@ class VideoPlan:
     streams: tuple[StreamPlan, ...]
     times: SinkTimes
     matrix: tuple[int, ...] | None
+    crop: Crop | None
     window: tuple[Fraction, Fraction | None] | None
     sample_aspect_ratio: Fraction | None
     tags: dict[str, str]
@@ -85,15 +89,28 @@ def plan_item(item: Item, options: UpscaleOptions, on_step: Callable[[], None]) 
         return plan_video(item, options, source)
 
 
+def check_matrix(source: VideoSource) -> None:
+    """Raise InputError where the conversions do not know the source's colour matrix."""
+    colour = source.format.colour
+    if colour.subsampling != "rgb" and colour.matrix not in SUPPORTED_MATRICES:
+        name = MATRIX_NAMES.get(colour.matrix, f"number {colour.matrix} of ITU-T H.273")
+        raise InputError(
+            f"{source.path}: its colour matrix, {name}, is not supported; convert it to BT.601, BT.709 or BT.2020 first"
+        )
+
+
 def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> VideoPlan:
     """Settle size, encoder, streams and clock for an opened source.
 
     Raises:
         UsageError: the options cannot be met for this source.
+        InputError: the source's colour matrix is not supported.
         OutputError: the container cannot hold this source's times.
     """
+    check_matrix(source)
     form = source.format
-    swapped = form.matrix is not None and form.matrix.swaps_axes
+    turn = form.matrix if muxer_for(item.output) in ROTATING_MUXERS else None
+    swapped = turn is not None and turn.swaps_axes
     geometry = output_geometry(
         options, form.width, form.height, swapped=swapped, video=True, name=str(item.source)
     )
@@ -109,12 +126,20 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     if missing:
         notes.append(f"it is cut short, {missing} bytes are missing at its end")
     matrix = None
-    if form.matrix is not None:
-        matrix = form.matrix.scaled(geometry.width / form.width, geometry.height / form.height)
+    if turn is not None:
+        matrix = turn.scaled(geometry.width / form.width, geometry.height / form.height)
+        if options.rotate == "bake":
+            notes.append(f"{_odd_turn(turn)}, so the output has players turn it as the source does")
+    elif form.matrix is not None:
+        notes.append(f"{_odd_turn(form.matrix)}, which {item.output.suffix} cannot say: its turn is left out")
     elif source.baked and options.rotate == "keep":
         notes.append(
             f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright"
         )
+    crop = _crop(source, geometry)
+    if crop and (encoding.muxer not in MATROSKA_FAMILY or source.baked is not None):
+        crop = None
+        notes.append(f"its header has players crop the picture; {item.output.suffix} does not get that")
     if (
         sample_aspect(source) not in (None, 1)
         and encoding.codec == "mpeg2video"
@@ -156,6 +181,7 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         streams=streams,
         times=times,
         matrix=matrix,
+        crop=crop,
         window=window,
         sample_aspect_ratio=sample_aspect(source),
         tags=tags,
@@ -164,6 +190,22 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         frames=source.frames,
         notes=tuple(notes),
     )
+
+
+def _odd_turn(matrix: DisplayMatrix) -> str:
+    return f"frames turned by {abs(matrix.rotation)} degrees cannot be turned upright"
+
+
+def _crop(source: VideoSource, geometry: Geometry) -> Crop | None:
+    """What the source's container has players cut off, in pixels of the upscaled picture."""
+    crop, form = source.crop, source.format
+    if crop is None:
+        return None
+    left, top, right, bottom = crop
+    if left + right >= form.width or top + bottom >= form.height:
+        return None  # no picture would be left, and players show all of it
+    across, down = Fraction(geometry.width, form.width), Fraction(geometry.height, form.height)
+    return round(left * across), round(top * down), round(right * across), round(bottom * down)
 
 
 def _video_tags(source: VideoSource, muxer: str) -> dict[str, str]:

@@ -15,7 +15,9 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 
 from rlfn_pipe.types import (
+    MATRIX_BT709,
     MATRIX_RGB,
+    MATRIX_UNSPECIFIED,
     RANGE_FULL,
     RANGE_UNSPECIFIED,
     ChromaLocation,
@@ -183,6 +185,22 @@ def frame_from_planes(planes: tuple[np.ndarray, ...], pix_fmt: str, width: int, 
         if h < plane.height:
             rows[h:] = rows[h - 1 : h]
     return frame
+
+
+def with_assumed_matrix(
+    tags: ColourInfo, resolved: ColourInfo, out_height: int, holder: str
+) -> tuple[ColourInfo, ColourInfo, tuple[str, ...]]:
+    """Tags and layout of an output in which nothing says the matrix, and what to say of it.
+
+    The matrix is the one that players assume for a picture of `out_height` lines. `holder` is to blame.
+    """
+    tags = replace(tags, matrix=MATRIX_UNSPECIFIED)
+    matrix = tags.resolved(out_height).matrix
+    if matrix == resolved.matrix:
+        return tags, resolved, ()
+    name = "BT.709" if matrix == MATRIX_BT709 else "BT.601"
+    note = f"{holder} cannot say the colour matrix here: it became {name}, which players assume at {out_height} lines"
+    return tags, replace(resolved, matrix=matrix), (note,)
 
 
 def tags_for_output(tags: ColourInfo, resolved: ColourInfo, out_height: int) -> ColourInfo:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -65,7 +65,8 @@ class Decoding:
     """An opened file and its decoder. Iterate `pictures` once, `close` in any case.
 
     `start`: table index of the keyframe to begin at, None for the beginning of the file.
-    `errors` counts packets that did not decode.
+    `errors` counts packets that did not decode. Where the table has a `delay`, pictures get the
+    times at which it is their turn.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Decoding:
         self.start = start
         self.stream = stream
         self._container, self._timeline, self._threads = container, timeline, threads
+        self._lead, self._turn = 0, (start or 0) - 1
         self._stack = ExitStack()
         for other in container.streams:
             if other.index != stream.index:
@@ -107,6 +109,8 @@ class Decoding:
     def pictures(self, on_failure: OnFailure) -> Iterator[VideoFrame]:
         """Decoded pictures in the order in which they are shown; none when the keyframe is not found."""
         for packet in self._packets(on_failure):
+            if packet is not None and packet.pts is not None and packet.dts is not None:
+                self._lead = packet.pts - packet.dts
             try:
                 pictures = self._decoder.decode(packet)
             except av.error.EOFError:
@@ -115,7 +119,21 @@ class Decoding:
                 self.errors += 1
                 on_failure(error, packet)
                 continue
+            if self._timeline.delay is not None:
+                self._set_times(pictures, self._timeline.delay)
             yield from pictures
+
+    def entry(self, dts: int) -> int:
+        """Table index of the packet with this decoding time, in tables whose times are those of decoding."""
+        return int(np.searchsorted(self._timeline.pts, dts + self._lead))
+
+    def _set_times(self, pictures: list[VideoFrame], delay: int) -> None:
+        """A picture has the time of a packet, which says nothing of its turn; when it came out does."""
+        table = self._timeline.pts
+        for picture in pictures:
+            # Those that come when no packet is left follow one another.
+            self._turn = self._turn + 1 if picture.dts is None else self.entry(picture.dts) - delay
+            picture.pts = int(table[self._turn]) if 0 <= self._turn < len(table) else None
 
     def _choose_decoder(self) -> VideoCodecContext:
         """The stream's own decoder, or for WebM with transparency the one that sees it."""
@@ -164,6 +182,21 @@ class Decoding:
                     break
 
 
+def output_delay(path: Path, timeline: Timeline) -> int:
+    """The `delay` of a table whose times are those of decoding, by the first picture that decodes.
+
+    It is a keyframe, whose turn is when it is decoded.
+    """
+    decoding = Decoding.of_file(path, replace(timeline, delay=None), None, 1)
+    try:
+        head = next(decoding.pictures(lambda *_: None), None)
+        if head is None or head.pts is None or head.dts is None:
+            return 0
+        return max(0, decoding.entry(head.dts) - int(np.searchsorted(timeline.pts, head.pts)))
+    finally:
+        decoding.close()
+
+
 def _places(timeline: Timeline, first: int, early: int) -> Iterator[int]:
     """Keyframes at least `early` frames before `first`: the next one, the one before that, one 10 s further back."""
     keys = timeline.keyframes
@@ -195,9 +228,9 @@ def begin(
 
     That is so from a keyframe that comes out itself, unharmed, with the table's next pictures
     behind it (the leading pictures of an open group are not among them). Where no keyframe near
-    does, the furthest that comes out at all is taken, and at last the beginning of the file
-    (damage, recovery points without a keyframe, a wrong index). `early`: frames that must be
-    decoded before `first`.
+    does, the furthest that comes out at all is taken (not of a table of decoding times, where others
+    tell a picture's turn), and at last the beginning of the file (damage, recovery points without a
+    keyframe, a wrong index). `early`: frames that must be decoded before `first`.
 
     Raises:
         InputError: the file cannot be opened.
@@ -211,11 +244,14 @@ def begin(
         try:
             pictures = decoding.pictures(on_failure)
             head = next(pictures, None)
-            if head is not None and _is_clean(decoding, timeline, head):
+            place = _clean_place(decoding, timeline, head)
+            if head is not None and (place == start or start < place <= first - early):
+                decoding.start, decoding.errors = place, 0
                 following = list(islice(pictures, _PROVING_PICTURES))
-                if _follow(timeline, start, [head, *following]):
+                if _follow(timeline, place, [head, *following]):
                     return Run(decoding, head, chain([head, *following], pictures))
-                likely = start
+                if timeline.delay is None:
+                    likely = start
         except BaseException:
             decoding.close()
             raise
@@ -235,10 +271,19 @@ def started(decoding: Decoding, on_failure: OnFailure) -> Run:
     return Run(decoding, head, pictures if head is None else chain([head], pictures))
 
 
-def _is_clean(decoding: Decoding, timeline: Timeline, head: VideoFrame) -> bool:
+def _clean_place(decoding: Decoding, timeline: Timeline, head: VideoFrame | None) -> int:
+    """Table index of a first picture that is the keyframe, unharmed; else -1.
+
+    Where times are those of decoding, leading pictures, which fail, have theirs between the keyframe's packet
+    and its turn.
+    """
     assert decoding.start is not None
-    wanted = int(timeline.pts[decoding.start])
-    return head.pts == wanted and not head.is_corrupt and not decoding.errors
+    if head is None or head.pts is None or head.is_corrupt:
+        return -1
+    place = int(np.searchsorted(timeline.pts, head.pts))
+    if timeline.delay is not None and head.key_frame and place > decoding.start:
+        return place
+    return place if head.pts == timeline.pts[decoding.start] and not decoding.errors else -1
 
 
 def _follow(timeline: Timeline, start: int, head: list[VideoFrame]) -> bool:

@@ -15,7 +15,7 @@ import av.codec
 import av.codec.codec
 
 from rlfn_pipe.errors import UsageError
-from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, planar_format, tags_for_output
+from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, planar_format, tags_for_output, with_assumed_matrix
 from rlfn_pipe.media.encoder_table import ENCODERS, MUXERS, ROTATING_MUXERS, Encoder
 from rlfn_pipe.media.hdr10 import parameters
 from rlfn_pipe.types import (
@@ -313,16 +313,9 @@ def _output_colour(
         notes.append(f"full range became limited range, which is all that {encoder.name} can say here")
         tags, resolved = replace(tags, range=RANGE_LIMITED), replace(resolved, range=RANGE_LIMITED)
     if not target_is_rgb and not (encoder.tags_colour or container_tags):
-        # Nothing can say the matrix: use the one that players assume for this height.
-        tags = replace(tags, matrix=MATRIX_UNSPECIFIED)
-        matrix = tags.resolved(out_height).matrix
-        if matrix != resolved.matrix:
-            name = "BT.709" if matrix == MATRIX_BT709 else "BT.601"
-            notes.append(
-                f"{encoder.name} cannot say the colour matrix here: it became {name}, which players assume at "
-                f"{out_height} lines"
-            )
-        return tags, replace(resolved, matrix=matrix)
+        tags, resolved, said = with_assumed_matrix(tags, resolved, out_height, encoder.name)
+        notes += said
+        return tags, resolved
     return tags_for_output(tags, resolved, out_height), resolved
 
 

@@ -1,4 +1,4 @@
-"""Display size and codec delay in a finished Matroska or WebM header; where a file says that it ends.
+"""Display size, cropping and codec delay in a Matroska or WebM header; where a file says that it ends.
 
 libavformat writes them from fields of the stream that PyAV does not let one set, so anamorphic
 video would lose its aspect in all codecs whose bitstream cannot say it, and sound that an mp4
@@ -17,10 +17,17 @@ from pathlib import Path
 
 from rlfn_pipe.errors import OutputError
 
+_EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT, _SEEK_HEAD, _INFO, _TRACKS = 0x18538067, 0x114D9B74, 0x1549A966, 0x1654AE6B
 _VOID, _CRC32, _SEEK, _SEEK_ID, _SEEK_POSITION = 0xEC, 0xBF, 0x4DBB, 0x53AB, 0x53AC
 _TRACK_ENTRY, _VIDEO, _CODEC_DELAY = 0xAE, 0xE0, 0x56AA
 _DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT = 0x54B0, 0x54BA, 0x54B2
+_TRACK_TYPE, _VIDEO_TRACK = 0x83, b"\x01"
+#: PixelCropLeft, -Top, -Right and -Bottom.
+_CROPS = (0x54CC, 0x54BB, 0x54DD, 0x54AA)
+
+#: Pixels of the stored picture that players cut off: left, top, right, bottom.
+Crop = tuple[int, int, int, int]
 
 #: The header lies in here, attachments excepted, which come behind the tracks.
 _HEAD_BYTES = 1 << 20
@@ -46,9 +53,10 @@ class _Element:
 
 @dataclass(frozen=True, slots=True)
 class TrackChange:
-    """What to write into a track's entry: display size in pixels, codec delay in seconds."""
+    """What to write into a track's entry: display size in pixels, cropping beside it, codec delay in seconds."""
 
     display_size: tuple[int, int] | None = None
+    crop: Crop | None = None
     codec_delay: Fraction | None = None
 
 
@@ -75,6 +83,33 @@ def segment_end(head: bytes) -> int | None:
         return next((element.stated_end for element in elements if element.id == _SEGMENT), None)
     except IndexError:
         return None
+
+
+def pixel_crop(path: Path, number: int) -> Crop | None:
+    """How players crop a Matroska or WebM file's video track, counted from 0; None for nothing, and other files.
+
+    libav tells it in a way that PyAV does not show. Raises OSError when the file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if not head.startswith(_EBML):
+        return None
+    try:
+        tracks = _child(_child(head, _SEGMENT), _TRACKS)
+        entries = [e.data for e in _elements(tracks, 0, len(tracks), clipped=True) if e.id == _TRACK_ENTRY]
+        videos = [data for data in entries if _child(data, _TRACK_TYPE) == _VIDEO_TRACK]
+        video = _child(videos[number], _VIDEO)
+        left, top, right, bottom = (int.from_bytes(_child(video, key), "big") for key in _CROPS)
+    except (ValueError, IndexError):
+        return None
+    crop = left, top, right, bottom
+    return crop if any(crop) else None
+
+
+def _child(data: bytes, identity: int) -> bytes:
+    """The data of the first element of a kind, nothing where there is none."""
+    found = (e.data for e in _elements(data, 0, len(data), clipped=True) if e.id == identity)
+    return next(found, b"")
 
 
 def _rewritten(head: bytes, changes: Mapping[int, TrackChange]) -> tuple[int, bytes]:
@@ -123,7 +158,7 @@ def _changed_entry(data: bytes, change: TrackChange) -> bytes:
     parts = []
     for element in _elements(data, 0, len(data)):
         if element.id == _VIDEO and change.display_size is not None:
-            parts.append(_changed_video(element.data, *change.display_size))
+            parts.append(_changed_video(element.data, *change.display_size, change.crop or ()))
         elif element.id != _CODEC_DELAY or change.codec_delay is None:
             parts.append(data[element.start : element.end])
     if change.codec_delay is not None:
@@ -131,14 +166,15 @@ def _changed_entry(data: bytes, change: TrackChange) -> bytes:
     return _element(_TRACK_ENTRY, b"".join(parts))
 
 
-def _changed_video(data: bytes, width: int, height: int) -> bytes:
+def _changed_video(data: bytes, width: int, height: int, crop: tuple[int, ...]) -> bytes:
     kept = [
         data[element.start : element.end]
         for element in _elements(data, 0, len(data))
         if element.id not in (_DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT)
     ]
     sizes = [_element(_DISPLAY_WIDTH, _uint(width)), _element(_DISPLAY_HEIGHT, _uint(height))]
-    return _element(_VIDEO, b"".join([*kept, *sizes]))
+    crops = [_element(key, _uint(value)) for key, value in zip(_CROPS, crop, strict=False) if value]
+    return _element(_VIDEO, b"".join([*kept, *sizes, *crops]))
 
 
 def _moved_entries(data: bytes, moved: dict[int, int]) -> bytes:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 _ONE = 1 << 16
+#: Sines and cosines this many times smaller than the others are rounding (half a degree).
+_ROUNDING = 100
 
 
 @dataclass(frozen=True, slots=True)
 class DisplayMatrix:
-    """A display matrix that turns by a multiple of 90 degrees, perhaps mirrored."""
+    """A display matrix, as a rule of a turn by a multiple of 90 degrees, perhaps mirrored."""
 
     values: tuple[int, ...]
 
@@ -25,6 +27,12 @@ class DisplayMatrix:
         """Whether width and height change places on display."""
         a, b, _, c, d = self.values[:5]
         return abs(b) + abs(c) > abs(a) + abs(d)
+
+    @property
+    def upright(self) -> bool:
+        """Whether it turns by a multiple of 90 degrees, so that `apply` can do the same to the pixels."""
+        a, b, _, c, d = map(abs, self.values[:5])
+        return min(a + d, b + c) * _ROUNDING <= max(a + d, b + c)
 
     @property
     def rotation(self) -> int:
@@ -40,7 +48,7 @@ class DisplayMatrix:
         return tuple(values)
 
     def apply(self, plane: np.ndarray) -> np.ndarray:
-        """A plane (H, W) as a player shows it; a view where numpy can give one."""
+        """A plane (H, W) as a player shows it, where the matrix is `upright`; a view where numpy can give one."""
         a, b, _, c, d = self.values[:5]
         if self.swaps_axes:
             plane = plane.T

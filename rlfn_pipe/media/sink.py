@@ -33,7 +33,7 @@ from rlfn_pipe.media.encoding import (
     unusable,
 )
 from rlfn_pipe.media.headers import missing_headers
-from rlfn_pipe.media.matroska import TrackChange, amend_tracks
+from rlfn_pipe.media.matroska import Crop, TrackChange, amend_tracks
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.segment import SegmentHeader, read_header, read_packets
 from rlfn_pipe.media.side_data import side_by_side
@@ -90,13 +90,14 @@ class VideoSink:
         name: str,
         sample_aspect_ratio: Fraction | None = None,
         display_matrix: tuple[int, ...] | None = None,
+        crop: Crop | None = None,
         carrier: Carrier | None = None,
         stream_plans: tuple[StreamPlan, ...] = (),
         tags: Mapping[str, str] | None = None,
         disposition: Disposition | None = None,
         threads: int = 0,
     ) -> None:
-        self._sample_aspect_ratio = sample_aspect_ratio
+        self._sample_aspect_ratio, self._crop = sample_aspect_ratio, crop
         self._plan, self._times, self._name = plan, times, name
         self._carrier = carrier
         self.notes: list[str] = []
@@ -314,11 +315,14 @@ class VideoSink:
         order = [stream.index for stream in self._output.streams if stream.type != "attachment"]
         delays = self._carrier.codec_delays() if self._carrier is not None else {}
         changes = {order.index(i): TrackChange(codec_delay=delay) for i, delay in delays.items()}
-        if self._sample_aspect_ratio not in (None, 1):
+        if self._crop or self._sample_aspect_ratio not in (None, 1):
+            left, top, right, bottom = self._crop or (0, 0, 0, 0)
+            width, height = self._plan.width - left - right, self._plan.height - top - bottom
             # Of two eyes' views that share the picture, Matroska means one.
             beside, above = side_by_side(self._stream.metadata.get("stereo_mode", ""))
-            size = (round(self._plan.width * self._sample_aspect_ratio) // beside, self._plan.height // above)
-            changes[order.index(self.stream_index)] = TrackChange(display_size=size)
+            size = (round(width * (self._sample_aspect_ratio or 1)) // beside, height // above)
+            change = TrackChange(display_size=size, crop=self._crop)
+            changes[order.index(self.stream_index)] = change
         return changes
 
     def abort(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import av.error
@@ -21,14 +21,15 @@ from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
 from rlfn_pipe.media.colour import colour_of, is_transparent, planar_format, planes_of
-from rlfn_pipe.media.decoding import Run, begin, main_video
+from rlfn_pipe.media.decoding import Run, begin, main_video, output_delay
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
 from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.matching import Item, Matcher
+from rlfn_pipe.media.matroska import Crop, pixel_crop
 from rlfn_pipe.media.opening import describe_av_error, open_media
 from rlfn_pipe.media.orientation import DisplayMatrix, display_matrix
 from rlfn_pipe.media.side_data import left_out, side_data_of, stereo_mode
-from rlfn_pipe.media.timing import Timeline, scan, select
+from rlfn_pipe.media.timing import Timeline, scan, select, select_by_rate
 from rlfn_pipe.types import ColourInfo, Frame, Subsampling
 
 #: Table entries before the first wanted frame that a deinterlacer must have seen (two a frame where fields are coded).
@@ -57,7 +58,8 @@ class SourceFormat:
 
     `width`, `height`: stored picture as the frames are handed out (after baking a rotation);
     `pix_fmt`: planar format of the planes; `tags`: colour as found; `colour`: resolved;
-    `matrix`: display matrix that the output must carry (None: upright or baked);
+    `matrix`: display matrix that the output must carry (None: upright or baked; other angles than
+    multiples of 90 degrees are never baked);
     `mastering`, `light_level`: HDR10 side data as libav's structures (None: absent); `stereo`: how two
     eyes' views share the picture, as Matroska names it ("": one view, None: otherwise than in two halves);
     `transparent`: the first frame has pixels that are not opaque.
@@ -81,7 +83,8 @@ class Part:
 
     `first`, `last`: half-open range of indices into the timeline's table; `coded_size`: width and
     height that every decoded picture is brought to; `baked`: display matrix that is applied to
-    the pixels; `interlaced`: the stream was found to be. Plain data that another process can take.
+    the pixels; `interlaced`: the stream was found to be; `counted`: the range by numbers of
+    frames where the table has no entries (None: up to the last). Plain data that another process can take.
     """
 
     timeline: Timeline
@@ -91,6 +94,7 @@ class Part:
     coded_size: tuple[int, int]
     baked: DisplayMatrix | None
     interlaced: bool
+    counted: tuple[int, int | None] = (0, None)
 
 
 class VideoSource:
@@ -104,7 +108,8 @@ class VideoSource:
         on_error: "conceal" repeats the last good frame for one that does not decode,
             "fail" raises instead.
         deinterlace: "auto" (interlaced streams only), "on" (every frame) or "off".
-        bake_rotation: turn the pixels upright instead of keeping the display matrix.
+        bake_rotation: turn the pixels upright instead of keeping the display matrix, where it
+            turns by a multiple of 90 degrees.
         threads: decoder threads (0: libav decides).
         part: the range to decode, of an opened source of the same file (`selection` and
             `bake_rotation` were settled there). Its frames equal those that the whole gives
@@ -158,7 +163,14 @@ class VideoSource:
         if not self.first <= first <= last <= self.last:
             raise ValueError(f"{first} to {last} does not lie within {self.first} to {self.last}")
         return Part(
-            self.timeline, self.format, first, last, self._size, self._orientation, self._is_interlaced
+            self.timeline,
+            self.format,
+            first,
+            last,
+            self._size,
+            self._orientation,
+            self._is_interlaced,
+            self._counted,
         )
 
     # ------------------------------------------------------------------ opening
@@ -174,9 +186,12 @@ class VideoSource:
                 raise InputError(
                     f"{self.path}: its video stream holds no frames; the file is cut off or damaged"
                 )
-            self.first, self.last = self._selected_range()
+            if self.timeline.delay is not None:
+                self.timeline = replace(self.timeline, delay=output_delay(self.path, self.timeline))
+            self._select()
         else:
             self.timeline, self.first, self.last = given.timeline, given.first, given.last
+            self._counted = given.counted
         history = _FILTER_HISTORY if self._filters_in_time() else 0
         run = begin(
             self.path,
@@ -215,22 +230,29 @@ class VideoSource:
         self.format = self._read_format(first[1])
         self._items = chain([first], self._items)
 
-    def _selected_range(self) -> tuple[int, int]:
+    def _select(self) -> None:
+        """Settle the range of frames: by the table, or by their numbers where it has no entries."""
         chosen, table = self._selection, self.timeline
-        if not table.frames:
-            return 0, 0
-        origin = table.seconds(0)
-        start = None if chosen.start is None else origin + chosen.start
-        end = None if chosen.end is None else origin + chosen.end
+        length = table.end - table.seconds(0) if table.frames else table.packets / table.rate
+        start, end = chosen.start, chosen.end
         if chosen.sample is not None:
-            length = table.end - origin
-            start = origin + max(Fraction(0), (length - chosen.sample) / 2)
+            start = max(Fraction(0), (length - chosen.sample) / 2)
             end = start + chosen.sample
-        first, last = select(table, start, end, chosen.frames)
-        if first == last:
-            seconds = float(table.end - origin)
-            raise InputError(f"{self.path}: nothing lies in the chosen part; the video lasts {seconds:.3f} s")
-        return first, last
+        self.first = self.last = 0
+        self._counted = select_by_rate(table.rate, start, end, chosen.frames)
+        if table.frames:
+            origin = table.seconds(0)
+            start = None if start is None else origin + start
+            end = None if end is None else origin + end
+            self.first, self.last = select(table, start, end, chosen.frames)
+            empty = self.first == self.last
+        else:
+            empty = table.packets <= self._counted[0]
+        if empty:
+            raise self._nothing_chosen(f"the video lasts {float(length):.3f} s")
+
+    def _nothing_chosen(self, why: str) -> InputError:
+        return InputError(f"{self.path}: nothing lies in the chosen part; {why}")
 
     def _read_format(self, frame: VideoFrame) -> SourceFormat:
         pix_fmt = planar_format(frame.format.name)
@@ -249,7 +271,7 @@ class VideoSource:
         width, height = frame.width, frame.height
         self._size = (width, height)
         self._pix_fmt = pix_fmt
-        self._orientation = matrix if self._bake else None
+        self._orientation = matrix if self._bake and matrix is not None and matrix.upright else None
         if self._orientation is not None:
             if self._orientation.swaps_axes:
                 width, height = height, width
@@ -282,6 +304,12 @@ class VideoSource:
         return self._orientation
 
     @property
+    def crop(self) -> Crop | None:
+        """What the container has players cut off the stored picture."""
+        films = [stream.index for stream in self.stream.container.streams.video]
+        return pixel_crop(self.path, films.index(self.stream_index))
+
+    @property
     def interlaced(self) -> bool:
         """Whether the header or the first frame says so."""
         return self._is_interlaced
@@ -290,7 +318,10 @@ class VideoSource:
     def frames(self) -> int:
         """Frames that iteration is expected to give (exact where the table knows every frame)."""
         table = self.timeline
-        return self.last - self.first if table.trusted or table.numbered else table.packets
+        if table.trusted or table.numbered:
+            return self.last - self.first
+        first, last = (0, None) if table.frames else self._counted
+        return max(0, (table.packets if last is None else min(last, table.packets)) - first)
 
     def _within(self, pts: int | None) -> bool:
         """Whether a time belongs to the chosen range (true where it is not known)."""
@@ -334,12 +365,18 @@ class VideoSource:
 
     def __iter__(self) -> Iterator[Frame]:
         time_base = self.timeline.time_base
-        for index, (pts, decoded, concealed) in enumerate(self._items):
+        items, index = self._items, -1
+        if not self.timeline.frames:
+            # Not a frame more is asked for: a pipe may wait before it gives one.
+            items = islice(items, *self._counted)
+        for index, (pts, decoded, concealed) in enumerate(items):
             if concealed and self._on_error == "fail":
                 raise self._undecodable(pts, "no picture came of it")
             self.concealed += concealed
             frame = self._frame(decoded)
             yield replace(frame, index=index, pts=pts, time_base=time_base, concealed=concealed)
+        if index < 0 and not self.timeline.frames:
+            raise self._nothing_chosen("the video ends before")
 
     def _shown(self, run: Run) -> Iterator[Item]:
         """What to show, in order.

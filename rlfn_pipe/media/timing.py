@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 from av.container import InputContainer
@@ -42,6 +43,9 @@ _MOST_REPEATS, _MOST_REPEATS_SHARE = 3, 0.02
 #: Steps so many times the usual one are pauses, which say nothing of the rate.
 _PAUSE = 10
 
+#: Begins a picture of MPEG-4 part 2. DivX packs two into one packet of AVI and lets an empty one follow.
+_MPEG4_PICTURE = b"\0\0\1\xb6"
+
 _MAX_MP4_TIMESCALE = 2**31 - 1
 #: libavformat's NUT muxer halves the time base until it is as fine as this.
 _NUT_TICK = Fraction(1, 48_000)
@@ -62,7 +66,8 @@ class Timeline:
     packet had a time of its own, so that a time without a frame is a frame that is missing.
     `numbered`: not trusted, but every frame has its entry: frames are known by their number.
     `keyframes`: rising int64 indices into `pts` of frames at which decoding can begin (empty:
-    not known).
+    not known). `delay`: None, or where times are those of decoding (AVI has no others) the number
+    of packets that are decoded behind a picture's turn before it comes out (0 as scanned).
     """
 
     pts: np.ndarray
@@ -74,6 +79,7 @@ class Timeline:
     packets: int
     numbered: bool = False
     keyframes: np.ndarray = field(default_factory=_no_keyframes)
+    delay: int | None = None
 
     @property
     def frames(self) -> int:
@@ -103,11 +109,16 @@ def scan(
     last_pts, last_duration = None, 0
     codec = stream.codec_context.name if stream.codec_context else ""
     shown = _SHOWN.get(codec)
+    avi = container.format.name == "avi"
+    # Of other codecs libav tells the order by the kinds of pictures.
+    unordered = avi and codec in ("h264", "hevc")
     for packet in readable_packets(container, stream):
         on_step()
         if not packet.size:
             continue
         packets += 1
+        if avi and codec == "mpeg4" and not unordered:
+            unordered = bytes(packet).count(_MPEG4_PICTURE) > 1
         if packet.is_discard or (shown is not None and not shown(bytes(packet))):
             continue
         if packet.pts is None:
@@ -149,7 +160,10 @@ def scan(
     if last_duration * time_base * rate * 4 < 1:
         last_duration = max(1, round(1 / (rate * time_base)))
     keyframes = np.searchsorted(table, np.unique(np.array(keys, dtype=np.int64)))
-    return Timeline(table, time_base, last_duration, rate, constant, trusted, packets, numbered, keyframes)
+    delay = 0 if unordered and len(table) else None
+    return Timeline(
+        table, time_base, last_duration, rate, constant, trusted, packets, numbered, keyframes, delay
+    )
 
 
 def _spread(pts: np.ndarray) -> np.ndarray | None:
@@ -233,6 +247,20 @@ def select(
     if frames is not None:
         last = min(last, first + frames)
     return first, max(first, last)
+
+
+def select_by_rate(
+    rate: Fraction, start: Fraction | None, end: Fraction | None, frames: int | None
+) -> tuple[int, int | None]:
+    """The same by numbers of frames, where there is no table (None: up to the last).
+
+    `start` and `end` are seconds from the first frame.
+    """
+    first = 0 if start is None else ceil(start * rate)
+    ends = [] if end is None else [max(first, ceil(end * rate))]
+    if frames is not None:
+        ends.append(first + frames)
+    return first, min(ends, default=None)
 
 
 @dataclass(frozen=True, slots=True)

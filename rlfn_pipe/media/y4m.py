@@ -7,8 +7,8 @@ that the header states.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from fractions import Fraction
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +21,7 @@ from rlfn_pipe.media.colour import LAYOUTS
 from rlfn_pipe.media.decoding import Decoding, started
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.media.source import Selection, VideoSource
-from rlfn_pipe.media.timing import Timeline
+from rlfn_pipe.media.timing import Timeline, select_by_rate
 from rlfn_pipe.types import RANGE_FULL, RANGE_LIMITED, ColourInfo, Frame
 
 STANDARD_INPUT = Path("standard input")
@@ -47,22 +47,24 @@ class PipeSource(VideoSource):
 
     def __init__(
         self,
-        file: IO[bytes],
+        file: BufferedIOBase,
         *,
         selection: Selection | None = None,
+        on_error: str = "conceal",
         deinterlace: str = "auto",
         threads: int = 0,
     ) -> None:
-        super().__init__(STANDARD_INPUT, deinterlace=deinterlace, threads=threads)
+        super().__init__(
+            STANDARD_INPUT, selection=selection, on_error=on_error, deinterlace=deinterlace, threads=threads
+        )
         self._file = file
-        self._chosen = selection or Selection()
-        if self._chosen.sample is not None:
+        if self._selection.sample is not None:
             raise UsageError("--sample needs a file: the middle of a pipe is not known before its end")
 
     def _open(self) -> None:
-        self._counted = _Counted(self._file)
+        self._bytes = _Counted(self._file)
         try:
-            container = self._stack.enter_context(av.open(self._counted, "r", format=_FORMAT))
+            container = self._stack.enter_context(av.open(self._bytes, "r", format=_FORMAT))
         except (av.error.FFmpegError, ValueError, OSError) as error:
             raise InputError(
                 f"{self.path}: is not a YUV4MPEG2 stream ({describe_av_error(error)}); "
@@ -75,40 +77,41 @@ class PipeSource(VideoSource):
         self.timeline = Timeline(
             nothing, time_base, max(1, round(1 / (rate * time_base))), rate, True, False, 0
         )
+        chosen = self._selection
         self.first = self.last = 0
+        self._counted = select_by_rate(rate, chosen.start, chosen.end, chosen.frames)
         decoding = Decoding(container, self.stream, self.timeline, threads=self._threads)
         self._begin(started(decoding, self._decoding_failed))
 
     def __iter__(self) -> Iterator[Frame]:
-        part, index, read, size = self._chosen, 0, 0, 0
+        size = 0
         for frame in super().__iter__():
-            assert frame.pts is not None
-            read += 1
-            size = sum(plane.nbytes for plane in frame.planes)
-            seconds = frame.pts * self.timeline.time_base
-            if part.start is not None and seconds < part.start:
-                continue
-            if (part.end is not None and seconds >= part.end) or (
-                part.frames is not None and index >= part.frames
-            ):
-                return
-            yield replace(frame, index=index)
-            index += 1
-        rest = self._counted.bytes - len(self._counted.header) - read * (len(_FRAME) + size)
-        if self._counted.plain and 0 < rest < len(_FRAME) + size:
-            self.notes.append(f"the stream ends inside frame {read}, which is left out")
+            size = len(_FRAME) + sum(plane.nbytes for plane in frame.planes)
+            yield frame
+        whole, rest = divmod(self._bytes.bytes - len(self._bytes.header), size)
+        last = self._counted[1]
+        if self._bytes.plain and self._bytes.ended and rest and (last is None or whole < last):
+            cut = f"the stream ends inside frame {whole}"
+            if self._on_error == "fail":
+                raise InputError(f"{self.path}: {cut}; send all of it or use --on-error conceal")
+            self.notes.append(f"{cut}, which is left out")
 
 
 class _Counted:
-    """A file that counts what is read; `header` is its first line, `plain` whether frames' headers have no parameters."""
+    """A file that counts what is read, and gives what there is without waiting for more.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    `header` is its first line, `plain` whether frames' headers have no parameters, `ended` whether
+    there is no more.
+    """
+
+    def __init__(self, file: BufferedIOBase) -> None:
         self._file = file
         self._begin = b""
-        self.bytes = 0
+        self.bytes, self.ended = 0, False
 
     def read(self, size: int) -> bytes:
-        part = self._file.read(size)
+        part = self._file.read1(size)
+        self.ended = not part
         if len(self._begin) < _HEADER_BYTES:
             self._begin += part[:_HEADER_BYTES]
         self.bytes += len(part)
