@@ -70,7 +70,7 @@ def main() -> int:
     heard = [s for s in stopping if s is not None and signal.getsignal(s) is not signal.SIG_IGN]
     for signum in heard:
         signal.signal(signum, _not_begun)
-    # PyTorch looks once, at its first tensor; see `rlfn_pipe.engine.device.suit_allocator`.
+    # PyTorch looks once, at its first tensor; see `rlfn_pipe.allocator`.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from rlfn_pipe.cli.app import main as command
     from rlfn_pipe.errors import Interrupted

@@ -27,8 +27,9 @@ def shared_data() -> Path:
 
 def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """See `nearest_engine`; for subprocesses."""
+    from nearest import nearest_factory, nearest_spec
+
     from rlfn_pipe.cli import upscale
-    from rlfn_pipe.engine.reference import nearest_factory, nearest_spec
     from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.jobs import run
     from rlfn_pipe.jobs.room import EngineRoom

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from nearest import NearestNetwork, nearest_factory, nearest_spec
 
 from rlfn_pipe.engine import transfer
 from rlfn_pipe.engine.device import resolve_device, resolve_precision
@@ -24,7 +25,6 @@ from rlfn_pipe.engine.limits import PATIENCE, Limits
 from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.picture import Picture
-from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.engine.runner import CPU_STRIPS, TILE_SHARE, Engine
 from rlfn_pipe.engine.settings import Settings
@@ -785,7 +785,7 @@ def test_short_formats_in_tiles_stay_near_fp32(precision: str, depth: int) -> No
 def test_large_buffers_suit_the_allocator(wish: str) -> None:
     """In huge pages they are handed back at once; without them they are kept, and the next one is the same."""
     script = (
-        "import torch; from rlfn_pipe.engine.device import suit_allocator; mode = suit_allocator()\n"
+        "import torch; from rlfn_pipe.allocator import suit_allocator; mode = suit_allocator()\n"
         "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
         "before = resident(); x = torch.ones(1 << 26, dtype=torch.uint8); held = resident() - before\n"
         "del x; print(mode, held >> 20, (resident() - before) >> 20, sep=',')\n"

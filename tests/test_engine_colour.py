@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nearest import nearest_factory, nearest_spec
 
 from rlfn_pipe.engine import colour as conversions
 from rlfn_pipe.engine.colour import fill_under_alpha
-from rlfn_pipe.engine.reference import nearest_factory, nearest_spec
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.models.fuse import InferenceFactory

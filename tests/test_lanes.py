@@ -13,10 +13,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from nearest import NearestNetwork, nearest_spec
 
 from rlfn_pipe.engine.lanes import Lanes
 from rlfn_pipe.engine.network import Grid
-from rlfn_pipe.engine.reference import NearestNetwork, nearest_spec
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.models.fuse import InferenceFactory

@@ -11,12 +11,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from nearest import NearestNetwork, nearest_factory, nearest_spec
 
 from rlfn_pipe.engine import colour
 from rlfn_pipe.engine.device import resolve_precision
 from rlfn_pipe.engine.hold import Hold
 from rlfn_pipe.engine.network import Grid
-from rlfn_pipe.engine.reference import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine.reuse import (
     CELL,
     REACH,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from media_maker import make, noise
+from nearest import NearestNetwork
 from PIL import Image
 from test_resume import clip, packets, stop_after
 
@@ -23,7 +24,6 @@ import rlfn_pipe
 from rlfn_pipe.cli.app import main
 from rlfn_pipe.cli.ui import Reporter
 from rlfn_pipe.cli.upscale import _stopped
-from rlfn_pipe.engine.reference import NearestNetwork
 from rlfn_pipe.errors import Interrupted, OutputError, UsageError
 from rlfn_pipe.jobs import images, temporary
 from rlfn_pipe.jobs import run as run_module

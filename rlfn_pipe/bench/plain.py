@@ -15,10 +15,11 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from rlfn_pipe.allocator import suit_allocator
 from rlfn_pipe.bench.baselines import BASELINES, Baseline, Subject
 from rlfn_pipe.bench.ceilings import CeilingRoads, ceiling_roads
 from rlfn_pipe.bench.timing import Road
-from rlfn_pipe.engine.device import DTYPES, suit_allocator
+from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.jobs.process import WorkerProcess
 from rlfn_pipe.models.weights import load

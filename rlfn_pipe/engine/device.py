@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import platform
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -105,34 +102,3 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-
-
-@cache
-def suit_allocator() -> str:
-    """Suit the C library's allocator in this process to big buffers that come and go.
-
-    By default glibc maps every buffer above 32 MiB anew, and the page faults of a layer's output then cost
-    up to a third of the whole time on the CPU (docs/performance.md). In huge pages they cost nothing, and what is
-    mapped leaves no holes when it goes: where PyTorch asks the kernel for them (THP_MEM_ALLOC_ENABLE=1 before its first
-    tensor), everything from 4 MiB on is mapped ("huge pages"). Elsewhere nothing is ("kept"). "" where the C library
-    is not glibc. Once in a process, however many engines it builds.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return ""
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
-    mallopt(trim_threshold, 1 << 30)
-    if _huge_pages():
-        mallopt(mmap_threshold, 4 << 20)
-        return "huge pages"
-    mallopt(mmap_max, 0)
-    return "kept"
-
-
-def _huge_pages() -> bool:
-    """Whether PyTorch asks for huge pages for its large buffers, which it aligns to pages then, and gets them."""
-    modes = _lines("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not modes or "[never]" in modes[0]:
-        return False
-    held = [torch.empty(size << 20, dtype=torch.uint8) for size in (4, 5, 6, 7)]
-    return all(buffer.data_ptr() % mmap.PAGESIZE == 0 for buffer in held)

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rlfn_pipe.allocator import suit_allocator
 from rlfn_pipe.engine.device import (
     DTYPES,
     available_memory,
     device_name,
     resolve_device,
     resolve_precision,
-    suit_allocator,
 )
 from rlfn_pipe.engine.limits import Limits
 from rlfn_pipe.engine.network import (
@@ -252,6 +252,7 @@ class Engine:
         return self._limits.tile_of(tile)
 
     def batch_for(self, height: int, width: int) -> int:
+        """How many tiles of height x width low-resolution pixels are computed at once, 1 or more."""
         if self._batch is not None:
             batch = self._batch
         elif self.device.type == "cpu":

@@ -75,6 +75,7 @@ class Job:
 
     @property
     def done(self) -> bool:
+        """Whether all that the result is made of has been computed."""
         if self.repeats is not None:
             return self.repeats.output is not None or self.repeats.done
         if self.lone is not None:
@@ -103,6 +104,7 @@ class Piece:
         return self.answer.part is None if self.answer else self.picture.waits_for(self.tile)
 
     def place(self, result: torch.Tensor) -> None:
+        """Put the tile's result (3, s h, s w) float32 where it goes."""
         if self.answer is None:
             self.picture.place(self.tile, result)
         else:
@@ -117,6 +119,7 @@ class Piece:
 
 
 def depth_of(frame: Frame, target: Target) -> int:
+    """Bits a sample that a frame's way asks for: the larger of its own and its result's."""
     return max(frame.colour.bit_depth, target.colour.bit_depth)
 
 

@@ -212,7 +212,7 @@ class _Job:
     def _check(self, segment: Segment, made: Path, pts: list[int]) -> None:
         """What lies in the file is what was reported, at times of this stretch of the table."""
         name, table = str(self._item.output), self._plan.part.timeline
-        frames, _, _ = count_segment(made, name)
+        frames = count_segment(made, name)
         inside = not table.trusted or (
             int(table.pts[segment.first]) <= pts[0] and pts[-1] <= int(table.pts[segment.last - 1])
         )

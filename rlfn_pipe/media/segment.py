@@ -194,8 +194,8 @@ def read_packets(path: Path, name: str) -> Iterator[Packet[Any]]:
         yield from reader.packets()
 
 
-def count_segment(path: Path, name: str) -> tuple[int, int, int]:
-    """Read a segment file through: its frames, and the first and last pts (0, 0, -1 when empty).
+def count_segment(path: Path, name: str) -> int:
+    """Read a segment file through; the number of its frames.
 
     Raises:
         OutputError: as `read_packets`, or frames do not follow one another from 0.
@@ -204,7 +204,7 @@ def count_segment(path: Path, name: str) -> tuple[int, int, int]:
         shown = sorted(packet.pts for packet in reader.packets() if packet.pts is not None)
     if shown != list(range(len(shown))):
         raise OutputError(f"{name}: the frames of {path.name} do not follow one another; remove it")
-    return len(shown), 0, len(shown) - 1
+    return len(shown)
 
 
 # ------------------------------------------------------------------------- the file

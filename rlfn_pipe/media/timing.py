@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil
+from math import ceil, lcm
 
 import numpy as np
 from av.container import InputContainer
@@ -291,12 +291,12 @@ def clock_for(muxer: str, timeline: Timeline, rate: Fraction, audio_rates: Seque
     """
     source = timeline.time_base
     if muxer in ("mp4", "mov", "ipod", "3gp"):
-        timescale = _exact_timescale(source)
-        if timescale is None:
+        timescale = source.denominator
+        if timescale > _MAX_MP4_TIMESCALE:
             return Clock(Fraction(1, 1_000_000), False, 1_000_000, 1_000_000)
         movie = timescale
         for value in audio_rates:
-            common = _least_common_multiple(movie, value)
+            common = lcm(movie, value)
             movie = common if common <= _MAX_MP4_TIMESCALE else movie
         return Clock(Fraction(1, timescale), True, timescale, movie)
     if muxer == "avi":
@@ -308,13 +308,3 @@ def clock_for(muxer: str, timeline: Timeline, rate: Fraction, audio_rates: Seque
         return Clock(tick, True)
     tick = Fraction(1, 90000) if muxer == "mpegts" else Fraction(1, 1000)
     return Clock(tick, (source / tick).denominator == 1)
-
-
-def _exact_timescale(time_base: Fraction) -> int | None:
-    """Ticks a second in which multiples of `time_base` are whole."""
-    scale = time_base.denominator
-    return scale if scale <= _MAX_MP4_TIMESCALE else None
-
-
-def _least_common_multiple(a: int, b: int) -> int:
-    return a * b // int(np.gcd(a, b))

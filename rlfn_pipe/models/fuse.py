@@ -44,6 +44,7 @@ _SHORT = (torch.bfloat16, torch.float16)
 
 
 def bias_of(conv: nn.Conv2d) -> torch.Tensor:
+    """The bias (o,) of a convolution, float64."""
     assert conv.bias is not None, "every convolution of RLFN has a bias"
     return conv.bias.double()
 
@@ -118,14 +119,17 @@ def _stretch(small: torch.Tensor, like: torch.Tensor, grid: Grid | None) -> torc
 
 
 def prescale(spec: ModelSpec) -> float:
+    """What pictures of 0..255 are multiplied by before the folded first layer: a power of two, which rounds nothing."""
     return float(2.0 ** round(math.log2(spec.input_range / _WHITE)))
 
 
 def folded_head(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
+    """The first layer for pictures of 0..255 times `prescale`, whatever range the network was trained in."""
     return _copied(module.conv_1, scale=spec.input_range / _WHITE / prescale(spec))
 
 
 def folded_tail(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
+    """The last layer with results of 0..255, (3 s s, h, w) before the pixel shuffle."""
     gain = _WHITE / spec.input_range
     return _copied(cast(nn.Conv2d, module.upsampler[0]), scale=gain, scale_bias=gain)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from rlfn_pipe.allocator import keep_buffers
 from rlfn_pipe.models.convolution import Activation, Convolution, fused_available, make_convolution
 from rlfn_pipe.models.fuse import (
     Grid,
@@ -93,6 +94,7 @@ class StripNetwork:
         fused: bool | None = None,
         strip_bytes: int = STRIP_BYTES,
     ) -> None:
+        keep_buffers(strip_bytes + strip_bytes // 3)
         short = dtype in _SHORT
         self.scale, self._dtype, self._strip_bytes = spec.scale, dtype, strip_bytes
         self._spec, self._module, self._edge_fp32 = spec, module, edge_fp32

@@ -1,6 +1,8 @@
-"""Small real networks for tests and for runs without weights."""
+"""A small real network for tests."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +23,9 @@ class NearestNetwork(nn.Module):
         return F.interpolate(x, scale_factor=self.scale, mode="nearest") if self.scale > 1 else x.clone()
 
 
-def nearest_factory(scale: int) -> NearestFactory:
-    """A `NetworkFactory` that gives a `NearestNetwork` whatever format is asked for."""
-    return NearestFactory(scale)
-
-
-class NearestFactory:
-    """See `nearest_factory`."""
-
-    def __init__(self, scale: int) -> None:
-        self.scale = scale
-
-    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> NearestNetwork:
-        """A new network; float32 goes through unchanged, so nothing is rounded."""
-        return NearestNetwork(self.scale)
+def nearest_factory(scale: int) -> Callable[[torch.dtype, bool], NearestNetwork]:
+    """Gives a `NearestNetwork` whatever format is asked for: float32 goes through unchanged, so nothing is rounded."""
+    return lambda dtype, edge_fp32: NearestNetwork(scale)
 
 
 def nearest_spec(scale: int) -> ModelSpec:
