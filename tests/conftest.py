@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +16,12 @@ settings.load_profile("untimed")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 SKIPPED_REASON = "../shared/data is absent"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hang_up() -> None:
+    """Processes that are started hear SIGHUP, also where the suite was begun with nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

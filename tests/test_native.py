@@ -411,16 +411,17 @@ from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import MATRIX_RGB, RANGE_FULL, ColourInfo, Frame, Target
 
 threads, kind = int(sys.argv[1]), sys.argv[2]
+more = threads + (3 if kind == "plain" else 1)
 spec, module = load("rlfn-s", 4)
 engine = Engine(InferenceFactory(spec, module), spec, device="cpu", precision="fp32", threads=threads, reuse="off",
                 tta=kind == "tta")
-frames = list(islice(moving_frames(640, 360, threads + 1), threads + 1))
+frames = list(islice(moving_frames(640, 360, more), more))
 size = (2400, 1350) if kind == "resized" else (2560, 1440)
 if kind == "alpha":
     colour = ColourInfo(MATRIX_RGB, range=RANGE_FULL, subsampling="rgb", alpha=True)
     noise = np.random.default_rng(0)
     planes = lambda: tuple(noise.integers(0, 256, (360, 640), dtype=np.uint8) for _ in range(4))
-    frames = [Frame(planes(), colour, pts=i) for i in range(threads + 1)]
+    frames = [Frame(planes(), colour, pts=i) for i in range(more)]
 copies = int(kind in ("alpha", "resized"))
 assert engine.lanes_for(360, 640, False, copies) == threads
 def peak():

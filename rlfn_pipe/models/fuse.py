@@ -221,11 +221,11 @@ def form_on(device: torch.device, precision: str, spec: ModelSpec, *, compile: b
     if compile:
         return "compiled"
     if device.type == "cpu":
-        from rlfn_pipe.engine.device import DTYPES
         from rlfn_pipe.models.native.library import cpu_form
-        from rlfn_pipe.models.native.network import fits
+        from rlfn_pipe.models.native.network import PRECISIONS, fits
 
-        return cpu_form(precision) if fits(spec, DTYPES[precision]) else "strips"
+        fitting = any(name == precision and fits(spec, dtype) for dtype, name in PRECISIONS.items())
+        return cpu_form(precision) if fitting else "strips"
     from rlfn_pipe.models.cuda.trial import wanted
 
     return "cuda" if precision == "fp16" and wanted(device) else "operators"

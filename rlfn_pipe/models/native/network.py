@@ -49,14 +49,14 @@ __all__ = ["NativeNetwork", "fits", "winograd_weights"]
 TILE_WIDTH = 320
 TILE_HEIGHT = {torch.bfloat16: 96, torch.float32: 256}
 #: Number formats of networks that the compiled part computes, by its names.
-_PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 #: Points of the Winograd transform besides 0 and infinity, as in winograd.hpp: those with the least error in bf16.
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
 
 def fits(spec: ModelSpec, dtype: torch.dtype) -> bool:
     """Whether the compiled part is there and computes networks like `spec` in `dtype`."""
-    found = library(_PRECISIONS[dtype]) if dtype in _PRECISIONS else None
+    found = library(PRECISIONS[dtype]) if dtype in PRECISIONS else None
     if found is None:
         return False
     # 48 channels after padding, or one vector more.
@@ -98,7 +98,7 @@ class NativeNetwork:
     def __init__(self, spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool = False) -> None:
         self.scale = spec.scale
         self._spec, self._module, self._dtype, self._edge_fp32 = spec, module, dtype, edge_fp32
-        found = library(_PRECISIONS[dtype])
+        found = library(PRECISIONS[dtype])
         assert found is not None, "see `fits`"
         self.library = found
         self._lanes, self._short = found.lanes, dtype == torch.bfloat16
