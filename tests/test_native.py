@@ -32,6 +32,7 @@ from rlfn_pipe.models.native.network import NativeNetwork, fits, winograd_square
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.models.strips import StripNetwork
 from rlfn_pipe.models.weights import load
+from rlfn_pipe.threads import only_compiled
 from rlfn_pipe.types import ModelSpec
 
 HERE = Path(__file__).resolve().parent
@@ -556,6 +557,28 @@ def test_an_old_compiler_gives_what_it_can(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "network.cpp").write_text("")
     assert build.build() == "bf16: unknown option; amx: unknown option"
     assert {path.name for path in tmp_path.glob("*.so")} == {"_kernel_avx512.so", "_kernel_fp32.so"}
+
+
+@needed
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_sums_that_take_the_place_of_those_before_are_never_read_too_late(
+    dtype: torch.dtype, threads: int
+) -> None:
+    """A tall picture in many rows of tiles: a block's sums lie some rows off those that it reads, in one buffer."""
+    without_emulation(dtype)
+    net = NativeNetwork(*load("rlfn-s", 2), dtype)
+    size = (900, 48) if dtype == torch.bfloat16 else (2600, 24)
+    x = 255.0 * torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    with only_compiled(1):
+        expected = net(x).clone()
+    columns, rows = native_network._tiles(*size, threads, native_network.TILE_HEIGHT[dtype])
+    job = native.Job(height=size[0], width=size[1], threads=threads, columns=columns, rows=rows)
+    alone = native.Job(height=size[0], width=size[1], threads=threads, columns=columns, rows=1)
+    if threads < 7:
+        assert net.library.workspace(net.net, job) < 0.9 * net.library.workspace(net.net, alone)
+    for _ in range(5):
+        with only_compiled(threads):
+            assert torch.equal(net(x), expected)
 
 
 #: Prints whether results are the same without threads' stacks, and what comes of rows that find no room.

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from rlfn_pipe.models.native import library as native
-from rlfn_pipe.models.native import results
 from rlfn_pipe.models.native.network import NativeNetwork
 from rlfn_pipe.models.native.results import Results
 from rlfn_pipe.models.weights import load
@@ -45,11 +44,11 @@ def test_another_size_takes_no_buffer_and_leaves_none() -> None:
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ready = Results()
     size = 4 * 3 * 40 * 50
-    monkeypatch.setattr(results, "MOST_SPARE", 2 * size)
+    ready.most = 2 * size
     held = [ready.empty(SHAPE) for _ in range(5)]
     del held
     assert len(ready._spare) == 2
-    monkeypatch.setattr(results, "MOST_SPARE", size - 1)
+    ready.most = size - 1
     ready.release()
     ready.empty(SHAPE)
     assert not ready._spare

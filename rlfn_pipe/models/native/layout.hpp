@@ -2,7 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
+#include <thread>
+#include <vector>
 
 #include "gemm.hpp"
 #include "winograd.hpp"
@@ -68,6 +71,14 @@ struct Plan {
     int squares_along() const { return (w + SQUARE - 1) / SQUARE; }
     size_t squares() const { return static_cast<size_t>(squares_down()) * squares_along(); }
     int tiles() const { return columns * rows; }
+    // Rows of tiles that may be in hand beyond the first that is not done: no thread waits as long as all go on.
+    int spread() const { return 1 + (threads - 1) / columns; }
+    // By how many rows a block's sums lie off those that it reads, so that none is written upon before it has been
+    // read: the rows in hand and the 3 convolutions' reach. All of them where that is no more.
+    int lag() const {
+        const int tallest = (h + rows - 1) / rows + BAND;
+        return std::min(h, (spread() + 1) * tallest + 3 * BAND);
+    }
     Tile tile(int i) const {
         const int c = i % columns, r = i / columns;
         return {edge(w, c, columns, QUAD), edge(w, c + 1, columns, QUAD), edge(h, r, rows, BAND),
@@ -77,6 +88,26 @@ struct Plan {
     static int edge(int side, int i, int count, int unit) {
         return i == count ? side : static_cast<int>(int64_t{side} * i / count) / unit * unit;
     }
+};
+
+// Rows of tiles, one after the other: a tile waits while what it would write upon may still be read.
+class Turns {
+   public:
+    explicit Turns(const Plan& p) : columns_(p.columns), spread_(p.lag() == p.h ? p.rows : p.spread()), done_(p.rows) {}
+    void begin() {
+        for (auto& count : done_) count.store(0, std::memory_order_relaxed);
+    }
+    void wait(int tile) const {
+        for (int row = 0; row < tile / columns_ - spread_; row++)
+            for (int spins = 0; done_[row].load(std::memory_order_acquire) < columns_; spins++)
+                spins < SPINS ? _mm_pause() : std::this_thread::yield();
+    }
+    void finish(int tile) { done_[tile / columns_].fetch_add(1, std::memory_order_release); }
+
+   private:
+    static constexpr int SPINS = 1000;
+    int columns_, spread_;
+    std::vector<std::atomic<int>> done_;
 };
 
 // What one thread works with. Rows of pixels are float32 and begin at a tile's left edge; which of them are there at a

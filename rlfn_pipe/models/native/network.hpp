@@ -19,7 +19,8 @@ class Network {
     static constexpr int CS = NV * LANES;
 
    public:
-    // With `job.memory` each block keeps its own layers there, without only the last two blocks' are held.
+    // With `job.memory` each block keeps its own layers there. Without, only the last two blocks' are held: a block's
+    // sum goes to where that of the block before has been read, `lag` rows from its place.
     Network(const Net& net, const Job& job) : net_(net), job_(job), p_(job) {
         unsigned char* at = job.memory ? job.memory : job.workspace;
         auto take = [&](size_t bytes) {
@@ -34,8 +35,15 @@ class Network {
                 wide_[k] = wide_[k - 2], pooled_[k] = pooled_[k - 2];
                 continue;
             }
-            total_[k] = reinterpret_cast<Kept*>(take(sizes.total));
-            reduced_[k] = reinterpret_cast<Kept*>(take(sizes.reduced));
+            if (k == 1 && !job.memory) {
+                total_[1] = total_[0], reduced_[1] = reduced_[0];
+                total_[0] += static_cast<size_t>(p_.lag()) * p_.w * CS;
+                reduced_[0] += static_cast<size_t>(p_.lag()) * p_.w * F16;
+            } else {
+                const int rows = p_.h + (job.memory ? 0 : p_.lag());
+                total_[k] = reinterpret_cast<Kept*>(take(sizes.total(rows)));
+                reduced_[k] = reinterpret_cast<Kept*>(take(sizes.reduced(rows)));
+            }
             wide_[k] = reinterpret_cast<float*>(take(sizes.wide));
             pooled_[k] = reinterpret_cast<float*>(take(sizes.pooled));
         }
@@ -52,34 +60,43 @@ class Network {
     }
 
     struct Sizes {
-        size_t total, reduced, wide, pooled, picture;
-        explicit Sizes(const Plan& p) {
-            const size_t pixels = static_cast<size_t>(p.h) * p.w;
-            total = aligned(pixels * CS * sizeof(Kept)), reduced = aligned(pixels * F16 * sizeof(Kept));
+        size_t width, wide, pooled, picture;
+        explicit Sizes(const Plan& p) : width(p.w) {
             wide = aligned(sizeof(float) * p.h3 * p.w * F16), pooled = aligned(sizeof(float) * p.h2 * p.w3 * F16);
-            picture = aligned(pixels * 3 * sizeof(float));
+            picture = aligned(width * p.h * 3 * sizeof(float));
         }
-        size_t block() const { return total + reduced + wide + pooled; }
+        size_t total(int rows) const { return aligned(rows * width * CS * sizeof(Kept)); }
+        size_t reduced(int rows) const { return aligned(rows * width * F16 * sizeof(Kept)); }
+        size_t block(int rows) const { return total(rows) + reduced(rows) + wide + pooled; }
         size_t result(int scale) const { return picture * scale * scale; }
     };
 
     static size_t workspace(const Net& net, const Job& job) {
         const Plan p(job);
         const Sizes sizes(p);
-        return Scratch<NV>::bytes(p) * p.threads + (job.memory ? 0 : std::min(net.blocks, 2) * sizes.block());
+        const size_t held = sizes.total(p.h + p.lag()) + sizes.reduced(p.h + p.lag()) + 2 * (sizes.wide + sizes.pooled);
+        return Scratch<NV>::bytes(p) * p.threads + (job.memory ? 0 : held);
     }
 
     static size_t memory(const Net& net, const Job& job) {
         const Plan p(job);
         const Sizes sizes(p);
-        return net.blocks * sizes.block() + sizes.result(net.scale) + sizes.picture + 3 * aligned(p.squares()) +
+        return net.blocks * sizes.block(p.h) + sizes.result(net.scale) + sizes.picture + 3 * aligned(p.squares()) +
                aligned(static_cast<size_t>(p.h3) * p.squares_along()) + aligned(p.h2);
     }
 
     // The whole picture.
     void run(Pool& pool) {
+        Turns turns(p_);
         for (int k = 0; k < net_.blocks; k++) {
-            all(pool, p_.tiles(), [&](int i, Scratch<NV>& s) { block_tile<false>(k, p_.tile(i), s); });
+            // Down where the sums come to lie above those that are read, up where they come to lie below.
+            const bool up = k % 2 == 0;
+            turns.begin();
+            all(pool, p_.tiles(), [&](int i, Scratch<NV>& s) {
+                if (!job_.memory) turns.wait(i);
+                block_tile<false>(k, p_.tile(up ? p_.tiles() - 1 - i : i), s);
+                turns.finish(i);
+            });
             all(pool, p_.h2, [&](int y, Scratch<NV>& s) { pooled_row(k, y, s); });
             all(pool, p_.h3, [&](int y, Scratch<NV>& s) { map_row(k, y, s); });
         }

@@ -31,7 +31,7 @@ from rlfn_pipe.models.fuse import (
     prescale,
 )
 from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, library
-from rlfn_pipe.models.native.results import Results
+from rlfn_pipe.models.native.results import LEAST_SPARE, Results
 from rlfn_pipe.models.strips import bilinear
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 
@@ -50,6 +50,9 @@ TILE_WIDTH = 320
 TILE_HEIGHT = {torch.bfloat16: 96, torch.float32: 256}
 #: Number formats of networks that the compiled part computes, by its names.
 PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+#: Bytes of workspaces and results that wait for the next frames where each has a thread (but see `LEAST_SPARE`): 960x540
+#: at x4 is a twelfth faster in memory that was there (docs/performance.md, "Memory").
+MOST_WAITING = 640 << 20
 #: Points of the Winograd transform besides 0 and infinity, as in winograd.hpp: those with the least error in bf16.
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
@@ -110,7 +113,9 @@ class NativeNetwork:
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
             self.net = self._packed(spec, module)
         #: What a low-resolution pixel takes while its picture is computed, besides some rows for each thread.
-        self.pixel_bytes = self.library.workspace(self.net, Job(height=1000, width=1000, columns=1)) / 1e6
+        self.pixel_bytes = (
+            self.library.workspace(self.net, Job(height=1000, width=1000, columns=1, rows=1)) / 1e6
+        )
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
@@ -149,7 +154,11 @@ class NativeNetwork:
         columns, rows = _tiles(h, w, threads, TILE_HEIGHT[self._dtype])
         job = Job(height=h, width=w, threads=threads, columns=columns, rows=rows)
         job.memory = None if memory is None else _aligned(memory)
-        workspace = self._room(self.library.workspace(self.net, job))
+        size = self.library.workspace(self.net, job)
+        workspace = self._room(size)
+        # Alone this thread is one of several as a rule, each with its frame.
+        beside = 0 if threads > 1 else MOST_WAITING - size * cores()
+        self.results.most = max(LEAST_SPARE, beside)
         job.workspace = _aligned(workspace)
         job.stretch, kept = _whole(h, w) if place is None else _stretch(*place)
         job.picture, job.result = picture.data_ptr(), result.data_ptr()

@@ -11,15 +11,15 @@ import torch
 
 __all__ = ["Results"]
 
-#: Bytes of buffers that wait for the next result. Larger results (4K has 95 MiB) are mapped for each frame, which costs
-#: them 2 to 4 % and leaves nothing behind (docs/performance.md, "Memory").
-MOST_SPARE = 64 << 20
+#: Bytes of buffers that may wait for the next results in any case.
+LEAST_SPARE = 64 << 20
 
 
 class Results:
     """Float32 tensors whose memory comes back when the last view of them is gone, whoever holds it.
 
-    Several threads may ask at once.
+    Up to `most` bytes of it wait for the next ones; what is beyond is mapped for each result, which leaves nothing
+    behind. Several threads may ask at once.
     """
 
     def __init__(self) -> None:
@@ -27,6 +27,7 @@ class Results:
         self._spare: deque[torch.Tensor] = deque()
         #: The numbers in a buffer of the size that was last asked for; only such buffers wait.
         self._size = 0
+        self.most = LEAST_SPARE
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         """What `torch.empty` gives for float32 on the CPU, in memory of a former result of this size if there is any."""
@@ -51,5 +52,5 @@ class Results:
         return torch.empty(size)
 
     def _give_back(self, buffer: torch.Tensor) -> None:
-        if len(buffer) == self._size and (len(self._spare) + 1) * buffer.nbytes <= MOST_SPARE:
+        if len(buffer) == self._size and (len(self._spare) + 1) * buffer.nbytes <= self.most:
             self._spare.append(buffer)
