@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cores", "free_memory"]
+__all__ = ["cores", "free_memory", "system_lines"]
 
 #: What is taken for free where the system does not say.
 _UNKNOWN_MEMORY = 4 << 30
@@ -41,7 +41,7 @@ def free_memory(root: Path = _ROOT) -> int:
     /proc and /sys lie.
     """
     free = _UNKNOWN_MEMORY
-    for line in _lines(root / "proc/meminfo"):
+    for line in system_lines(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
     for group in _groups(root, "memory"):
@@ -54,13 +54,13 @@ def free_memory(root: Path = _ROOT) -> int:
 
 def _idle_files(group: Path) -> int:
     """Bytes of a group's memory in which files lie that were not read of late: the first to go."""
-    statistics = dict(line.split() for line in _lines(group / "memory.stat"))
+    statistics = dict(line.split() for line in system_lines(group / "memory.stat"))
     return int(statistics.get("total_inactive_file") or statistics.get("inactive_file") or 0)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of the groups that this process is in, with all above them: each may have a limit."""
-    for line in _lines(root / "proc/self/cgroup"):
+    for line in system_lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -71,10 +71,10 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _words(path: Path) -> list[str]:
-    return [word for line in _lines(path) for word in line.split()]
+    return [word for line in system_lines(path) for word in line.split()]
 
 
-def _lines(path: Path) -> list[str]:
+def system_lines(path: Path) -> list[str]:
     """The lines of a file of the system, none where it does not exist."""
     try:
         return path.read_text(encoding="utf-8").splitlines()

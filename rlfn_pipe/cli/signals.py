@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from rlfn_pipe.jobs.process import STOPPING
+
 #: The terminal was closed; None where the system has no such signal.
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 
@@ -52,9 +54,7 @@ def stop_on_signals() -> Iterator[StopToken]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
-        heard.append(HANGUP)
+    heard = [s for s in STOPPING if s != HANGUP or signal.getsignal(s) is not signal.SIG_IGN]
     before = {signum: signal.signal(signum, handler) for signum in heard}
     try:
         yield stop

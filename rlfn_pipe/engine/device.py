@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rlfn_pipe.allowance import cores, free_memory
+from rlfn_pipe.allowance import cores, free_memory, system_lines
 from rlfn_pipe.errors import UsageError
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,7 +82,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        for line in _lines("/proc/cpuinfo"):
+        for line in system_lines(Path("/proc/cpuinfo")):
             if line.startswith("model name"):
                 return f"{line.partition(':')[2].strip()} ({cores()} cores)"
         return platform.processor() or platform.machine()
@@ -94,11 +94,3 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_memory()
-
-
-def _lines(path: str) -> list[str]:
-    """The lines of a file of the system, none where it does not exist."""
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

@@ -349,7 +349,7 @@ class Engine:
         """Results (N, 3, s h, s w) float32 of tiles of one shape, pixels (N, 3, h, w) float32.
 
         With `remember` (see `keeps_layers`) what the layers have in common with the last frame that was
-        computed so is not computed again. Without it several threads may call this at once on the CPU.
+        computed so is not computed again. On the CPU several threads may call this at once.
 
         On the CPU tiles whose result is not finite are computed again in fp32 at once. On a device that
         works behind our back nobody waits for that to be known: zeros stand for such tiles, unless they are whole

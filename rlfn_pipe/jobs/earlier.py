@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rlfn_pipe.errors import OutputError, Taken, reason_of
+from rlfn_pipe.errors import OutputError, reason_of
 from rlfn_pipe.jobs.fingerprint import differences, file_identity
 from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
+from rlfn_pipe.jobs.temporary import check_free
 
 #: A journal, the job that it is of, and its whole segments by number.
 Earlier = tuple[Journal, Header, dict[int, Done]]
@@ -60,7 +60,7 @@ def judge(
         OutputError: the run may not begin.
     """
     if found is None or isinstance(found, JournalDamaged):
-        _refuse_existing(output, now, anew)
+        check_free(output, anew or now.overwrite)
         damaged = found is not None and lasting
         return Verdict(
             now,
@@ -70,27 +70,22 @@ def judge(
         )
     journal, before, done = found
     if not lasting:
-        _refuse_existing(output, now, anew)
+        check_free(output, anew or now.overwrite)
         note = f"earlier work is thrown away (segments: {len(done)}; --no-resume)"
         return Verdict(now, notes=(note,) if done else ())
     changes = _changes(before, now)
     if changes:
         if done and not anew:
             raise _of_another_job(output, changes)
-        _refuse_existing(output, now, anew)
+        check_free(output, anew or now.overwrite)
         return Verdict(
             now, notes=(f"earlier work is thrown away ({'; '.join(changes[:2])})",) if done else ()
         )
     if len(done) == len(before.cuts) - 1 and file_identity(output) in journal.published:
         return Verdict(before, done, published=True)
     merged = replace(before, overwrite=before.overwrite or now.overwrite)
-    _refuse_existing(output, merged, anew)
+    check_free(output, anew or merged.overwrite)
     return Verdict(merged, done)
-
-
-def _refuse_existing(output: Path, header: Header, overwrite: bool) -> None:
-    if os.path.lexists(output) and not (overwrite or header.overwrite):
-        raise Taken(f"{output} exists; -y overwrites, --skip-existing leaves what is there")
 
 
 def _changes(before: Header, now: Header) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import threading
 import time
@@ -15,13 +14,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from rlfn_pipe.errors import OutputError, Taken, UsageError
+from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.standard import PatientInput, PatientOutput
 from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
-from rlfn_pipe.jobs.temporary import finished_by_rename, private_file
-from rlfn_pipe.jobs.video_plan import check_matrix, encoding_for, sample_aspect
+from rlfn_pipe.jobs.temporary import check_free, finished_by_rename, private_file
+from rlfn_pipe.jobs.video_plan import check_matrix, encoding_for, odd_turn, sample_aspect
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, with_assumed_matrix
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.segment import SegmentSink
@@ -293,7 +292,7 @@ def _left_behind(source: VideoSource, options: UpscaleOptions) -> Iterator[str]:
     if source.path == STANDARD_INPUT:
         return
     if form.matrix is not None:
-        yield f"frames turned by {abs(form.matrix.rotation)} degrees cannot be turned upright: their turn is left out"
+        yield f"{odd_turn(form.matrix)}: their turn is left out"
     if source.crop:
         yield "YUV4MPEG2 cannot say that players crop the picture: all of it is sent"
     unwanted = {"audio": options.audio == "none", "subtitle": options.subtitles == "none"}
@@ -317,12 +316,6 @@ def _raw_format(wanted: str, colour: ColourInfo) -> str:
     return name
 
 
-def check_free(path: Path, options: UpscaleOptions) -> None:
-    """Raise `Taken` where the output of a pipe exists and is not to be replaced."""
-    if os.path.lexists(path) and not options.overwrite:
-        raise Taken(f"{path} exists; -y overwrites, --skip-existing leaves what is there")
-
-
 class _FileOut:
     """A video file made from a pipe: one segment, which cannot be resumed, then the file."""
 
@@ -336,7 +329,7 @@ class _FileOut:
         size: tuple[int, int],
         stack: ExitStack,
     ) -> None:
-        check_free(path, options)
+        check_free(path, options.overwrite)
         form, self._timeline = source.format, source.timeline
         self._plan = plan = encoding_for(path, options, form, size)
         self.colour, self.notes = plan.colour, plan.notes

@@ -12,9 +12,10 @@ from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs import summary
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.inputs import Item
-from rlfn_pipe.jobs.pipe import PIPE, check_free, pipe_source, plan_raw
+from rlfn_pipe.jobs.pipe import PIPE, pipe_source, plan_raw
 from rlfn_pipe.jobs.room import EngineRoom, shortfall
 from rlfn_pipe.jobs.run import ledger_of, named_format, plan_items
+from rlfn_pipe.jobs.temporary import check_free
 from rlfn_pipe.jobs.video import header_of
 from rlfn_pipe.jobs.video_plan import open_source, plan_video
 from rlfn_pipe.jobs.work import foreseen
@@ -195,7 +196,7 @@ def _describe_pipe(input: str, output: str, options: UpscaleOptions) -> summary.
     if there:
         warnings.append("1 inputs would be passed over: their outputs exist")
     elif output != PIPE:
-        check_free(Path(output), options)
+        check_free(Path(output), options.overwrite)
     source = pipe_source(input, options)
     plan = summary.PlanSummary(
         input=input,

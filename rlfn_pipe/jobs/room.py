@@ -80,14 +80,19 @@ class EngineRoom:
         Raises:
             UsageError: a setting is impossible here.
         """
-        return self._resolve(factor).to_dict()
+        from rlfn_pipe.models.weights import load
 
-    def _resolve(self, factor: float) -> Settings:
+        model = self._options.model
+        spec = load(model)[0] if registry.is_file(model) else registry.find(model, factor)
+        return self._resolve(spec).to_dict()
+
+    def _resolve(self, spec: ModelSpec) -> Settings:
+        """Settled by the first network that is asked for; those of one name have a form in common."""
         if self._settings is None:
             from rlfn_pipe.engine.settings import Settings
 
             options = self._options
-            form = self._form_for(factor)
+            form = self._form_of(spec)
             if self._pinned is not None:
                 self._settings = Settings.pinned(self._pinned, form=form)
             else:
@@ -102,29 +107,25 @@ class EngineRoom:
                     compile=options.compile,
                     form=form,
                 )
-                if not self._threads_are_free(self._settings, form):
+                if not self._threads_are_free(self._settings, spec):
                     self._settings = replace(self._settings, threads=self._share(self._settings))
         return self._settings
 
     def _share(self, settings: Settings) -> int:
         return max(1, settings.threads // self._workers)
 
-    def _form_for(self, factor: float) -> Callable[[torch.device, str], str]:
-        """The form of the network on a device in a precision; networks of one name have it in common."""
+    def _form_of(self, spec: ModelSpec) -> Callable[[torch.device, str], str]:
+        """The form of a network on a device in a precision."""
         from rlfn_pipe.models.fuse import form_on
-        from rlfn_pipe.models.weights import load
 
-        model = self._options.model
-        spec = load(model, factor)[0] if registry.is_file(model) else registry.find(model, factor)
         return partial(form_on, spec=spec, compile=self._options.compile == "on")
 
-    @staticmethod
-    def _threads_are_free(settings: Settings, form: Callable[[torch.device, str], str]) -> bool:
+    def _threads_are_free(self, settings: Settings, spec: ModelSpec) -> bool:
         """Whether pixels are the same with any number of threads, as those of the compiled network are."""
         from rlfn_pipe.engine.device import resolve_device
 
         device, _ = resolve_device(settings.device)
-        return device.type == "cpu" and form(device, settings.precision).startswith("native")
+        return device.type == "cpu" and self._form_of(spec)(device, settings.precision).startswith("native")
 
     def engine_for(self, factor: float) -> Engine:
         """The engine whose output, resized where need be, gives `factor`."""
@@ -141,9 +142,9 @@ class EngineRoom:
         from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 
         spec, module = load(self._options.model, factor)
-        settings, options = self._resolve(factor), self._options
+        settings, options = self._resolve(spec), self._options
         pinned = self._pinned is not None
-        free = self._threads_are_free(settings, self._form_for(factor))
+        free = self._threads_are_free(settings, spec)
         return Engine(
             InferenceFactory(spec, module, compile=settings.compile == "on"),
             spec,

@@ -60,6 +60,12 @@ def private_file(folder: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise `Taken` where an output exists and is not to be replaced."""
+    if os.path.lexists(path) and not overwrite:
+        raise Taken(f"{path} exists; -y overwrites, --skip-existing leaves what is there")
+
+
 def check_folder(folder: Path) -> None:
     """Raise OutputError where nothing can be written to a folder, or to the nearest one above that is there."""
     place = folder.absolute()

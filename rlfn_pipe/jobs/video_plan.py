@@ -129,9 +129,9 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     if turn is not None:
         matrix = turn.scaled(geometry.width / form.width, geometry.height / form.height)
         if options.rotate == "bake":
-            notes.append(f"{_odd_turn(turn)}, so the output has players turn it as the source does")
+            notes.append(f"{odd_turn(turn)}, so the output has players turn it as the source does")
     elif form.matrix is not None:
-        notes.append(f"{_odd_turn(form.matrix)}, which {item.output.suffix} cannot say: its turn is left out")
+        notes.append(f"{odd_turn(form.matrix)}, which {item.output.suffix} cannot say: its turn is left out")
     elif source.baked and options.rotate == "keep":
         notes.append(
             f"{item.output.suffix} cannot say that a picture is turned, so the frames were turned upright"
@@ -192,7 +192,8 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     )
 
 
-def _odd_turn(matrix: DisplayMatrix) -> str:
+def odd_turn(matrix: DisplayMatrix) -> str:
+    """What to say of a turn that is no multiple of 90 degrees, before what becomes of it."""
     return f"frames turned by {abs(matrix.rotation)} degrees cannot be turned upright"
 
 

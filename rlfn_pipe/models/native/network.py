@@ -108,7 +108,8 @@ class NativeNetwork:
         self._vectors, self._esa_vectors = -(-spec.channels // self._lanes), 16 // self._lanes
         self._kept: list[torch.Tensor] = []
         self.results = Results()
-        self._spare: deque[torch.Tensor] = deque(maxlen=cores())
+        self._cores = cores()
+        self._spare: deque[torch.Tensor] = deque(maxlen=self._cores)
         with torch.no_grad():
             self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
             self.net = self._packed(spec, module)
@@ -157,7 +158,7 @@ class NativeNetwork:
         size = self.library.workspace(self.net, job)
         workspace = self._room(size)
         # Alone this thread is one of several as a rule, each with its frame.
-        beside = 0 if threads > 1 else MOST_WAITING - size * cores()
+        beside = 0 if threads > 1 else MOST_WAITING - size * self._cores
         self.results.most = max(LEAST_SPARE, beside)
         job.workspace = _aligned(workspace)
         job.stretch, kept = _whole(h, w) if place is None else _stretch(*place)
