@@ -17,6 +17,7 @@ import torch
 
 from rlfn_pipe.bench.clip import moving_frames
 from rlfn_pipe.engine import colour
+from rlfn_pipe.engine.host import Host
 from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 from rlfn_pipe.threads import only_compiled
 
@@ -27,16 +28,16 @@ def main() -> int:
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    cpu = torch.device("cpu")
+    cpu, host = torch.device("cpu"), Host()
     for size in options.size or ["176x144", "320x180", "960x540"]:
         width, height = map(int, size.split("x"))
         frame = next(iter(moving_frames(width, height, 1)))
         large = 255.0 * torch.rand(3, height * options.scale, width * options.scale)
         roads = {
             "up, operators": lambda frame=frame: colour.to_rgb(frame, cpu),
-            "up": lambda frame=frame: to_rgb(frame, cpu),
+            "up": lambda frame=frame: to_rgb(frame, host),
             "down, operators": lambda frame=frame, large=large: colour.from_rgb(large, frame.colour),
-            "down": lambda frame=frame, large=large: from_rgb(large, frame.colour),
+            "down": lambda frame=frame, large=large.numpy(): from_rgb(large, frame.colour),
         }
         taken: dict[str, list[float]] = {name: [] for name in roads}
         with torch.inference_mode(), only_compiled(1):

@@ -31,11 +31,13 @@ from PIL import Image
 
 from rlfn_pipe.engine import runner
 from rlfn_pipe.engine.runner import Engine
-from rlfn_pipe.models.fuse import InferenceFactory, build_inference
+from rlfn_pipe.models.folding import weights_of
+from rlfn_pipe.models.forms import InferenceFactory
+from rlfn_pipe.models.fuse import build_inference
 from rlfn_pipe.models.native.network import NativeNetwork, fits
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.models.strips import StripNetwork
-from rlfn_pipe.models.weights import load_file
+from rlfn_pipe.models.weights import load_file, load_weights
 from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -56,11 +58,14 @@ def forms(spec: ModelSpec, module: RLFN, path: Path) -> dict[str, Run]:
         "strips bf16": StripNetwork(spec, module, torch.bfloat16),
         "strips bf16, fp32 edges": StripNetwork(spec, module, torch.bfloat16, edge_fp32=True),
     }
-    if fits(spec, torch.bfloat16):
-        runs["compiled bf16"] = NativeNetwork(spec, module, torch.bfloat16)
-        runs["compiled bf16, fp32 edges"] = NativeNetwork(spec, module, torch.bfloat16, edge_fp32=True)
-    if fits(spec, torch.float32):
-        runs["compiled fp32"] = NativeNetwork(spec, module, torch.float32)
+    for name, precision, edge in (
+        ("compiled bf16", "bf16", False),
+        ("compiled bf16, fp32 edges", "bf16", True),
+        ("compiled fp32", "fp32", False),
+    ):
+        if fits(spec, precision):
+            net = NativeNetwork(spec, weights_of(module), precision, edge)
+            runs[name] = lambda x, net=net: torch.from_numpy(net(x.numpy()))
     return runs
 
 
@@ -109,7 +114,7 @@ def accuracy(options: argparse.Namespace) -> None:
 def memory(options: argparse.Namespace) -> None:
     """Seconds a frame and peak resident memory of the engine."""
     if options.malloc == "default":
-        runner.suit_allocator = lambda: ""  # type: ignore[attr-defined]
+        runner.suit_allocator = lambda **kinds: ""  # type: ignore[attr-defined]
     spec, module = load_file(options.weights)
     width, height = map(int, options.size.split("x"))
     layout = ColourInfo(1, range=1, subsampling="420")
@@ -119,7 +124,12 @@ def memory(options: argparse.Namespace) -> None:
     target = Target(width * spec.scale, height * spec.scale, layout)
     tile = None if options.tile < 0 else options.tile
     engine = Engine(
-        InferenceFactory(spec, module), spec, device="cpu", threads=options.threads, tile=tile, reuse="off"
+        InferenceFactory(spec, weights_of(module)),
+        spec,
+        device="cpu",
+        threads=options.threads,
+        tile=tile,
+        reuse="off",
     )
     start = time.thread_time()
     for _ in engine.run((Frame(planes, layout, index), target) for index in range(2)):
@@ -136,11 +146,11 @@ def memory(options: argparse.Namespace) -> None:
 
 def threads(options: argparse.Namespace) -> None:
     """One frame by one thread and by all of them; what they share of it shows in the ratio."""
-    spec, module = load_file(options.weights)
+    spec, weights = load_weights(options.weights)
     width, height = map(int, options.size.split("x"))
-    x = torch.rand(1, 3, height, width) * 255.0
+    x = np.random.default_rng(0).random((1, 3, height, width), np.float32) * 255.0
     runner.suit_allocator()
-    network = NativeNetwork(spec, module, torch.bfloat16 if fits(spec, torch.bfloat16) else torch.float32)
+    network = NativeNetwork(spec, weights, "bf16" if fits(spec, "bf16") else "fp32")
     counts = (1, options.threads)
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(options.rounds):

@@ -29,10 +29,10 @@ from rlfn_pipe.bench.clip import COLOUR, moving_frames
 from rlfn_pipe.bench.engine import build_engine, engine_speed
 from rlfn_pipe.bench.report import as_data
 from rlfn_pipe.bench.timing import SLICE, in_turns
-from rlfn_pipe.engine.device import DTYPES
 from rlfn_pipe.engine.runner import Engine
-from rlfn_pipe.models.fuse import InferenceFactory
-from rlfn_pipe.models.weights import load
+from rlfn_pipe.engine.tensors import DTYPES
+from rlfn_pipe.models.forms import InferenceFactory
+from rlfn_pipe.models.weights import load, load_weights
 from rlfn_pipe.types import Target
 
 SIZES = ("96x96", "176x144", "320x180", "480x270", "640x360", "960x540", "1280x720", "1920x1080")
@@ -64,8 +64,8 @@ def measure_size(options: argparse.Namespace) -> None:
 
 
 def _engines(options: argparse.Namespace, settings: Iterable[dict[str, Any]]) -> list[Engine]:
-    spec, module = load(options.model, options.scale)
-    return [Engine(InferenceFactory(spec, module), spec, **each) for each in settings]
+    spec, weights = load_weights(options.model, options.scale)
+    return [Engine(InferenceFactory(spec, weights), spec, **each) for each in settings]
 
 
 def _engine_times(

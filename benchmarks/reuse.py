@@ -21,8 +21,8 @@ import numpy as np
 from rlfn_pipe.engine.reuse import Gallery
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.media.colour import LAYOUTS, planar_format, planes_of
-from rlfn_pipe.models.fuse import InferenceFactory
-from rlfn_pipe.models.weights import load
+from rlfn_pipe.models.forms import InferenceFactory
+from rlfn_pipe.models.weights import load_weights
 from rlfn_pipe.types import ColourInfo, Frame, Target
 
 
@@ -68,8 +68,8 @@ def target_of(frame: Frame) -> Target:
 
 def compare(frames: list[Frame], tolerance: float, tile: int | None, rounds: int) -> None:
     """Print off, exact and near, the whole clip in turns: frames are computed ahead, so single ones cannot be timed."""
-    spec, module = load("rlfn-s", 4)
-    factory = InferenceFactory(spec, module)
+    spec, weights = load_weights("rlfn-s", 4)
+    factory = InferenceFactory(spec, weights)
     seconds: dict[str, list[float]] = {"off": [], "exact": [], "near": []}
     off: list[np.ndarray] = []
     for number in range(rounds):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
-
-import torch
 
 __all__ = ["keep_buffers", "suit_allocator"]
 
@@ -23,18 +23,19 @@ _MAPPED = 4 << 20
 
 
 @cache
-def suit_allocator() -> str:
-    """Suit the allocator of this process, once, however many engines it builds.
+def suit_allocator(*, tensors: bool = False) -> str:
+    """Suit the allocator of this process to an engine's arrays (or `tensors`), once, however many it builds.
 
-    In huge pages fresh memory costs little, and what is mapped leaves no holes when it goes: where PyTorch asks the
-    kernel for them (THP_MEM_ALLOC_ENABLE=1 before its first tensor), everything from 4 MiB on is mapped ("huge pages").
-    Elsewhere nothing is ("kept"). "" where the C library is not glibc.
+    In huge pages fresh memory costs little, and what is mapped leaves no holes when it goes: where the kernel is asked
+    for them, by numpy always, by PyTorch where it is told to (THP_MEM_ALLOC_ENABLE=1 before its first tensor),
+    everything from 4 MiB on is mapped ("huge pages"). Elsewhere nothing is ("kept"). "" where the C library is not
+    glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return ""
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_TRIM_THRESHOLD, 1 << 30)
-    if _huge_pages():
+    if _huge_pages(tensors=tensors):
         mallopt(_MMAP_THRESHOLD, _MAPPED)
         return "huge pages"
     mallopt(_MMAP_MAX, 0)
@@ -47,17 +48,21 @@ def keep_buffers(most: int) -> None:
 
     Some 75 of them a frame, mapped and cleared, cost the strips half their time on small frames.
     """
-    if suit_allocator() == "huge pages":
+    if suit_allocator(tensors=True) == "huge pages":
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, most)
 
 
-def _huge_pages() -> bool:
-    """Whether PyTorch asks for huge pages for its large buffers, which it aligns to pages then, and gets them."""
+def _huge_pages(*, tensors: bool) -> bool:
+    """Whether large buffers are asked for, and got, in huge pages; PyTorch aligns them to pages then."""
     try:
         modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
     except OSError:
         return False
     if "[never]" in modes:
         return False
+    if not tensors:
+        return sys.platform == "linux" and os.environ.get("NUMPY_MADVISE_HUGEPAGE", "1") != "0"
+    import torch
+
     held = [torch.empty(size << 20, dtype=torch.uint8) for size in (4, 5, 6, 7)]
     return all(buffer.data_ptr() % mmap.PAGESIZE == 0 for buffer in held)

@@ -1,4 +1,4 @@
-"""What the system lets this process have: cores and memory, whatever the machine has besides.
+"""What the system lets this process have: cores and memory, whatever the machine has besides, and its instructions.
 
 Containers and batch systems give a process a part of the machine: some of its cores, a share of their time, so much
 memory (Linux: sched_getaffinity(2), and cgroups(7) of either version).
@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cores", "free_memory", "system_lines"]
+__all__ = ["cores", "free_memory", "processor_flags", "system_lines"]
 
 #: What is taken for free where the system does not say.
 _UNKNOWN_MEMORY = 4 << 30
@@ -74,9 +75,18 @@ def _words(path: Path) -> list[str]:
     return [word for line in system_lines(path) for word in line.split()]
 
 
+@cache
+def processor_flags() -> frozenset[str]:
+    """What Linux says that an x86 processor can do (`flags` in /proc/cpuinfo); nothing elsewhere."""
+    for line in system_lines(Path("/proc/cpuinfo")):
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
 def system_lines(path: Path) -> list[str]:
     """The lines of a file of the system, none where it does not exist."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

@@ -13,15 +13,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.jobs.room import EngineRoom
@@ -31,7 +31,10 @@ from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.presets import resolve
 from rlfn_pipe.types import MATRIX_BT709, MATRIX_RGB, RANGE_FULL, ColourInfo, Event, Frame, Target
 
-Image = TypeVar("Image", np.ndarray, torch.Tensor)
+if TYPE_CHECKING:
+    import torch
+
+    Image = TypeVar("Image", np.ndarray, torch.Tensor)
 
 #: Samples of float tensors pass through the engine as 16-bit code values.
 _FLOAT_DEPTH = 16
@@ -173,8 +176,12 @@ class Upscaler:
 def _taken_apart(image: Any) -> tuple[_Kind, list[Frame]]:
     if isinstance(image, np.ndarray):
         return _from_array(image)
-    if isinstance(image, torch.Tensor):
-        return _from_tensor(image)
+    # A tensor can only come from where PyTorch has been loaded.
+    if "torch" in sys.modules:
+        import torch
+
+        if isinstance(image, torch.Tensor):
+            return _from_tensor(image)
     raise UsageError(f"a picture must be a numpy array or a torch tensor, not {type(image).__name__}")
 
 
@@ -209,6 +216,8 @@ def _from_array(image: np.ndarray) -> tuple[_Kind, list[Frame]]:
 
 
 def _from_tensor(image: torch.Tensor) -> tuple[_Kind, list[Frame]]:
+    import torch
+
     if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3, 4) or not image.is_floating_point():
         raise UsageError(
             "a tensor must be C x H x W or N x C x H x W with 1, 3 or 4 channels in a float dtype, "
@@ -231,6 +240,8 @@ def _put_together(kind: _Kind, frames: list[Frame]) -> Any:
     if kind.array:
         planes = frames[0].planes
         return np.ascontiguousarray(planes[0]) if kind.channels is None else np.stack(planes, axis=2)
+    import torch
+
     white = (1 << _FLOAT_DEPTH) - 1
     stack = np.stack([np.stack(frame.planes) for frame in frames]).astype(np.float32) / white
     tensor = torch.from_numpy(stack).to(kind.device, kind.dtype)

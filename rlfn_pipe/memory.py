@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import torch
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["is_out_of_memory", "release_cached"]
 
@@ -26,13 +30,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     Accelerators raise `torch.OutOfMemoryError`; the CPU allocator, and CUDA itself, raise a RuntimeError, known
     by its own wording, which is matched exactly rather than by any mention of a device.
     """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATOR_MESSAGES)
 
 
 def release_cached(device: torch.device) -> None:
     """Hand cached blocks of the allocator back before trying again with less."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -2,19 +2,22 @@
 
 Where the compiled part does the work, the few operators around it run on the calling thread alone. OpenMP's helpers
 would wait in a loop on cores that are needed, and some operators give other bits with other numbers of threads.
+Nothing here loads PyTorch: where it is not there yet it has no threads to be told of.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
-import torch
+from rlfn_pipe.allowance import cores
 
 __all__ = ["compiled_threads", "let_openmp_rest", "only_compiled", "pytorch_threads", "work_alone"]
 
@@ -32,25 +35,32 @@ _here = _Here()
 
 def compiled_threads() -> int:
     """Threads that the compiled part may take for the calling thread."""
-    return torch.get_num_threads() if _here.count is None else _here.count
+    if _here.count is not None:
+        return _here.count
+    torch = _torch()
+    return torch.get_num_threads() if torch else cores()
 
 
 @contextmanager
 def only_compiled(count: int) -> Iterator[None]:
     """Within, and in the calling thread only, the compiled part takes `count` threads and PyTorch's operators one."""
-    before = _here.count, torch.get_num_threads()
+    torch = _torch()
+    before = _here.count, torch.get_num_threads() if torch else 0
     _here.count = count
     _set_openmp(1)
     try:
         yield
     finally:
         _here.count = before[0]
-        _set_openmp(before[1])
+        if before[1]:
+            _set_openmp(before[1])
 
 
 @contextmanager
 def pytorch_threads(count: int) -> Iterator[None]:
     """Within, PyTorch's operators take `count` threads, in the calling thread and in those that begin meanwhile."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -61,8 +71,6 @@ def pytorch_threads(count: int) -> Iterator[None]:
 
 def work_alone() -> None:
     """From now on the calling thread has no helpers of any kind."""
-    # PyTorch sets a thread's number when it is first asked for.
-    torch.get_num_threads()
     _here.count = 1
     _set_openmp(1)
 
@@ -74,7 +82,7 @@ def let_openmp_rest() -> None:
     want; twice the time at 96x96 (docs/performance.md).
     """
     soft = 1
-    for library in _libraries():
+    for library in _libraries(loaded=_torch() is not None):
         # Since OpenMP 5.0.
         if pause := getattr(library, "omp_pause_resource_all", None):
             pause(soft)
@@ -82,13 +90,22 @@ def let_openmp_rest() -> None:
 
 def _set_openmp(count: int) -> None:
     """OpenMP's threads for the calling thread; `torch.set_num_threads` would say it to later threads and to MKL, too."""
-    for library in _libraries():
+    if torch := _torch():
+        # PyTorch sets a thread's number when it is first asked for.
+        torch.get_num_threads()
+    for library in _libraries(loaded=torch is not None):
         library.omp_set_num_threads(count)
 
 
+def _torch() -> ModuleType | None:
+    """PyTorch where it has been loaded, all of it."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "get_num_threads") else None
+
+
 @cache
-def _libraries() -> tuple[ctypes.CDLL, ...]:
-    """The OpenMP libraries in this process."""
+def _libraries(*, loaded: bool) -> tuple[ctypes.CDLL, ...]:
+    """The OpenMP libraries in this process, with PyTorch's where that has been `loaded`."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from cuda_emulation import Emulated
 
 from rlfn_pipe.engine import colour as conversions
+from rlfn_pipe.engine.ends import samples as samples_of
+from rlfn_pipe.engine.layouts import chroma_size
 from rlfn_pipe.engine.tiling import border_mask, plan, stretch_matrix
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.cuda import library, pictures, trial
@@ -21,7 +23,7 @@ from rlfn_pipe.models.cuda.library import Maker
 from rlfn_pipe.models.cuda.network import Convolution, KernelNet
 from rlfn_pipe.models.fuse import InferenceNet, build_inference, for_device
 from rlfn_pipe.models.rlfn import RLFN
-from rlfn_pipe.pipeline import planes
+from rlfn_pipe.pipeline import tensor_planes as planes
 from rlfn_pipe.types import MATRIX_BT709, RANGE_FULL, RANGE_LIMITED, ColourInfo, Frame
 
 CPU = torch.device("cpu")
@@ -149,7 +151,7 @@ def test_tiles_lie_on_their_frame_s_grid(maker: Maker) -> None:
 def test_pictures_are_those_of_the_engine(maker: Maker, layout: ColourInfo, height: int, width: int) -> None:
     random = np.random.default_rng(height)
     top, dtype = 1 << layout.bit_depth, np.uint8 if layout.bit_depth == 8 else np.uint16
-    small = conversions.chroma_size(height, width, layout.subsampling)
+    small = chroma_size(height, width, layout.subsampling)
     frame = Frame(
         tuple(random.integers(0, top, size).astype(dtype) for size in ((height, width), small, small)), layout
     )
@@ -161,8 +163,8 @@ def test_pictures_are_those_of_the_engine(maker: Maker, layout: ColourInfo, heig
     for plus in (None, excess, torch.zeros_like(excess)):
         there = None if plus is None else plus.to(DEVICE)
         made = planes.by_maker(maker, large.to(DEVICE), layout, there)
-        got = conversions.samples([plane.cpu() for plane in made])
-        wanted = conversions.samples(conversions.from_rgb(large, layout, excess=plus))
+        got = samples_of([plane.cpu() for plane in made])
+        wanted = samples_of(conversions.from_rgb(large, layout, excess=plus))
         for p, q in zip(got, wanted, strict=True):
             off = np.abs(p.astype(int) - q)
             assert p.dtype == q.dtype and off.max() <= 1 and (off > 0).mean() < (0.01 if top == 256 else 0.2)

@@ -19,8 +19,11 @@ import pytest
 import torch
 from nearest import NearestNetwork, nearest_factory, nearest_spec
 
+from rlfn_pipe.engine import device as device_module
 from rlfn_pipe.engine import transfer
+from rlfn_pipe.engine.colour import add_excess
 from rlfn_pipe.engine.device import resolve_device, resolve_precision
+from rlfn_pipe.engine.host import Host
 from rlfn_pipe.engine.limits import PATIENCE, Limits
 from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.overflow import Doubts
@@ -28,6 +31,7 @@ from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.engine.runner import CPU_STRIPS, TILE_SHARE, Engine
 from rlfn_pipe.engine.settings import Settings
+from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.engine.tiling import plan
 from rlfn_pipe.engine.transfer import Arrival, fetch
 from rlfn_pipe.errors import EngineError, UsageError
@@ -35,7 +39,8 @@ from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.memory import is_out_of_memory
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.cuda import trial
-from rlfn_pipe.models.fuse import InferenceFactory, form_on
+from rlfn_pipe.models.folding import weights_of
+from rlfn_pipe.models.forms import InferenceFactory, form_on
 from rlfn_pipe.models.native.library import cpu_form
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.models.weights import save
@@ -168,8 +173,21 @@ def test_lanczos_equals_its_definition(size: tuple[int, int]) -> None:
     down, across = (torch.from_numpy(lanczos_matrix(*pair)) for pair in zip(size, (20, 70), strict=True))
     wanted = down @ image.double() @ across.T
     for given in (image, image.transpose(-1, -2).contiguous().transpose(-1, -2)):
-        torch.testing.assert_close(resize(given, *size).double(), wanted, atol=2e-4, rtol=0.0)
-    assert resize(image, 20, 70) is image
+        for part, arrays in ((given, Tensors(torch.device("cpu"))), (given.numpy(), Host())):
+            got = torch.as_tensor(resize(part, *size, arrays))
+            torch.testing.assert_close(got.double(), wanted, atol=2e-4, rtol=0.0)
+            assert resize(part, 20, 70, arrays) is part
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_what_goes_around_the_network_is_enlarged_alike(scale: int) -> None:
+    """Where it is resized later, arrays get it by bands and tensors by PyTorch."""
+    rgb, excess = (
+        255.0 * torch.rand(3, side * scale, 3 * side * scale) for side, scale in ((7, scale), (7, 1))
+    )
+    wanted = add_excess(rgb, excess)
+    got = Host().resized(rgb.numpy(), excess.numpy(), *rgb.shape[-2:])
+    torch.testing.assert_close(torch.from_numpy(got), wanted, atol=1e-3, rtol=0)
 
 
 def test_limits_are_checked() -> None:
@@ -194,7 +212,8 @@ def test_default_overlap_follows_the_tile() -> None:
 
 def test_hardware_that_nobody_measured_is_taken_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(device_module, "may_have_a_gpu", lambda: True)
+    monkeypatch.setattr(device_module, "_mps_available", lambda: True)
     device, reason = resolve_device("auto")
     assert device.type == "cpu" and "--device mps" in reason
     assert resolve_device("mps")[0].type == "mps"
@@ -238,7 +257,10 @@ def test_settings_are_found_once_and_given_back() -> None:
     with pytest.raises(UsageError, match="compile"):
         Settings.resolve(device="cpu", compile="perhaps")
     formed = Settings.resolve(device="cpu", form=lambda device, precision: f"{precision} on {device.type}")
-    assert formed.instructions == f"{found.instructions}, {found.precision} on cpu"
+    assert found.instructions == ""
+    assert formed.instructions == f"{torch.backends.cpu.get_cpu_capability()}, {found.precision} on cpu"
+    native = Settings.resolve(device="cpu", form=lambda device, precision: "native, amx")
+    assert native.instructions == "native, amx", "PyTorch has no part in it"
 
 
 def test_jobs_know_by_which_road_their_pixels_came(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,14 +514,14 @@ def test_tiles_that_overflow_are_redone_in_fp32(value: float, tile: int, late: b
 
 def test_flags_are_read_no_further_than_they_are_needed() -> None:
     doubts: Doubts[str] = Doubts()
-    doubts.add(torch.tensor([True, False, True]), ["a", "b", "c"])
-    doubts.add(torch.tensor([False, True]), ["d"])
-    doubts.add(torch.tensor([False]), ["e"])
+    doubts.add(fetch([torch.tensor([True, False, True])]), ["a", "b", "c"])
+    doubts.add(fetch([torch.tensor([False, True])]), ["d"])
+    doubts.add(fetch([torch.tensor([False])]), ["e"])
     assert doubts.settle(0) == [] and doubts.added == 3
     bad = doubts.settle(2)
     assert bad == ["b", "d"] and doubts.settle(1) is bad
     bad.pop()
-    doubts.add(torch.tensor([True, False]), ["f", "g"])
+    doubts.add(fetch([torch.tensor([True, False])]), ["f", "g"])
     assert doubts.added == 4
     assert doubts.settle() == ["b", "e", "g"]
 
@@ -527,8 +549,7 @@ class Slow(Arrival):
 @pytest.fixture
 def slow_way(monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
     """All that the engine fetches is on its way until it is waited for."""
-    monkeypatch.setattr("rlfn_pipe.engine.schedule.fetch", Slow)
-    monkeypatch.setattr("rlfn_pipe.engine.overflow.fetch", Slow)
+    monkeypatch.setattr(transfer, "fetch", Slow)
     monkeypatch.setattr(Slow, "underway", [])
     monkeypatch.setattr(Slow, "most", 0)
     return Slow
@@ -642,7 +663,7 @@ def test_memory_that_ends_while_results_are_placed_loses_nothing(
         return tried
 
     monkeypatch.setattr(Picture, "_add", fails_at_times(Picture._add))
-    monkeypatch.setattr("rlfn_pipe.engine.overflow.fetch", fails_at_times(fetch))
+    monkeypatch.setattr(transfer, "fetch", fails_at_times(fetch))
     engine = overflowing(float("nan"), batch=batch, tile=128, overlap=12)
     engine.late_checks, engine.ahead = True, ahead
     frames = pictures([(300, 300)] * 4)
@@ -682,7 +703,7 @@ def small_rlfn(scale: int = 2) -> tuple[ModelSpec, InferenceFactory, RLFN]:
     module = RLFN(spec).eval().requires_grad_(False)
     # A step up in contrast around mid grey, so that the output is a picture and not clipped to black.
     module.upsampler[0].bias.fill_(0.5)
-    return spec, InferenceFactory(spec, module), module
+    return spec, InferenceFactory(spec, weights_of(module)), module
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (14, 14), (15, 40), (33, 22)])
@@ -781,18 +802,21 @@ def test_short_formats_in_tiles_stay_near_fp32(precision: str, depth: int) -> No
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize("tensors", [True, False])
 @pytest.mark.parametrize("wish", ["1", "0"])
-def test_large_buffers_suit_the_allocator(wish: str) -> None:
+def test_large_buffers_suit_the_allocator(wish: str, tensors: bool) -> None:
     """In huge pages they are handed back at once; without them they are kept, and the next one is the same."""
+    ones = "torch.ones(1 << 26, dtype=torch.uint8)" if tensors else "numpy.ones(1 << 26, numpy.uint8)"
     script = (
-        "import torch; from rlfn_pipe.allocator import suit_allocator; mode = suit_allocator()\n"
+        f"import {'torch' if tensors else 'numpy'}\n"
+        f"from rlfn_pipe.allocator import suit_allocator; mode = suit_allocator(tensors={tensors})\n"
         "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
-        "before = resident(); x = torch.ones(1 << 26, dtype=torch.uint8); held = resident() - before\n"
+        f"before = resident(); x = {ones}; held = resident() - before\n"
         "del x; print(mode, held >> 20, (resident() - before) >> 20, sep=',')\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, "THP_MEM_ALLOC_ENABLE": wish},
+        env={**os.environ, "THP_MEM_ALLOC_ENABLE": wish, "NUMPY_MADVISE_HUGEPAGE": wish},
         capture_output=True,
         text=True,
         check=True,

@@ -12,9 +12,12 @@ from nearest import nearest_factory, nearest_spec
 
 from rlfn_pipe.engine import colour as conversions
 from rlfn_pipe.engine.colour import fill_under_alpha
+from rlfn_pipe.engine.ends import samples as samples_of
+from rlfn_pipe.engine.layouts import chroma_size
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.errors import EngineError
-from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.folding import weights_of
+from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.weights import load
 from rlfn_pipe.types import SUPPORTED_MATRICES, ColourInfo, Frame, Target
 
@@ -29,7 +32,7 @@ def engine(scale: int = 2) -> Engine:
 def frame(values: tuple[int, ...], colour: ColourInfo, height: int = 9, width: int = 11) -> Frame:
     """A flat frame; one value a plane."""
     dtype = np.uint8 if colour.bit_depth == 8 else np.uint16
-    chroma = conversions.chroma_size(height, width, colour.subsampling)
+    chroma = chroma_size(height, width, colour.subsampling)
     sizes = [(height, width)] + [chroma] * 2 if colour.subsampling != "grey" else [(height, width)]
     if colour.alpha:
         sizes.append((height, width))
@@ -55,7 +58,7 @@ def test_flat_fields_come_back_within_one_code_value(matrix: int, subsampling: s
                 assert result.colour == layout
                 for plane, value in zip(result.planes, values, strict=True):
                     assert np.abs(plane.astype(int) - value).max() <= 1, (layout, values)
-                assert result.planes[1].shape == conversions.chroma_size(18, 22, subsampling)
+                assert result.planes[1].shape == chroma_size(18, 22, subsampling)
 
 
 @pytest.mark.parametrize("matrix", MATRICES)
@@ -69,7 +72,7 @@ def test_444_round_trip_is_exact_to_one(matrix: int, value_range: int, depth: in
     given = Frame(planes, layout)
     back = conversions.from_rgb(conversions.to_rgb(given, CPU), layout)
     for plane, original in zip(back, planes, strict=True):
-        assert np.abs(conversions.samples([plane])[0].astype(int) - original).max() <= 1
+        assert np.abs(samples_of([plane])[0].astype(int) - original).max() <= 1
 
 
 @pytest.mark.parametrize("depth", [8, 12, 16])
@@ -108,9 +111,7 @@ def test_odd_and_tiny_sizes(size: tuple[int, int], subsampling: str) -> None:
     for scale in (1, 3):
         result = run_one(frame((90, 100, 170), layout, *size), layout, scale)
         assert result.planes[0].shape == (size[0] * scale, size[1] * scale)
-        assert result.planes[2].shape == conversions.chroma_size(
-            size[0] * scale, size[1] * scale, subsampling
-        )
+        assert result.planes[2].shape == chroma_size(size[0] * scale, size[1] * scale, subsampling)
         assert [int(plane.flat[0]) for plane in result.planes] == [90, 100, 170]
 
 
@@ -145,7 +146,7 @@ def test_chroma_survives_420_at_each_siting(location: str) -> None:
     )
     back = conversions.from_rgb(conversions.to_rgb(Frame(planes, layout), CPU), layout)
     for plane, original in zip(back, planes, strict=True):
-        inner = conversions.samples([plane])[0].astype(int)[2:-2, 2:-2]
+        inner = samples_of([plane])[0].astype(int)[2:-2, 2:-2]
         assert np.abs(inner - original[2:-2, 2:-2]).max() <= 1
 
 
@@ -195,11 +196,13 @@ def test_flat_fields_with_real_weights_come_back_within_two(
     shared_data: Path, name: str, precision: str
 ) -> None:
     """Away from the border, where the network itself sees its zero padding; super-white and footroom too."""
-    from rlfn_pipe.models.fuse import InferenceFactory
+    from rlfn_pipe.models.forms import InferenceFactory
     from rlfn_pipe.models.weights import load_file
 
     spec, module = load_file(shared_data / "weights" / f"{name}.pth")
-    upscaler = Engine(InferenceFactory(spec, module), spec, device="cpu", precision=precision, threads=1)
+    upscaler = Engine(
+        InferenceFactory(spec, weights_of(module)), spec, device="cpu", precision=precision, threads=1
+    )
     layout = ColourInfo(1, range=1, subsampling="420")
     target = Target(40 * spec.scale, 40 * spec.scale, layout)
     inner = slice(8 * spec.scale, 12 * spec.scale)
@@ -217,7 +220,9 @@ def test_what_lies_under_transparency_does_not_seep_into_the_edge() -> None:
     plane = np.where(disc, 255, 0).astype(np.uint8)
     given = Frame((plane, plane, plane, plane), ColourInfo(0, range=2, subsampling="rgb", alpha=True))
     spec, module = load("rlfn-s", 4)
-    engine = Engine(InferenceFactory(spec, module), spec, device="cpu", precision="fp32", threads=1)
+    engine = Engine(
+        InferenceFactory(spec, weights_of(module)), spec, device="cpu", precision="fp32", threads=1
+    )
     [result] = engine.run([(given, Target(160, 160, given.colour))])
     visible = result.planes[3] > 16
     inner = np.s_[16:-16, 16:-16]

@@ -15,7 +15,9 @@ from rlfn_pipe.errors import EngineError
 from rlfn_pipe.evaluate.metrics import psnr_y
 from rlfn_pipe.models import convolution
 from rlfn_pipe.models.convolution import FusedConvolution, PlainConvolution, fused_available
-from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet, build_inference
+from rlfn_pipe.models.folding import weights_of
+from rlfn_pipe.models.forms import InferenceFactory
+from rlfn_pipe.models.fuse import InferenceNet, build_inference
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.models.strips import StripNetwork
 from rlfn_pipe.types import ModelSpec
@@ -78,7 +80,8 @@ def test_edges_in_float32_keep_more_than_eight_bits() -> None:
 def test_value_range_is_known_from_the_description() -> None:
     spec, module = network(white=1.0)
     x = torch.rand(1, 3, 20, 20)
-    got = InferenceFactory(spec, module)(torch.float32, False)(x * 255.0)
+    form = InferenceFactory(spec, weights_of(module)).host("fp32", False)
+    got = torch.from_numpy(form((x * 255.0).numpy()))
     torch.testing.assert_close(got / 255.0, module(x), atol=1e-5, rtol=0)
 
 
@@ -149,7 +152,7 @@ def test_a_picture_does_not_depend_on_its_company() -> None:
 
 def test_strips_give_the_usual_form_to_other_devices() -> None:
     spec, module = network()
-    made = InferenceFactory(spec, module)(torch.float16, True)
+    made = InferenceFactory(spec, weights_of(module))(torch.float16, True)
     assert made.to("cpu") is made
     moved = made.to("meta")
     assert isinstance(moved, InferenceNet)
@@ -161,7 +164,7 @@ def test_the_compiled_form_is_the_same_network(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RLFN_PIPE_CACHE", str(tmp_path / "weights"))
     spec = ModelSpec("random", 2, 4, 4, 1)
     module = RLFN(spec).eval().requires_grad_(False)
-    net = InferenceFactory(spec, module, compile=True)(torch.float32, False).to("cpu")
+    net = InferenceFactory(spec, weights_of(module), compile=True)(torch.float32, False).to("cpu")
     x = torch.rand(1, 3, 20, 24) * 255.0
     torch.testing.assert_close(net(x), build_inference(spec, module)(x), atol=1e-3, rtol=0)
 
@@ -171,7 +174,7 @@ def test_a_compiler_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("no compiler\nwas found")
 
     spec, module = network()
-    net = InferenceFactory(spec, module, compile=True)(torch.float32, False)
+    net = InferenceFactory(spec, weights_of(module), compile=True)(torch.float32, False)
     monkeypatch.setattr(net, "_run", torch.compile(lambda x, grid: x + 1, backend=fails))
     with pytest.raises(EngineError, match="--compile off"):
         net(torch.rand(1, 3, 20, 24))
@@ -215,7 +218,7 @@ def test_set5_is_as_good_in_bf16_as_in_fp32(shared_data: Path, name: str) -> Non
     from rlfn_pipe.models.weights import load
 
     spec, module = load(shared_data / "weights" / name if name.endswith(".pth") else name, 4)
-    fast = InferenceFactory(spec, module)(torch.bfloat16, False)
+    fast = InferenceFactory(spec, weights_of(module)).host("bf16", False)
     gain = spec.input_range / 255.0
     folder = shared_data / "test" / "Set5"
     scores: list[list[float]] = []
@@ -223,7 +226,7 @@ def test_set5_is_as_good_in_bf16_as_in_fp32(shared_data: Path, name: str) -> Non
         x = torch.from_numpy(pixels(path).transpose(2, 0, 1).astype(np.float32))[None]
         with torch.inference_mode():
             expected = (module(x * gain)[0] / gain).clamp(0, 255)
-            got = fast(x)[0].clamp(0, 255).round()
+            got = torch.from_numpy(fast(x.numpy()))[0].clamp(0, 255).round()
         error = (got - expected).double()
         assert 10 * torch.log10(255.0**2 / error.square().mean()) >= 50.0, path.name
         large = pixels(folder / "HR" / path.name)[: got.shape[1], : got.shape[2]]

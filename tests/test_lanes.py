@@ -19,7 +19,8 @@ from rlfn_pipe.engine.lanes import Lanes
 from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.errors import EngineError
-from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.folding import weights_of
+from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.native import library as native
 from rlfn_pipe.models.weights import load
 from rlfn_pipe.threads import _libraries, compiled_threads, let_openmp_rest, only_compiled, work_alone
@@ -270,7 +271,7 @@ def test_the_compiled_network_gives_the_same_bits(model: str, depth: int, scale:
     spec, module = load(model, 4)
 
     def engine(threads: int, reuse: str) -> Engine:
-        factory = InferenceFactory(spec, module)
+        factory = InferenceFactory(spec, weights_of(module))
         return Engine(factory, spec, device="cpu", threads=threads, reuse=reuse, reuse_tolerance=0)
 
     wanted = run(engine(1, "off"), frames, scale)
@@ -285,7 +286,7 @@ def test_the_compiled_network_gives_the_same_bits(model: str, depth: int, scale:
 
 def test_openmp_rests_and_wakes_again() -> None:
     """PyTorch's operators run as before in between."""
-    assert _libraries() or not torch.backends.openmp.is_available()
+    assert _libraries(loaded=True) or not torch.backends.openmp.is_available()
     x = torch.arange(1 << 20, dtype=torch.float32)
     for _ in range(3):
         let_openmp_rest()

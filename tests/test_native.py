@@ -20,11 +20,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compiled import NAMES, Compiled
 
-from rlfn_pipe.engine.device import DTYPES, available_memory
+from rlfn_pipe.engine.device import available_memory
+from rlfn_pipe.engine.tensors import DTYPES
 from rlfn_pipe.engine.tiling import border_mask, plan, stretch_matrix
 from rlfn_pipe.models.architectures import architecture
-from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet, build_inference
+from rlfn_pipe.models.folding import weights_of
+from rlfn_pipe.models.forms import InferenceFactory
+from rlfn_pipe.models.fuse import InferenceNet, build_inference
 from rlfn_pipe.models.native import build
 from rlfn_pipe.models.native import library as native
 from rlfn_pipe.models.native import network as native_network
@@ -63,13 +67,13 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def use(kernel: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a library the one for its number format, emulated where the processor cannot run it."""
-    flags = native._processor_flags()
+    flags = native.processor_flags()
     if native.FLAGS[kernel] - flags:
         if shutil.which("c++") is None:
             pytest.skip("no C++ compiler to emulate instructions with")
         monkeypatch.setitem(native.PATHS, kernel, request.getfixturevalue("emulated")(kernel))
     flags = flags - native.FLAGS["amx"] | native.FLAGS[kernel]
-    monkeypatch.setattr(native, "_processor_flags", lambda: flags)
+    monkeypatch.setattr(native, "processor_flags", lambda: flags)
     native._loaded.cache_clear()
 
 
@@ -159,14 +163,14 @@ def test_it_is_the_network(name: str, scale: int, size: tuple[int, int], dtype: 
     spec, module = random_network(name, scale)
     x = picture(*size)
     if dtype == torch.float32:
-        got = NativeNetwork(spec, module, dtype)(x)
+        got = Compiled(spec, module, dtype)(x)
         wanted = build_inference(spec, module.double(), torch.float64)(x.double())
         assert got.dtype == torch.float32 and got.shape == wanted.shape
         assert error(got, wanted) < 2e-4 and (got - wanted).abs().max() < 2e-3
         return
     wanted = build_inference(spec, module)(x)
     for edge in (False, True):
-        got = NativeNetwork(spec, module, dtype, edge)(x)
+        got = Compiled(spec, module, dtype, edge)(x)
         assert got.dtype == torch.float32 and got.shape == wanted.shape
         strips = StripNetwork(spec, module, dtype, edge)(x)
         assert error(got, wanted) <= 1.05 * error(strips, wanted), edge
@@ -190,7 +194,7 @@ def test_float32_has_the_same_bits_by_wider_vectors(
     results = {}
     for kernel in ("fp32", "avx512"):
         use(kernel, request, monkeypatch)
-        network = NativeNetwork(spec, module, torch.float32)
+        network = Compiled(spec, module, torch.float32)
         assert network.library.kernel == kernel and native.cpu_form("fp32") == "native"
         kept = network.remembering(1 << 30)
         results[kernel] = [(kept(x), kept.computed) for x in pictures]
@@ -209,7 +213,7 @@ def test_bits_depend_on_nothing_but_the_picture(
     if name == "rlfn":
         without_emulation(dtype)
     spec, module = random_network(name, 4)
-    net = NativeNetwork(spec, module, dtype)
+    net = Compiled(spec, module, dtype)
     size = (30, 67) if is_emulated(dtype) else (58, 131)
     x = picture(*size)
     whole = net(x)
@@ -225,9 +229,9 @@ def test_bits_depend_on_nothing_but_the_picture(
 def test_callers_at_the_same_time_have_buffers_of_their_own(dtype: torch.dtype) -> None:
     """And pictures of other sizes in between find theirs large enough."""
     spec, module = random_network("rlfn-s", 2)
-    net = NativeNetwork(spec, module, dtype)
+    net = Compiled(spec, module, dtype)
     pictures = [picture(15, 40 - i) for i in range(4)]
-    wanted = [NativeNetwork(spec, module, dtype)(x) for x in pictures]
+    wanted = [Compiled(spec, module, dtype)(x) for x in pictures]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
             for got, right in zip(pool.map(net, pictures), wanted, strict=True):
@@ -245,7 +249,7 @@ def test_more_threads_than_pieces_never_wait_for_one_another(
     without_emulation(dtype)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
     spec, module = random_network("rlfn-s", 2)
-    net, x = NativeNetwork(spec, module, dtype), picture(15, 17)
+    net, x = Compiled(spec, module, dtype), picture(15, 17)
     monkeypatch.setattr(native_network, "_tiles", lambda *size: (1, 2))
     wanted = net(x)
     for _ in range(300):
@@ -256,7 +260,7 @@ def test_more_threads_than_pieces_never_wait_for_one_another(
 def test_tiles_of_a_frame_lie_on_its_grid(dtype: torch.dtype) -> None:
     spec, module = random_network("rlfn-s", 2)
     x = picture(141, 160)
-    exact, net = build_inference(spec, module), NativeNetwork(spec, module, dtype)
+    exact, net = build_inference(spec, module), Compiled(spec, module, dtype)
     tiles = plan(141, 160, 96, 36)
     for tile in tiles[:1] if is_emulated(dtype) else tiles:
         y, z = tile.y, tile.x
@@ -278,10 +282,10 @@ def test_numbers_that_are_not_finite_come_out_as_such(dtype: torch.dtype) -> Non
     spec, module = random_network("rlfn-s", 2)
     x = picture(20, 24)
     x[0, 1, 10, 12] = float("nan")
-    assert torch.isnan(NativeNetwork(spec, module, dtype)(x)).any()
+    assert torch.isnan(Compiled(spec, module, dtype)(x)).any()
     module.blocks()[0].c1_r.weight *= 1e30
     module.blocks()[0].c2_r.weight *= 1e30
-    assert not torch.isfinite(NativeNetwork(spec, module, dtype)(picture(20, 24))).all()
+    assert not torch.isfinite(Compiled(spec, module, dtype)(picture(20, 24))).all()
 
 
 @needed
@@ -289,15 +293,18 @@ def test_the_default_network_takes_it_and_other_formats_do_not(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, module = load("rlfn-s", 4)
-    factory = InferenceFactory(spec, module)
-    assert isinstance(factory(dtype, False), NativeNetwork)
-    assert isinstance(factory(torch.float64, False), StripNetwork)
+    factory, precision = InferenceFactory(spec, weights_of(module)), NAMES[dtype]
+    assert factory.serves("cpu", precision) and isinstance(factory.host(precision, False), NativeNetwork)
+    assert not factory.serves("cpu", "fp16") and not factory.serves("cuda:0", precision)
+    assert not InferenceFactory(spec, weights_of(module), compile=True).serves("cpu", precision)
     made = factory(dtype, True)
-    assert made.to("cpu") is made
+    assert isinstance(made, StripNetwork) and made.to("cpu") is made
     elsewhere = made.to("meta")
     assert isinstance(elsewhere, InferenceNet) and elsewhere.body.weight.dtype == dtype
     monkeypatch.setenv(native.WISH, "off")
-    assert isinstance(factory(dtype, False), StripNetwork)
+    assert not factory.serves("cpu", precision)
+    x = picture(15, 16)
+    assert torch.equal(torch.from_numpy(factory.host(precision, False)(x.numpy())), factory(dtype, False)(x))
 
 
 def film(height: int, width: int) -> Iterator[torch.Tensor]:
@@ -339,7 +346,7 @@ def test_what_did_not_change_keeps_its_bits(
     if size[0] * size[1] > 1000:
         without_emulation(dtype)
     spec, module = random_network(name, scale)
-    plain = NativeNetwork(spec, module, dtype)
+    plain = Compiled(spec, module, dtype)
     kept = plain.remembering(1 << 30)
     shares = []
     for number, x in enumerate(film(*size)):
@@ -355,7 +362,7 @@ def test_single_pixels_anywhere_keep_all_other_bits(dtype: torch.dtype) -> None:
     """Products of a quad mix all that any of its pixels reads: a change shows further away than convolutions reach."""
     without_emulation(dtype)
     spec, module = load("rlfn-s", 4)
-    plain = NativeNetwork(spec, module, dtype)
+    plain = Compiled(spec, module, dtype)
     kept = plain.remembering(1 << 30)
     generator = torch.Generator().manual_seed(11)
     x = picture(130, 190)
@@ -373,7 +380,7 @@ def test_single_pixels_anywhere_keep_all_other_bits(dtype: torch.dtype) -> None:
 def test_a_small_change_costs_little(dtype: torch.dtype) -> None:
     without_emulation(dtype)
     spec, module = load("rlfn-s", 4)
-    kept = NativeNetwork(spec, module, dtype).remembering(1 << 30)
+    kept = Compiled(spec, module, dtype).remembering(1 << 30)
     shares = []
     for x in list(film(180, 320))[:5]:
         kept(x)
@@ -384,7 +391,7 @@ def test_a_small_change_costs_little(dtype: torch.dtype) -> None:
 @needed
 def test_layers_are_kept_within_bounds_and_handed_back(dtype: torch.dtype) -> None:
     spec, module = random_network("rlfn-s", 2)
-    plain = NativeNetwork(spec, module, dtype)
+    plain = Compiled(spec, module, dtype)
     size = plain.memory_bytes(40, 50)
     assert 40 * 50 * 800 < size < 40 * 50 * (1500 if dtype == torch.bfloat16 else 2600)
     x, other = picture(40, 50), picture(50, 40)
@@ -405,17 +412,19 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 import numpy as np
+import rlfn_pipe.engine.tensors  # what some kinds lend to PyTorch does not count its code
 from rlfn_pipe.bench.clip import moving_frames
 from rlfn_pipe.engine.runner import Engine
-from rlfn_pipe.models.fuse import InferenceFactory
-from rlfn_pipe.models.weights import load
+from rlfn_pipe.models.forms import InferenceFactory
+from rlfn_pipe.models.weights import load_weights
+from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 from rlfn_pipe.types import MATRIX_RGB, RANGE_FULL, ColourInfo, Frame, Target
 
 threads, kind = int(sys.argv[1]), sys.argv[2]
 more = threads + (3 if kind == "plain" else 1)
-spec, module = load("rlfn-s", 4)
-engine = Engine(InferenceFactory(spec, module), spec, device="cpu", precision="fp32", threads=threads, reuse="off",
-                tta=kind == "tta")
+spec, weights = load_weights("rlfn-s", 4)
+engine = Engine(InferenceFactory(spec, weights), spec, device="cpu", precision="fp32", threads=threads, reuse="off",
+                tta=kind == "tta", to_rgb=to_rgb, to_planes=from_rgb)
 frames = list(islice(moving_frames(640, 360, more), more))
 size = (2400, 1350) if kind == "resized" else (2560, 1440)
 if kind == "alpha":
@@ -455,21 +464,21 @@ def test_frames_take_the_memory_that_is_counted_with(threads: int, kind: str) ->
 
 def test_networks_of_other_shapes_go_without() -> None:
     for channels, mid, esa in ((10, 12, 16), (52, 48, 16), (48, 48, 8), (80, 80, 16)):
-        for dtype in (torch.bfloat16, torch.float32):
-            assert not fits(ModelSpec("other", 2, channels, mid, 2, esa), dtype)
+        for precision in ("bf16", "fp32"):
+            assert not fits(ModelSpec("other", 2, channels, mid, 2, esa), precision)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_reason_is_told(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(native.WISH, raising=False)
-    monkeypatch.setattr(native, "_processor_flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(native, "processor_flags", lambda: frozenset({"avx512f"}))
     assert native.library(precision) is None
     assert {"bf16": "lacks avx512_bf16, avx512bw", "fp32": "lacks avx2, fma"}[precision] in str(
         native.why_not(precision)
     )
     assert native.why_not("fp16") == "there is none for fp16"
     flags = native.FLAGS[precision]
-    monkeypatch.setattr(native, "_processor_flags", lambda: flags)
+    monkeypatch.setattr(native, "processor_flags", lambda: flags)
     monkeypatch.setitem(native.PATHS, precision, tmp_path / "_kernel.so")
     assert native.library(precision) is None and native.why_not(precision) == "it was not built"
     assert native.can_be_built(precision)
@@ -482,7 +491,7 @@ def test_the_reason_is_told(precision: str, monkeypatch: pytest.MonkeyPatch, tmp
 @needed
 def test_float32_goes_without_the_library_for_avx512(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(native.WISH, raising=False)
-    monkeypatch.setattr(native, "_processor_flags", lambda: native.FLAGS["fp32"] | native.FLAGS["avx512"])
+    monkeypatch.setattr(native, "processor_flags", lambda: native.FLAGS["fp32"] | native.FLAGS["avx512"])
     monkeypatch.setitem(native.PATHS, "avx512", native.PATHS["fp32"])
     native._loaded.cache_clear()
     found = native.library("fp32")
@@ -503,7 +512,7 @@ def test_without_the_library_for_amx_pytorch_is_taken_unless_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv(native.WISH, raising=False)
-    monkeypatch.setattr(native, "_processor_flags", lambda: native.FLAGS["amx"])
+    monkeypatch.setattr(native, "processor_flags", lambda: native.FLAGS["amx"])
     monkeypatch.setitem(native.PATHS, "amx", tmp_path / "_kernel.so")
     assert native.library("bf16") is None and native.why_not("bf16") == "it was not built"
     assert native.cpu_form("bf16") == "strips" and native.can_be_built("bf16")
@@ -566,12 +575,12 @@ def test_sums_that_take_the_place_of_those_before_are_never_read_too_late(
 ) -> None:
     """A tall picture in many rows of tiles: a block's sums lie some rows off those that it reads, in one buffer."""
     without_emulation(dtype)
-    net = NativeNetwork(*load("rlfn-s", 2), dtype)
+    net = Compiled(*load("rlfn-s", 2), dtype)
     size = (900, 48) if dtype == torch.bfloat16 else (2600, 24)
     x = 255.0 * torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with only_compiled(1):
         expected = net(x).clone()
-    columns, rows = native_network._tiles(*size, threads, native_network.TILE_HEIGHT[dtype])
+    columns, rows = native_network._tiles(*size, threads, native_network.TILE_HEIGHT[NAMES[dtype]])
     job = native.Job(height=size[0], width=size[1], threads=threads, columns=columns, rows=rows)
     alone = native.Job(height=size[0], width=size[1], threads=threads, columns=columns, rows=1)
     if threads < 7:
@@ -583,22 +592,25 @@ def test_sums_that_take_the_place_of_those_before_are_never_read_too_late(
 
 #: Prints whether results are the same without threads' stacks, and what comes of rows that find no room.
 SHORT_OF_MEMORY = """
-import ctypes, resource, torch
-from rlfn_pipe.models.fuse import InferenceFactory
+import resource
+import numpy as np
+from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.native.library import Planes, any_library
-from rlfn_pipe.models.weights import load
+from rlfn_pipe.models.weights import load_weights
 from rlfn_pipe.threads import only_compiled
-network = InferenceFactory(*load("rlfn-s", 2))(torch.float32, False)
-picture = torch.rand(1, 3, 48, 64) * 255
-expected = network(picture).clone()
+network = InferenceFactory(*load_weights("rlfn-s", 2)).host("fp32", False)
+picture = np.random.default_rng(0).random((1, 3, 48, 64), np.float32) * 255
+expected = network(picture).copy()
+network.forget()
+network._spare.append(np.empty(8 << 20, np.uint8))  # what the workspace takes for six threads
 width = 4 << 20
-rgb, samples = torch.zeros(3, 1, width), [torch.zeros(width, dtype=torch.uint8) for _ in range(3)]
+rgb, samples = np.zeros((3, 1, width), np.float32), [np.zeros(width, np.uint8) for _ in range(3)]
 planes = Planes(height=1, width=width, threads=1, bytes=1, half_x=0, half_y=0, scale=1, top=255.0,
-                rgb=rgb.data_ptr(), **{name: plane.data_ptr() for name, plane in zip(("y", "cb", "cr"), samples)})
+                rgb=rgb.ctypes.data, **{name: plane.ctypes.data for name, plane in zip(("y", "cb", "cr"), samples)})
 held = [line.split() for line in open("/proc/self/status") if line.startswith("VmSize")]
 resource.setrlimit(resource.RLIMIT_AS, (int(held[0][1]) * 1024 + (2 << 20),) * 2)
 with only_compiled(6):
-    print(torch.equal(network(picture), expected))
+    print(np.array_equal(network(picture), expected))
 try:
     any_library().planes(planes)
 except MemoryError as error:

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from rlfn_pipe.engine import colour as conversions
+from rlfn_pipe.engine.ends import samples as samples_of
+from rlfn_pipe.engine.host import Host
+from rlfn_pipe.engine.layouts import chroma_size
 from rlfn_pipe.models.native import library as native
-from rlfn_pipe.pipeline import planes as planes_of
-from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
+from rlfn_pipe.pipeline import planes, tensor_planes
+from rlfn_pipe.pipeline.tensor_planes import from_rgb, to_rgb
 from rlfn_pipe.types import ColourInfo, Frame
 
 needed = pytest.mark.skipif(
@@ -46,7 +49,7 @@ def test_planes_are_those_of_the_engine(subsampling: str, location: str, size: t
 def samples(height: int, width: int, layout: ColourInfo, gap: int = 0) -> Frame:
     """A frame of noise over all code values; rows lie `gap` samples apart, as decoders leave them."""
     rng = np.random.default_rng(height * 1000 + width)
-    small = conversions.chroma_size(height, width, layout.subsampling)
+    small = chroma_size(height, width, layout.subsampling)
     sizes = [
         (height, width),
         *[small] * (2 * (layout.subsampling != "grey")),
@@ -134,10 +137,10 @@ def test_libraries_give_equal_bits(kernel: str, monkeypatch: pytest.MonkeyPatch)
         pytest.skip(f"{kernel}: {native._obstacle(kernel)}")
     layout, rgb, excess = ColourInfo(1, range=1, subsampling="420"), picture(51, 90), picture(17, 30)
     frame, cpu = samples(51, 89, layout), torch.device("cpu")
-    planes, back = from_rgb(rgb, layout, excess=excess), to_rgb(frame, cpu)
-    monkeypatch.setattr(planes_of, "any_library", lambda: native._loaded(kernel))
+    made, back = from_rgb(rgb, layout, excess=excess), to_rgb(frame, cpu)
+    monkeypatch.setattr(tensor_planes, "any_library", lambda: native._loaded(kernel))
     assert torch.equal(back, to_rgb(frame, cpu))
-    for p, q in zip(planes, from_rgb(rgb, layout, excess=excess), strict=True):
+    for p, q in zip(made, from_rgb(rgb, layout, excess=excess), strict=True):
         assert torch.equal(p, q)
 
 
@@ -161,3 +164,46 @@ def test_what_it_does_not_do_is_left_to_the_engine(monkeypatch: pytest.MonkeyPat
         assert torch.equal(p, q)
     frame = samples(20, 30, layout)
     assert torch.equal(to_rgb(frame, cpu), conversions.to_rgb(frame, cpu))
+
+
+LAYOUTS = [
+    ColourInfo(0, range=2, subsampling="rgb"),
+    ColourInfo(0, range=1, subsampling="rgb", bit_depth=10),
+    ColourInfo(1, range=2, subsampling="grey", bit_depth=16),
+    ColourInfo(1, range=1, subsampling="grey"),
+    ColourInfo(1, range=1, subsampling="420"),
+    ColourInfo(9, range=1, subsampling="444", bit_depth=12),
+]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda c: f"{c.subsampling}-{c.bit_depth}")
+def test_arrays_get_what_tensors_get(
+    layout: ColourInfo, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both directions, with and without what went around the network; grey sums may round the other way."""
+    if not compiled:
+        monkeypatch.setenv(native.WISH, "off")
+    frame, cpu = samples(37, 51, layout), torch.device("cpu")
+    rgb = planes.to_rgb(frame, Host())
+    assert isinstance(rgb, np.ndarray) and rgb.dtype == np.float32
+    np.testing.assert_array_equal(rgb, to_rgb(frame, cpu).numpy())
+    large, excess = picture(74, 102), picture(37, 51) - 130.0
+    for neutral in {False, layout.subsampling == "420"}:
+        for around in (None, excess):
+            got = planes.from_rgb(
+                large.numpy(), layout, neutral=neutral, excess=None if around is None else around.numpy()
+            )
+            wanted = from_rgb(large.clone(), layout, neutral=neutral, excess=around)
+            for p, q in zip(samples_of(got), samples_of(wanted), strict=True):
+                assert p.dtype == q.dtype and p.dtype == (np.uint8 if layout.bit_depth == 8 else np.uint16)
+                apart = np.abs(p.astype(np.int64) - q)
+                assert apart.max() <= (layout.subsampling == "grey" or neutral)
+                assert apart.sum() <= 2 + 0.002 * apart.size
+    assert torch.equal(large, picture(74, 102)), "the picture is left as it was"
+
+
+def test_values_that_are_none_make_no_noise(recwarn: pytest.WarningsRecorder) -> None:
+    """Weights that give NaN are told of by the engine; a thousand warnings of numpy's would hide it."""
+    rgb = np.full((3, 5, 7), np.nan, np.float32)
+    assert len(planes.from_rgb(rgb, LAYOUTS[0])) == 3 and not recwarn.list

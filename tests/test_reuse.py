@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
-from functools import cache
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from nearest import NearestNetwork, nearest_factory, nearest_spec
 from rlfn_pipe.engine import colour
 from rlfn_pipe.engine.device import resolve_precision
 from rlfn_pipe.engine.hold import Hold
+from rlfn_pipe.engine.layouts import chroma_size
 from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.reuse import (
     CELL,
@@ -33,9 +33,9 @@ from rlfn_pipe.engine.reuse import (
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.tiling import plan
 from rlfn_pipe.errors import UsageError
-from rlfn_pipe.models.fuse import InferenceFactory, InferenceNet
+from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.native.library import cpu_form
-from rlfn_pipe.models.weights import load
+from rlfn_pipe.models.weights import load_weights
 from rlfn_pipe.types import ColourInfo, Frame, Target
 
 YUV = ColourInfo(matrix=1, range=1)
@@ -83,18 +83,14 @@ def moving(picture: list[np.ndarray], count: int = 5) -> list[list[np.ndarray]]:
     return [*found, found[-1], found[-1]]
 
 
-SPEC, MODULE = load("rlfn-s", 4)
+SPEC, WEIGHTS = load_weights("rlfn-s", 4)
 
-
-@cache
-def network(dtype: torch.dtype, edge_fp32: bool) -> InferenceNet:
-    """The shipped network, built once for all engines of these tests."""
-    return InferenceFactory(SPEC, MODULE)(dtype, edge_fp32)
+FACTORY = InferenceFactory(SPEC, WEIGHTS)
 
 
 def engine(reuse: str, **settings: object) -> Engine:
     settings = {"device": "cpu", "threads": 1, **settings}
-    return Engine(network, SPEC, reuse=reuse, **settings)  # type: ignore[arg-type]
+    return Engine(FACTORY, SPEC, reuse=reuse, **settings)  # type: ignore[arg-type]
 
 
 def target_of(frame: Frame, scale: int = 4) -> Target:
@@ -459,7 +455,7 @@ def layouts() -> Iterator[ColourInfo]:
 def test_a_tile_is_touched_whenever_its_rgb_changes(layout: ColourInfo) -> None:
     """Against the conversion itself: single samples changed at random, odd sizes."""
     rng, size = np.random.default_rng(3), (75, 91)
-    half = colour.chroma_size(*size, layout.subsampling)
+    half = chroma_size(*size, layout.subsampling)
     shapes = [size] if layout.subsampling == "grey" else [size, half, half]
     first = Frame(tuple(rng.integers(60, 190, shape, dtype=np.uint8) for shape in shapes), layout)
     device = torch.device("cpu")

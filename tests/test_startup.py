@@ -115,52 +115,34 @@ def test_what_starts_a_worker_loads_nothing_else() -> None:
     assert done.stdout.split() == []
 
 
-SHAPES = """
-import importlib, sys, threading, types
-
-serve = types.ModuleType("rlfn_pipe.jobs.serve")
-serve.serve = lambda connection: [t.join() for t in threading.enumerate() if t.name == "rlfn-pipe torch"]
-sys.modules[serve.__name__] = serve
-from rlfn_pipe.jobs.process import COMPILERS_SHAPES, begin
-begin(None)
-import torch
-print(COMPILERS_SHAPES in sys.modules, hasattr(torch, "_meta_registrations"), "torch._decomp" in sys.modules)
-importlib.import_module(COMPILERS_SHAPES)
-from torch._subclasses.fake_tensor import FakeTensorMode
-with FakeTensorMode():
-    print(*torch.nn.functional.conv2d(torch.empty(1, 3, 8, 8), torch.empty(4, 3, 3, 3)).shape)
-"""
-
-
-def test_a_worker_does_without_the_compilers_shapes_until_they_are_wanted() -> None:
-    """A quarter of PyTorch's import; `rlfn_pipe.models.compiled` imports the module, which is whole then."""
-    done = subprocess.run(
-        [sys.executable, "-c", SHAPES], capture_output=True, text=True, cwd=ROOT, check=False
+def test_nothing_of_pytorch_is_loaded_where_the_compiled_part_does_it_all(tmp_path: Path) -> None:
+    """It would take longer than a picture. What has no compiled form loads it."""
+    if not process._only_compiled():
+        pytest.skip("no compiled part, or a GPU is here")
+    watch = tmp_path / "sitecustomize.py"
+    watch.write_text(
+        "import sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch': print('torch', file=sys.stderr, flush=True)\n"
+        "sys.meta_path.insert(0, Watch())\n",
+        encoding="utf-8",
     )
-    without = process._does_without_shapes() and process._only_compiled()
-    with_shapes = "False False False" if without else "True True True"
-    assert done.stdout.splitlines() == [with_shapes, "1 4 6 6"], done.stderr
-
-
-def test_versions_of_pytorch_that_were_not_tried_are_loaded_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = torch.__version__.startswith(tuple(f"{version}." for version in process._WITHOUT_SHAPES))
-    assert process._does_without_shapes() == tried
-    package = tmp_path / "torch"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.syspath_prepend(tmp_path)
-    for text, wanted in (
-        ("__version__ = '2.130.0'", False),
-        ("__version__ = '2.13.1+cu130'", True),
-        ("", False),
-    ):
-        (package / "version.py").write_text(text)
-        assert process._does_without_shapes() == wanted
-    (package / "version.py").unlink()
-    assert not process._does_without_shapes()
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    picture = BUNNY.parent / "bunny" / "face.png"
+    for source, suffix in ((BUNNY, "mkv"), (picture, "png")):
+        for more, loaded in (
+            ([], False),
+            (["--model", "rlfn", "--tta", "--scale", "4"], False),
+            (["--scale", "2.5"], False),
+            (["--precision", "fp16"], True),
+        ):
+            output = tmp_path / f"{len(more)}-{loaded}.{suffix}"
+            done = one_frame(
+                *(tmp_path, source, output, *more), PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])
+            )
+            assert done.returncode == 0 and output.exists(), done.stderr
+            assert ("torch" in done.stderr) == loaded, (source, more, done.stderr)
 
 
 SIGNALLED = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rlfn_pipe.engine.host import Host
 from rlfn_pipe.engine.picture import Picture, answer_of
 from rlfn_pipe.engine.runner import DEFAULT_OVERLAP, Engine
+from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.engine.tiling import (
     FADE,
     GRID,
@@ -28,7 +31,8 @@ from rlfn_pipe.engine.tiling import (
     stretch_matrix,
     tile_side,
 )
-from rlfn_pipe.models.fuse import InferenceFactory
+from rlfn_pipe.models.folding import weights_of
+from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
 
@@ -165,7 +169,12 @@ def frame_of(picture: np.ndarray) -> Frame:
 def upscaled(spec: ModelSpec, module: RLFN, picture: np.ndarray, **settings: object) -> np.ndarray:
     deep = ColourInfo(matrix=0, range=2, subsampling="rgb", bit_depth=16)
     engine = Engine(
-        InferenceFactory(spec, module), spec, device="cpu", precision="fp32", threads=1, **settings
+        InferenceFactory(spec, weights_of(module)),
+        spec,
+        device="cpu",
+        precision="fp32",
+        threads=1,
+        **settings,
     )  # type: ignore[arg-type]
     height, width = picture.shape[:2]
     target = Target(width * spec.scale, height * spec.scale, deep)
@@ -193,7 +202,7 @@ def test_tiles_converge_to_the_whole_frame_with_random_weights() -> None:
 def test_naive_tiles_do_not_converge() -> None:
     """The grid is what makes the difference: a tile run as its own picture stays wrong inside."""
     spec, module = random_network()
-    net = InferenceFactory(spec, module)(torch.float32, False)
+    net = InferenceFactory(spec, weights_of(module))(torch.float32, False)
     x = torch.from_numpy(smooth_picture(141, 160).transpose(2, 0, 1).astype(np.float32))[None]
     tile = plan(141, 160, 96, 36)[-1]
     y, z = tile.y, tile.x
@@ -225,28 +234,31 @@ def test_default_overlap_on_a_photograph(shared_data: Path, name: str) -> None:
     assert psnr >= 65.0 and largest <= 6.0
 
 
+@pytest.mark.parametrize("host", [False, True])
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize(
     ("size", "tile", "overlap"),
     [((61, 98), 36, 12), ((61, 98), 36, 0), ((30, 200), 48, 36), ((40, 40), 24, 2), ((61, 98), 0, 0)],
 )
 def test_what_fades_is_blended_and_the_rest_is_copied(
-    size: tuple[int, int], tile: int, overlap: int, backwards: bool
+    size: tuple[int, int], tile: int, overlap: int, backwards: bool, host: bool
 ) -> None:
     """The same bits as all of each tile times its weights, added to zeros."""
     scale, generator = 2, torch.Generator().manual_seed(tile)
-    picture = Picture(torch.zeros(3, *size), scale, 15, 8)
+    arrays: Any = Host() if host else Tensors(torch.device("cpu"))
+    picture = Picture(arrays.zeros((3, *size)), scale, 15, 8, arrays)
     tiles = picture.cut(tile, overlap)
     results = [torch.rand(3, *(scale * s for s in t.shape), generator=generator) * 300 - 20 for t in tiles]
     wanted = torch.zeros(3, size[0] * scale, size[1] * scale)
     order = list(zip(tiles, results, strict=True))[:: -1 if backwards else 1]
     for each, result in order:
-        picture.place(each, result)
+        given: Any = result.numpy() if host else result
+        picture.place(each, given)
         (y, down), (x, along) = (
             (span, torch.from_numpy(fade_weights(span, scale))) for span in (each.y, each.x)
         )
         top, left = (scale * (span.start - span.origin) for span in (y, x))
         answer = result[:, top : top + len(down), left : left + len(along)] * down[:, None] * along
-        assert torch.equal(answer_of(each, result, scale), answer)
+        assert torch.equal(torch.as_tensor(answer_of(each, given, scale, arrays)), answer)
         wanted[:, scale * y.start : scale * y.stop, scale * x.start : scale * x.stop] += answer
-    assert torch.equal(picture.result()[0], wanted)
+    assert torch.equal(torch.as_tensor(picture.result()[0]), wanted)

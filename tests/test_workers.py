@@ -327,7 +327,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_no_worker_outlives_the_command(tmp_path: Path, signum: signal.Signals) -> None:
-    source = clip(tmp_path / "in.mkv")
+    source = clip(tmp_path / "in.mkv", frames=800, times=[40 * i for i in range(800)])  # some seconds of work
     process = subprocess.Popen(
         [sys.executable, "-m", "rlfn_pipe", "upscale", str(source), str(tmp_path / "out.mkv"), "-s", "4", "--threads", "1", "--json"],
         env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
@@ -356,7 +356,7 @@ def test_no_worker_outlives_the_command(tmp_path: Path, signum: signal.Signals) 
 
 @pytest.mark.slow
 def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
-    source = clip(tmp_path / "in.mkv")
+    source = clip(tmp_path / "in.mkv", frames=800, times=[40 * i for i in range(800)])  # some seconds of work
     process = subprocess.Popen(
         [sys.executable, "-m", "rlfn_pipe", "upscale", str(source), str(tmp_path / "out.mkv"), "--threads", "1", "--json"],
         env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},

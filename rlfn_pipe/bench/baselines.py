@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from rlfn_pipe.engine.device import DTYPES
+from rlfn_pipe.engine.tensors import DTYPES
 from rlfn_pipe.models.rlfn import RLFN
 
 #: Seconds that a compiler may take for one line of C++.

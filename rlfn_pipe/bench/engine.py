@@ -13,13 +13,14 @@ from rlfn_pipe.bench.ceilings import Ceilings
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
 from rlfn_pipe.bench.plain import Wanted, plain_roads
 from rlfn_pipe.bench.timing import SLICE, Road, in_turns, repeats
-from rlfn_pipe.engine.device import DTYPES
+from rlfn_pipe.engine.network import Network
 from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.engine.tensors import DTYPES
 from rlfn_pipe.evaluate.complexity import count
-from rlfn_pipe.models.fuse import InferenceFactory
-from rlfn_pipe.models.weights import load
+from rlfn_pipe.models.forms import InferenceFactory
+from rlfn_pipe.models.weights import load_weights
 from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
-from rlfn_pipe.types import Frame, Target
+from rlfn_pipe.types import Target
 
 #: The most frames of a run of the engine, which has two at least and fills about a slice.
 _MOST_FRAMES = {"cpu": 8, "cuda": 64, "mps": 16}
@@ -94,8 +95,8 @@ def build_engine(
     Raises:
         UsageError, WeightsError: the model, device or precision cannot be had.
     """
-    spec, module = load(model, scale)
-    factory = InferenceFactory(spec, module, compile=compile)
+    spec, weights = load_weights(model, scale)
+    factory = InferenceFactory(spec, weights, compile=compile)
     engine = Engine(
         factory, spec, device=device, precision=precision, threads=threads, to_rgb=to_rgb, to_planes=from_rgb
     )
@@ -173,18 +174,17 @@ def _parts(engine: Engine, factory: InferenceFactory, size: tuple[int, int]) -> 
 
     runs = repeats(lambda: run(least), engine.device, seconds=SLICE, most=len(stock) // least)
     frames = runs * least
-    network = factory(DTYPES[engine.precision], False).to(engine.device)
-    picture = to_rgb(stock[0], engine.device)[None].clamp_(0.0, 255.0)
-    large = network(picture)[0].clone()
+    device, arrays = str(engine.device), engine.arrays
+    if factory.serves(device, engine.precision):
+        network: Network = factory.host(engine.precision, False)
+    else:
+        network = factory(DTYPES[engine.precision], False).to(device)
+    picture = to_rgb(stock[0], arrays)[None].clip(0.0, 255.0)
+    large = arrays.copied(network(picture)[0])
     roads: dict[str, Road] = {
         "engine": lambda: run(frames),
         "network": lambda: network(picture),
-        "up": lambda: to_rgb(stock[0], engine.device),
-        "down": lambda: _down(large, stock[0]),
+        "up": lambda: to_rgb(stock[0], arrays),
+        "down": lambda: arrays.fetch(from_rgb(large, stock[0].colour)).tensors(),
     }
     return roads, frames
-
-
-def _down(large: torch.Tensor, frame: Frame) -> list[torch.Tensor]:
-    """The quantised planes of the result, on the host."""
-    return [plane.cpu() for plane in from_rgb(large, frame.colour)]

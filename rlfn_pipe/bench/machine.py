@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rlfn_pipe.allowance import cores
-from rlfn_pipe.engine.device import device_name
+from rlfn_pipe.engine.device import AnyDevice, device_name
 
 #: Shares of all cores above which a measurement is called disturbed.
 OTHERS_LIMIT, STEAL_LIMIT = 0.05, 0.02
@@ -31,7 +31,7 @@ class Machine:
     cpu_capability: str
 
 
-def machine(device: torch.device) -> Machine:
+def machine(device: AnyDevice) -> Machine:
     """Describe the machine and `device`."""
     return Machine(
         device=device_name(device),

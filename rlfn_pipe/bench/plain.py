@@ -19,7 +19,7 @@ from rlfn_pipe.allocator import suit_allocator
 from rlfn_pipe.bench.baselines import BASELINES, Baseline, Subject
 from rlfn_pipe.bench.ceilings import CeilingRoads, ceiling_roads
 from rlfn_pipe.bench.timing import Road
-from rlfn_pipe.engine.device import DTYPES
+from rlfn_pipe.engine.tensors import DTYPES
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.jobs.process import WorkerProcess
 from rlfn_pipe.models.weights import load
@@ -101,7 +101,7 @@ def _serve(connection: Connection) -> None:
     """The other process: makes what is wanted, then passes a road whenever it is named."""
     wanted = connection.recv()
     os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
-    suit_allocator()
+    suit_allocator(tensors=True)
     torch.set_num_threads(wanted.threads)
     try:
         made = _made(wanted)

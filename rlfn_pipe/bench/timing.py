@@ -10,6 +10,8 @@ from functools import partial
 
 import torch
 
+from rlfn_pipe.engine.device import AnyDevice
+
 #: Something to be timed. What it returns is dropped.
 Road = Callable[[], object]
 
@@ -43,15 +45,15 @@ class Timing:
         return max(self.wall) / min(self.wall)
 
 
-def wait(device: torch.device) -> None:
+def wait(device: AnyDevice) -> None:
     """Until the device has done what it was given; CPU calls return when done anyway."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(str(device))
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def timed(road: Road, device: torch.device) -> tuple[float, float]:
+def timed(road: Road, device: AnyDevice) -> tuple[float, float]:
     """Wall and CPU seconds of one pass, the device's work included."""
     wait(device)
     cpu, begin = time.process_time(), time.perf_counter()
@@ -63,7 +65,7 @@ def timed(road: Road, device: torch.device) -> tuple[float, float]:
 def in_turns(
     roads: Mapping[str, Road],
     rounds: int,
-    device: torch.device,
+    device: AnyDevice,
     *,
     warm: bool = True,
     seconds: float = 0.0,
@@ -97,7 +99,7 @@ def _passed(road: Road, count: int) -> None:
         road()
 
 
-def repeats(road: Road, device: torch.device, *, seconds: float, most: int) -> int:
+def repeats(road: Road, device: AnyDevice, *, seconds: float, most: int) -> int:
     """How many passes fill about `seconds`, from one pass after one to warm up; 1 to `most`."""
     road()
     wall, _ = timed(road, device)

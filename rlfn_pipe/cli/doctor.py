@@ -127,7 +127,13 @@ def _compute() -> Iterator[Check]:
     import torch
 
     from rlfn_pipe.allowance import cores
-    from rlfn_pipe.engine.device import available_memory, device_name, resolve_device, resolve_precision
+    from rlfn_pipe.engine.device import (
+        Device,
+        available_memory,
+        device_name,
+        resolve_device,
+        resolve_precision,
+    )
 
     device, why = resolve_device("auto")
     memory = human_bytes(available_memory(device))
@@ -136,9 +142,9 @@ def _compute() -> Iterator[Check]:
     yield Check("precision", "ok", f"{precision}: {reason}")
     yield Check("threads", "ok", f"{torch.get_num_threads()} for PyTorch, {cores()} cores usable")
     yield Check("cpu", "ok", f"{torch.backends.cpu.get_cpu_capability()}; {_cpu_flags()}")
-    yield _native(resolve_precision("auto", torch.device("cpu"))[0])
+    yield _native(resolve_precision("auto", Device("cpu"))[0])
     if device.type == "cuda":
-        yield _kernels(device)
+        yield _kernels(torch.device(str(device)))
 
 
 def _kernels(device: torch.device) -> Check:

@@ -1,23 +1,69 @@
-"""Which device and which number format, and why; what counts as out of memory."""
+"""Which device and which number format, and why.
+
+PyTorch, which takes long to load, is only asked where the system alone does not tell.
+"""
 
 from __future__ import annotations
 
 import platform
+import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import torch
-
-from rlfn_pipe.allowance import cores, free_memory, system_lines
+from rlfn_pipe.allowance import cores, free_memory, processor_flags, system_lines
 from rlfn_pipe.errors import UsageError
 
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = [
+    "PRECISIONS",
+    "AnyDevice",
+    "Device",
+    "available_memory",
+    "device_name",
+    "may_have_a_gpu",
+    "resolve_device",
+    "resolve_precision",
+]
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+#: What drivers of GPUs that PyTorch can use leave open to programs: NVIDIA's, AMD's, either in Windows' Linux.
+_ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+_NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,3}))?")
+
+
+class AnyDevice(Protocol):
+    """A `Device`, or a `torch.device`."""
+
+    @property
+    def type(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device by the name that PyTorch has for it: `type` is cpu, cuda or mps, `index` that of a CUDA device."""
+
+    type: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+def may_have_a_gpu() -> bool:
+    """Whether PyTorch might find a GPU here; told by the system's devices on Linux, taken for true elsewhere."""
+    return sys.platform != "linux" or any(Path(node).exists() for node in _ACCELERATORS)
 
 
 def _mps_available() -> bool:
+    if sys.platform != "darwin":
+        return False
+    import torch
+
     return torch.backends.mps.is_available()
 
 
-def resolve_device(name: str = "auto") -> tuple[torch.device, str]:
+def resolve_device(name: str = "auto") -> tuple[Device, str]:
     """The device meant by `name` (auto, cpu, cuda, cuda:N, mps) and the reason as text.
 
     Hardware that nobody has run this on is never chosen by itself.
@@ -25,50 +71,57 @@ def resolve_device(name: str = "auto") -> tuple[torch.device, str]:
     Raises UsageError when the name is unknown or the device is not there.
     """
     if name == "auto":
+        if not may_have_a_gpu():
+            return Device("cpu"), "this machine has no CUDA device"
+        import torch
+
         if torch.cuda.is_available():
-            return torch.device("cuda", 0), f"a CUDA device is present ({torch.cuda.get_device_name(0)})"
-        cpu = torch.device("cpu")
+            return Device("cuda", 0), f"a CUDA device is present ({torch.cuda.get_device_name(0)})"
         if _mps_available():
-            return cpu, "Apple's Metal device is present, but nobody has measured it; --device mps takes it"
-        return cpu, "no CUDA device is usable by this PyTorch"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
+            reason = "Apple's Metal device is present, but nobody has measured it; --device mps takes it"
+            return Device("cpu"), reason
+        return Device("cpu"), "no CUDA device is usable by this PyTorch"
+    meant = _NAME.fullmatch(name)
+    if meant is None:
         raise UsageError(f"--device {name} is not known; use auto, cpu, cuda, cuda:0 or mps")
+    device = Device(meant[1], int(meant[2]) if meant[2] and meant[1] == "cuda" else None)
     if device.type == "cuda":
+        import torch
+
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
             raise UsageError(
                 f"--device {name} is not available, since this PyTorch can use {found} CUDA device(s); "
                 "use --device auto"
             )
-        device = torch.device("cuda", device.index or 0)
+        device = Device("cuda", device.index or 0)
     if device.type == "mps" and not _mps_available():
         raise UsageError(f"--device {name} is not available on this machine; use --device auto")
     return device, "asked for"
 
 
 def _cpu_bf16_reason() -> str | None:
-    """Why bf16 is fast on this CPU, or None. PyTorch offers the two probes only under private names."""
-    for probe, reason in (
-        ("_is_amx_tile_supported", "the CPU has AMX"),
-        ("_is_avx512_bf16_supported", "the CPU has AVX-512 bf16"),
-    ):
+    """Why bf16 is fast on this CPU, or None."""
+    amx, vectors = "the CPU has AMX", "the CPU has AVX-512 bf16"
+    if flags := processor_flags():
+        return amx if "amx_bf16" in flags else vectors if "avx512_bf16" in flags else None
+    import torch
+
+    # PyTorch offers its probes only under private names.
+    for probe, reason in (("_is_amx_tile_supported", amx), ("_is_avx512_bf16_supported", vectors)):
         check = getattr(torch.cpu, probe, None)
         if check is not None and check():
             return reason
     return None
 
 
-def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
+def resolve_precision(name: str, device: AnyDevice) -> tuple[str, str]:
     """The number format meant by `name` (auto, fp32, bf16, fp16) on `device`, and the reason.
 
-    Returns a key of `DTYPES` and a text. Raises UsageError for an unknown name.
+    Returns one of `PRECISIONS` and a text. Raises UsageError for an unknown name.
     """
     if name != "auto":
-        if name not in DTYPES:
+        if name not in PRECISIONS:
             raise UsageError(f"--precision {name} is not known; use auto, fp32, bf16 or fp16")
         return name, "asked for"
     if device.type in ("cuda", "mps"):
@@ -77,10 +130,12 @@ def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
     return ("bf16", reason) if reason else ("fp32", "the CPU has neither AMX nor AVX-512 bf16")
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: AnyDevice) -> str:
     """The device's name for people."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        import torch
+
+        return torch.cuda.get_device_name(str(device))
     if device.type == "cpu":
         for line in system_lines(Path("/proc/cpuinfo")):
             if line.startswith("model name"):
@@ -89,8 +144,10 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} on {platform.machine()}"
 
 
-def available_memory(device: torch.device) -> int:
+def available_memory(device: AnyDevice) -> int:
     """Free bytes on the device; for the CPU (and unified memory) what the system lets this process have."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        import torch
+
+        return int(torch.cuda.mem_get_info(str(device))[0])
     return free_memory()

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
+from rlfn_pipe.engine.arrays import Array
 
-__all__ = ["Grid", "Memorable", "Network", "NetworkFactory", "Remembering", "SideBySide"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Grid", "HostFactory", "Memorable", "Network", "NetworkFactory", "Remembering", "SideBySide"]
 
 #: ESA's place in the frame for a batch of tiles, float32: row matrices (N, h, h3) and column matrices
 #: (N, w, w3) that stretch its small map, and the mask (N, 1, h3 + 2, w3 + 2) of the cells around it.
-Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Grid = tuple[Array, Array, Array]
 
 
 class Network(Protocol):
     """What the engine runs: RGB (N, 3, h, w) float32, 0..255, to (N, 3, s h, s w), 0..255.
 
     The result is float32. `grid` is None for whole frames; networks without a
-    position-dependent part ignore it. The object also has `to(device)`, as torch modules do.
+    position-dependent part ignore it. All are tensors, or numpy arrays (see `HostFactory`).
     """
 
-    def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor: ...
-
-    def to(self, device: torch.device) -> Network: ...
+    def __call__(self, x: Array, grid: Grid | None = None) -> Array: ...
 
 
 @runtime_checkable
@@ -62,6 +63,21 @@ class SideBySide(Network, Protocol):
 
 
 class NetworkFactory(Protocol):
-    """Builds the network in a number format; `edge_fp32` asks for float32 first and last layers."""
+    """Builds the network in a number format; `edge_fp32` asks for float32 first and last layers.
 
-    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> Network: ...
+    The object has `to(device)`, as torch modules do.
+    """
+
+    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> Any: ...
+
+
+@runtime_checkable
+class HostFactory(NetworkFactory, Protocol):
+    """A factory that also builds networks of numpy arrays, where `serves` says so for a device and a number format.
+
+    Once it does, `host` gives one for any number format (of `rlfn_pipe.engine.device.PRECISIONS`).
+    """
+
+    def serves(self, device: str, precision: str) -> bool: ...
+
+    def host(self, precision: str, edge_fp32: bool) -> Network: ...

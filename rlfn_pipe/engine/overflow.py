@@ -6,26 +6,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-import torch
+from rlfn_pipe.engine.arrays import Arrival
 
-from rlfn_pipe.engine.transfer import Arrival, fetch
-
-__all__ = ["Doubts", "finite_tiles", "without_bad_tiles"]
+__all__ = ["Doubts"]
 
 P = TypeVar("P")
-
-
-def finite_tiles(result: torch.Tensor) -> torch.Tensor:
-    """(N,) booleans for (N, C, h, w); one sum a tile finds NaN and infinities, since both survive addition."""
-    return torch.isfinite(result.sum(dim=(1, 2, 3)))
-
-
-def without_bad_tiles(result: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
-    """`result` with zeros instead of the tiles that are not `finite`; on the device, nothing is read back.
-
-    A blended canvas stays clean that way: what belongs there can simply be added later.
-    """
-    return torch.where(finite[:, None, None, None], result, torch.zeros((), device=result.device))
 
 
 class Doubts(Generic[P]):
@@ -41,9 +26,9 @@ class Doubts(Generic[P]):
         """How many times something was added."""
         return self._settled + len(self._waiting)
 
-    def add(self, finite: torch.Tensor, items: Sequence[P]) -> None:
-        """Flags (N,) of at most N `items`; spare ones at the end are about nothing."""
-        self._waiting.append((fetch([finite]), items))
+    def add(self, finite: Arrival, items: Sequence[P]) -> None:
+        """Flags (N,) of at most N `items`, on their way; spare ones at the end are about nothing."""
+        self._waiting.append((finite, items))
 
     def settle(self, until: int | None = None) -> list[P]:
         """The items that are not finite, of what was added before there were `until` additions (None: of all).

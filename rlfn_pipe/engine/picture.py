@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
+from rlfn_pipe.engine.arrays import Array, Arrays
 from rlfn_pipe.engine.tiling import Span, Tile, fade_weights, plan, reflected
-from rlfn_pipe.engine.transfer import send
 
 
 class Picture:
-    """An RGB image (3, h, w) float32 on the device, its tiles and its canvas.
+    """An RGB image (3, h, w) float32 as `arrays` have it, its tiles and its canvas.
 
     `bit_depth` is the larger one of source and target; above 8 the network's first and last layers are
     to run in float32 (`edge_fp32`). Pictures with a side below the network's minimum are lengthened by
@@ -21,29 +18,28 @@ class Picture:
 
     The network sees the image clamped to 0..255, the range it was trained on: outside it may go astray
     altogether (the 52-channel reference weights answer a flat -15 with about -430). What was cut off, the
-    super-whites and footroom of real video, is enlarged bilinearly and added to the result; on the CPU unless it
-    is below a quarter of a code value at `bit_depth`.
+    super-whites and footroom of real video, is enlarged bilinearly and added to the result; where its size is known
+    unless it is below a quarter of a code value at `bit_depth`.
     """
 
-    def __init__(self, rgb: torch.Tensor, scale: int, minimum: int, bit_depth: int) -> None:
-        self.scale, self.edge_fp32 = scale, bit_depth > 8
+    def __init__(self, rgb: Array, scale: int, minimum: int, bit_depth: int, arrays: Arrays) -> None:
+        self.scale, self.edge_fp32, self._arrays = scale, bit_depth > 8, arrays
         self._height, self._width = rgb.shape[-2:]
-        self._excess: torch.Tensor | None = None
-        least, most = -math.inf, math.inf
-        if rgb.device.type == "cpu":  # to ask a device would be to wait for all that it has in hand
-            least, most = (float(value) for value in rgb.aminmax())
+        self._excess: Array | None = None
+        least, most = arrays.extremes(rgb)
         if least < 0.0 or most > 255.0:
-            inside = rgb.clamp(0.0, 255.0)
+            inside = rgb.clip(0.0, 255.0)
             negligible = 0.25 * 255.0 / ((1 << bit_depth) - 1)
             if max(-least, most - 255.0) > negligible:
                 self._excess = rgb - inside
             rgb = inside
-        for dim, side in ((-2, self._height), (-1, self._width)):
-            index = reflected(side, minimum)
-            if index is not None:
-                rgb = rgb.index_select(dim, send(index, rgb.device))
+        rows, columns = (reflected(side, minimum) for side in (self._height, self._width))
+        if rows is not None:
+            rgb = rgb[:, arrays.send(rows)]
+        if columns is not None:
+            rgb = rgb[:, :, arrays.send(columns)]
         self.rgb = rgb
-        self._canvas: torch.Tensor | None = None
+        self._canvas: Array | None = None
         self._missing: set[Tile] = set()
         self.tiles: tuple[Tile, ...] = ()
 
@@ -64,7 +60,7 @@ class Picture:
         self._canvas = None
         return self.tiles
 
-    def pixels_of(self, tile: Tile) -> torch.Tensor:
+    def pixels_of(self, tile: Tile) -> Array:
         """The (3, h, w) view that a tile reads."""
         y, x = tile.y, tile.x
         return self.rgb[:, y.origin : y.origin + y.size, x.origin : x.origin + x.size]
@@ -73,19 +69,19 @@ class Picture:
         """True while the tile's result has not been placed."""
         return tile in self._missing
 
-    def place(self, tile: Tile, result: torch.Tensor) -> None:
+    def place(self, tile: Tile, result: Array) -> None:
         """Blend a tile's (3, s h, s w) float32 result into the canvas; each tile exactly once."""
         assert tile in self._missing
         if len(self.tiles) == 1:
             self._canvas = result
         else:
             if self._canvas is None:
-                self._canvas = self._clear_canvas(result.device)
+                self._canvas = self._clear_canvas()
             self._add(tile, result)
         # Last: where memory ends before, the tile is computed and placed again.
         self._missing.remove(tile)
 
-    def mend(self, tile: Tile, result: torch.Tensor) -> None:
+    def mend(self, tile: Tile, result: Array) -> None:
         """Put a result where zeros were placed for the tile."""
         assert self._canvas is not None and tile not in self._missing
         if len(self.tiles) == 1:
@@ -93,35 +89,36 @@ class Picture:
         else:
             self._add(tile, result)
 
-    def _clear_canvas(self, device: torch.device) -> torch.Tensor:
+    def _clear_canvas(self) -> Array:
         """A canvas with zeros where results are added to it: elsewhere there is one tile's, which is copied."""
         size = (3, self.rgb.shape[-2] * self.scale, self.rgb.shape[-1] * self.scale)
-        if not _in_parts(device):
-            return torch.zeros(size, dtype=torch.float32, device=device)
-        canvas = torch.empty(size, dtype=torch.float32)
+        if not self._arrays.small_steps:
+            return self._arrays.zeros(size)
+        canvas = self._arrays.empty(size)
         for tile in self.tiles:
             for part in _parts(tile, self.scale, split=True):
                 if part.fades:
-                    canvas[part.place].zero_()
+                    canvas[part.place] = 0.0
         return canvas
 
-    def _add(self, tile: Tile, result: torch.Tensor) -> None:
+    def _add(self, tile: Tile, result: Array) -> None:
         assert self._canvas is not None
         answer = _answered(tile, result, self.scale)
-        parts = _parts(tile, self.scale, split=_in_parts(result.device))
+        parts = _parts(tile, self.scale, split=self._arrays.small_steps)
         # All that takes memory comes first: a tile for which there is none is added later, once.
-        weighted = [part.weighted(answer, self.scale) for part in parts]
+        weighted = [part.weighted(answer, self.scale, self._arrays) for part in parts]
         for part, values in zip(parts, weighted, strict=True):
+            place = self._canvas[part.place]
             if part.fades:
-                self._canvas[part.place].add_(values)
+                place += values
             else:
-                self._canvas[part.place] = values
+                place[:] = values
 
-    def complete(self, tiles: tuple[Tile, ...], canvas: torch.Tensor) -> None:
+    def complete(self, tiles: tuple[Tile, ...], canvas: Array) -> None:
         """Take a canvas (3, s h, s w) that the answers of all `tiles` are on already; it is not written to."""
         self.tiles, self._canvas, self._missing = tiles, canvas, set()
 
-    def result(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def result(self) -> tuple[Array, Array | None]:
         """The upscaled picture (3, s h, s w) float32 without the padding, and what `add_excess` adds to it."""
         assert self._canvas is not None and self.done
         height, width = self._height * self.scale, self._width * self.scale
@@ -130,7 +127,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A rectangle of what a tile answers for, which fades somewhere or nowhere; slices of a (3, s h, s w) tensor.
+    """A rectangle of what a tile answers for, which fades somewhere or nowhere; slices of (3, s h, s w).
 
     `inside` counts from the answer's corner, `place` from the canvas'. `fades`: the spans that fade in it, with the
     part of their weights and the axes behind theirs.
@@ -140,22 +137,18 @@ class _Part:
     place: tuple[slice, slice, slice]
     fades: tuple[tuple[Span, slice, int], ...]
 
-    def weighted(self, answer: torch.Tensor, scale: int) -> torch.Tensor:
+    def weighted(self, answer: Array, scale: int, arrays: Arrays) -> Array:
         """The rectangle of a whole answer with its weights; a view where nothing fades."""
         values = answer[self.inside]
         for span, piece, behind in self.fades:
-            values = values * _weights(span, scale, answer.device)[piece].reshape((-1,) + (1,) * behind)
+            weights = arrays.send(fade_weights(span, scale))
+            values = values * weights[piece].reshape((-1,) + (1,) * behind)
         return values
-
-
-def _in_parts(device: torch.device) -> bool:
-    """Whether what fades is told from what does not: on devices each step costs more than it saves."""
-    return device.type == "cpu"
 
 
 @lru_cache(maxsize=256)
 def _parts(tile: Tile, scale: int, *, split: bool) -> tuple[_Part, ...]:
-    """What a tile answers for, by where it fades or (not `split`) as one."""
+    """What a tile answers for, by where it fades or (not `split`, where each step costs more than it saves) as one."""
     everything, made = slice(None), []
     for rows, rows_fade in _pieces(tile.y, scale, split):
         for columns, columns_fade in _pieces(tile.x, scale, split):
@@ -185,30 +178,26 @@ def _pieces(span: Span, scale: int, split: bool) -> list[tuple[slice, bool]]:
     return [(slice(begin, end), fades) for begin, end, fades in edges if end > begin]
 
 
-def answer_of(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:
+def answer_of(tile: Tile, result: Array, scale: int, arrays: Arrays) -> Array:
     """What a tile's (3, s h, s w) result answers for, with the weights of its fades.
 
     (3, s * rows, s * columns) of ``tile.y.start .. stop`` and ``tile.x.start .. stop``; a view of `result` where
     nothing fades.
     """
     answer = _answered(tile, result, scale)
-    parts = _parts(tile, scale, split=_in_parts(result.device))
+    parts = _parts(tile, scale, split=arrays.small_steps)
     if len(parts) == 1:
-        return parts[0].weighted(answer, scale)
-    made = torch.empty_like(answer)
+        return parts[0].weighted(answer, scale, arrays)
+    made = arrays.empty(tuple(answer.shape))
     for part in parts:
-        made[part.inside] = part.weighted(answer, scale)
+        made[part.inside] = part.weighted(answer, scale, arrays)
     return made
 
 
-def _answered(tile: Tile, result: torch.Tensor, scale: int) -> torch.Tensor:
+def _answered(tile: Tile, result: Array, scale: int) -> Array:
     y, x = tile.y, tile.x
     return result[
         :,
         (y.start - y.origin) * scale : (y.stop - y.origin) * scale,
         (x.start - x.origin) * scale : (x.stop - x.origin) * scale,
     ]
-
-
-def _weights(span: Span, scale: int, device: torch.device) -> torch.Tensor:
-    return send(fade_weights(span, scale), device)

@@ -1,4 +1,4 @@
-"""Separable Lanczos-3 on the device, for sizes that the network's own scale does not give.
+"""Separable Lanczos-3, for sizes that the network's own scale does not give, and bilinear enlarging.
 
 An output sample reads a few input samples, so an axis is resampled band by band: some neighbouring outputs at a time, as
 a matrix product with the inputs that they read (docs/performance.md has what that gains over one product).
@@ -10,11 +10,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from rlfn_pipe.engine.transfer import send
+from rlfn_pipe.engine.arrays import Array, Arrays
 
-__all__ = ["resize"]
+__all__ = ["enlarge", "resize"]
 
 _LOBES = 3.0
 #: Outputs of a band: fewer waste less on zeros, more are fewer calls, which is what a GPU has to wait for.
@@ -25,52 +24,63 @@ class _Bands(NamedTuple):
     """`weights` (n, band, reach) float32: outputs ``band * i ...`` of inputs ``first[i] ... first[i] + reach``."""
 
     first: tuple[int, ...]
-    weights: torch.Tensor
+    weights: Array
 
 
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize (C, h, w) float32 to (C, height, width); the very same tensor when the size is equal.
+def resize(image: Array, height: int, width: int, arrays: Arrays) -> Array:
+    """Resize (C, h, w) float32 to (C, height, width); the very same array when the size is equal.
 
     Half-pixel centres; the kernel is widened by the ratio when an axis shrinks (antialiasing). Overshoot is kept:
     rounding to code values clamps it.
     """
     h, w = image.shape[-2:]
     # The way with the smaller picture in between.
-    steps = [(-2, height), (-1, width)] if height * w <= h * width else [(-1, width), (-2, height)]
-    for dim, size in steps:
-        if image.shape[dim] != size:
-            image = _resampled(image, dim, size)
+    rows_first = height * w <= h * width
+    for rows in (rows_first, not rows_first):
+        image = _resampled(image, height if rows else width, arrays, rows=rows, lobes=_LOBES)
     return image
 
 
-def _resampled(image: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    band = _BAND if image.device.type == "cpu" else _BAND_ON_A_GPU
-    bands = _bands(size, image.shape[dim], band, image.device)
+def enlarge(image: Array, height: int, width: int, arrays: Arrays) -> Array:
+    """(C, h, w) float32 to a larger (C, height, width), bilinearly, with half-pixel centres."""
+    for rows, size in ((False, width), (True, height)):
+        image = _resampled(image, size, arrays, rows=rows, lobes=1.0)
+    return image
+
+
+def _resampled(image: Array, size: int, arrays: Arrays, *, rows: bool, lobes: float) -> Array:
+    """Rows or columns of an image as `size` of them; `lobes` of the sinc kernel, or 1 for a triangle."""
+    count = image.shape[-2 if rows else -1]
+    if count == size:
+        return image
+    band = _BAND if arrays.small_steps else _BAND_ON_A_GPU
+    bands = _bands(size, count, band, lobes, arrays)
     reach = bands.weights.shape[-1]
-    shape = list(image.shape)
-    shape[dim] = size
-    made = image.new_empty(shape)
+    made = arrays.empty((image.shape[0], size, image.shape[2]) if rows else (*image.shape[:2], size))
     for number, first in enumerate(bands.first):
-        begin = number * band
-        count = min(band, size - begin)
-        weights, read = bands.weights[number, :count], image.narrow(dim, first, reach)
-        made.narrow(dim, begin, count).copy_(weights @ read if dim == -2 else read @ weights.T)
+        begin, end = number * band, min(size, (number + 1) * band)
+        weights = bands.weights[number, : end - begin]
+        if rows:
+            made[:, begin:end] = weights @ image[:, first : first + reach]
+        else:
+            made[:, :, begin:end] = image[:, :, first : first + reach] @ weights.T
     return made
 
 
 @lru_cache(maxsize=32)
-def _bands(size: int, in_size: int, band: int, device: torch.device) -> _Bands:
-    """An axis of `in_size` samples to one of `size`, on `device`; every row of weights sums to one.
+def _bands(size: int, in_size: int, band: int, lobes: float, arrays: Arrays) -> _Bands:
+    """An axis of `in_size` samples to one of `size`; every row of weights sums to one.
 
     Taps beyond the edge fall on the outermost sample.
     """
     ratio = in_size / size
     width = max(1.0, ratio)
     centre = (np.arange(size) + 0.5) * ratio - 0.5
-    around = int(np.ceil(_LOBES * width)) + 1
+    around = int(np.ceil(lobes * width)) + 1
     taps = np.floor(centre)[:, None].astype(np.int64) + np.arange(-around, around + 1)[None, :]
     distance = np.abs(taps - centre[:, None]) / width
-    weights = np.where(distance < _LOBES, np.sinc(distance) * np.sinc(distance / _LOBES), 0.0)
+    kernel = np.sinc(distance) * np.sinc(distance / lobes) if lobes > 1.0 else 1.0 - distance
+    weights = np.where(distance < lobes, kernel, 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
     taps = np.clip(taps, 0, in_size - 1)
     starts = range(0, size, band)
@@ -79,4 +89,4 @@ def _bands(size: int, in_size: int, band: int, device: torch.device) -> _Bands:
     made = np.zeros((len(first), band, reach), dtype=np.float64)
     row = np.arange(size)[:, None]
     np.add.at(made, (row // band, row % band, taps - np.repeat(first, band)[:size, None]), weights)
-    return _Bands(first, send(made.astype(np.float32), device))
+    return _Bands(first, arrays.send(made.astype(np.float32)))

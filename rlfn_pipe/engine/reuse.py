@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 
+from rlfn_pipe.engine.arrays import Array, Arrays
 from rlfn_pipe.engine.picture import answer_of
 from rlfn_pipe.engine.tiling import Span, Tile
 from rlfn_pipe.types import Frame, Target
@@ -164,13 +164,12 @@ class Answer:
 
     def __init__(self) -> None:
         self.asked = False
-        self.part: torch.Tensor | None = None
+        self.part: Array | None = None
 
-    def set(self, tile: Tile, result: torch.Tensor, scale: int) -> None:
+    def set(self, tile: Tile, result: Array, scale: int, arrays: Arrays) -> None:
         """Keep what `tile` answers of its `result` (3, s h, s w)."""
-        part = answer_of(tile, result, scale)
         # A view would keep the whole batch's result alive.
-        self.part = part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
+        self.part = arrays.alone(answer_of(tile, result, scale, arrays))
 
 
 class Gallery(Generic[T]):
@@ -270,41 +269,36 @@ class Mosaic:
     what was there before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
         self._tiles: tuple[Tile, ...] = ()
         self._shown: list[Answer] = []
-        self._canvas: torch.Tensor | None = None
+        self._canvas: Array | None = None
 
     def forget(self) -> None:
         """An answer that was shown has another part now."""
         self._tiles = ()
 
-    def show(self, tiles: tuple[Tile, ...], answers: list[Answer], scale: int) -> torch.Tensor:
+    def show(self, tiles: tuple[Tile, ...], answers: list[Answer], scale: int) -> Array:
         """The canvas (3, s H, s W) float32 of all parts. It is overwritten by the next call."""
         if self._canvas is None or self._tiles != tiles:
             self._canvas = None
-            self._canvas = _new_canvas(tiles, answers, scale)
+            size = (3, tiles[0].y.frame * scale, tiles[0].x.frame * scale)
+            self._canvas = self._arrays.zeros(size)
             changed = None
         else:
             changed = [i for i, answer in enumerate(answers) if answer is not self._shown[i]]
         if changed is not None and 2 * len(changed) > len(tiles):
-            self._canvas.zero_()
+            self._canvas[:] = 0.0
             changed = None
         for within in [None] if changed is None else [tiles[i] for i in changed]:
             if within is not None:
                 rows, columns = _area(within.y, None, scale), _area(within.x, None, scale)
-                self._canvas[:, slice(*rows), slice(*columns)].zero_()
+                self._canvas[:, slice(*rows), slice(*columns)] = 0.0
             for tile, answer in zip(tiles, answers, strict=True):
                 _add(self._canvas, tile, answer, scale, within)
         self._tiles, self._shown = tiles, answers
         return self._canvas
-
-
-def _new_canvas(tiles: tuple[Tile, ...], answers: list[Answer], scale: int) -> torch.Tensor:
-    part = answers[0].part
-    assert part is not None
-    size = (3, tiles[0].y.frame * scale, tiles[0].x.frame * scale)
-    return torch.zeros(size, dtype=torch.float32, device=part.device)
 
 
 def _area(span: Span, within: Span | None, scale: int) -> tuple[int, int]:
@@ -314,7 +308,7 @@ def _area(span: Span, within: Span | None, scale: int) -> tuple[int, int]:
     return max(span.start, within.start) * scale, min(span.stop, within.stop) * scale
 
 
-def _add(canvas: torch.Tensor, tile: Tile, answer: Answer, scale: int, within: Tile | None) -> None:
+def _add(canvas: Array, tile: Tile, answer: Answer, scale: int, within: Tile | None) -> None:
     """Add a tile's part, or what of it lies where `within` answers."""
     top, bottom = _area(tile.y, within.y if within else None, scale)
     left, right = _area(tile.x, within.x if within else None, scale)
@@ -322,4 +316,5 @@ def _add(canvas: torch.Tensor, tile: Tile, answer: Answer, scale: int, within: T
         return
     assert answer.part is not None
     y, x = tile.y.start * scale, tile.x.start * scale
-    canvas[:, top:bottom, left:right].add_(answer.part[:, top - y : bottom - y, left - x : right - x])
+    place = canvas[:, top:bottom, left:right]
+    place += answer.part[:, top - y : bottom - y, left - x : right - x]

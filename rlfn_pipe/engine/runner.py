@@ -10,35 +10,35 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
 from rlfn_pipe.allocator import suit_allocator
+from rlfn_pipe.engine.arrays import Array, Arrays
 from rlfn_pipe.engine.device import (
-    DTYPES,
     available_memory,
     device_name,
     resolve_device,
     resolve_precision,
 )
+from rlfn_pipe.engine.host import Host
 from rlfn_pipe.engine.limits import Limits
 from rlfn_pipe.engine.network import (
     Grid,
+    HostFactory,
     Memorable,
     Network,
     NetworkFactory,
     Remembering,
     SideBySide,
 )
-from rlfn_pipe.engine.overflow import finite_tiles, without_bad_tiles
 from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.engine.schedule import Run
 from rlfn_pipe.engine.settings import Settings
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
-from rlfn_pipe.engine.transfer import frames_ahead, send
 from rlfn_pipe.engine.work import depth_of
 from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.threads import only_compiled, pytorch_threads
@@ -65,6 +65,10 @@ CPU_STRIPS = 96 << 20
 #: Share of the memory budget that a tile may take on the CPU, beside the frame's canvas: 1080p to 4K stays below
 #: 2.5 GB with it, of which an encoder takes more than half (docs/performance.md).
 TILE_SHARE = 0.6
+#: Frames that may be on their way to the host while a CUDA device computes the next ones.
+AHEAD = 2
+#: Bytes of a number in each format.
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: Elements of the largest tensor on a device.
 MOST_ELEMENTS = (1 << 31) - 1
 #: Threads that the memory budget is meant for; frames side by side on more of them may take more, where it is free.
@@ -105,8 +109,8 @@ class Engine:
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
     may take (None: by what is free); `reuse` is exact, near or off, with `reuse_tolerance` in code values of
-    8 bit for near; `to_rgb` and `to_planes` do in another way what `to_rgb` and `from_rgb` of
-    `rlfn_pipe.engine.colour` do (None).
+    8 bit for near; `to_rgb` (a frame, and what `arrays` it is for) and `to_planes` do in another way what `to_rgb` and
+    `from_rgb` of `rlfn_pipe.engine.colour` do (None).
     `statistics` counts what the runs computed. `on_warning` gets one sentence for each step that memory
     forced and for each tile redone in fp32; `on_step` is called each time the network has been through a batch
     of tiles, from any thread.
@@ -128,8 +132,8 @@ class Engine:
         budget: int | None = None,
         reuse: str = "exact",
         reuse_tolerance: float = 2.0,
-        to_rgb: Callable[[Frame, torch.device], torch.Tensor] | None = None,
-        to_planes: Callable[..., list[torch.Tensor]] | None = None,
+        to_rgb: Callable[[Frame, Arrays], Array] | None = None,
+        to_planes: Callable[..., list[Array]] | None = None,
         on_warning: Callable[[str], None] | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
@@ -147,7 +151,6 @@ class Engine:
             tta=tta,
             budget=budget,
         )
-        self._dtype = DTYPES[self.precision]
         self._tile, self._overlap, self._batch, self.tta = tile, overlap, batch, tta
         if reuse not in ("exact", "near", "off"):
             raise UsageError(f"--reuse {reuse} is not known; use exact, near or off")
@@ -156,17 +159,25 @@ class Engine:
         self.to_rgb, self.to_planes = to_rgb, to_planes
         self._warn = on_warning or (lambda message: None)
         self._on_step = on_step
-        self._forms: dict[tuple[torch.dtype, bool], _Form] = {}
+        self._forms: dict[tuple[str, bool], _Form] = {}
         self._pixel_bytes: float | None = None
         self._building = threading.RLock()
         self._limits, self._share = Limits(), 1.0
+        #: The factory of networks of numpy arrays, where pictures are such.
+        self._host: HostFactory | None = None
+        if isinstance(network_factory, HostFactory) and network_factory.serves(
+            str(self.device), self.precision
+        ):
+            self._host = network_factory
+        #: How pictures are kept.
+        self.arrays: Arrays = Host() if self._host else _tensors(str(self.device))
         #: Whether overflow is looked for when a frame is closed, instead of after each batch.
-        self.late_checks = self.device.type != "cpu"
+        self.late_checks = not self.arrays.at_once
         #: Frames that are computed while older ones are on their way to the host.
-        self.ahead = frames_ahead(self.device)
+        self.ahead = AHEAD if self.device.type == "cuda" else 0
         self._room = 0
         if self.device.type == "cpu":
-            suit_allocator()
+            suit_allocator(tensors=self._host is None)
             # Many threads waste more by sharing a small frame than by a frame's buffers each.
             shares = max(1, self.threads // THREADS_OF_BUDGET)
             self._room = max(self._budget, min(shares * self._budget, available_memory(self.device) // 4))
@@ -212,7 +223,7 @@ class Engine:
         samples = 3.0 * self.scale**2
         # The sum so far and a result that is turned back.
         turned = 8.0 if self.tta else 0.0
-        size = self._dtype.itemsize
+        size = _BYTES[self.precision]
         width = max(self.spec.channels, self.spec.mid_channels)
         if self.device.type != "cpu":
             return 5.0 * width * size + samples * (2 * size + 4 + turned)
@@ -279,7 +290,7 @@ class Engine:
         """Whether the network can keep a whole frame's layers, for a next one that is like it in places."""
         if self.reuse == "off" or self.tta or self.tile_for(height, width):
             return False
-        network = self._remembering(edge_fp32, self._dtype)
+        network = self._remembering(edge_fp32, self.precision)
         return network is not None and network.keeps(height, width)
 
     def shrink(self, batch: int, side: int) -> bool:
@@ -333,19 +344,19 @@ class Engine:
                 return
             yield frame
 
-    def _threads(self, edge_fp32: bool) -> AbstractContextManager[None]:
-        """The threads, or the device, that the network and operators around it take in the calling thread."""
-        if self.device.type == "cuda":
-            # Kernels go to the current one, whatever their tensors are on.
-            return torch.cuda.device(self.device)
-        if self._form(edge_fp32).beside is not None:
-            return only_compiled(self.threads)
-        return pytorch_threads(self.threads)
+    @contextmanager
+    def _threads(self, edge_fp32: bool) -> Iterator[None]:
+        """The threads, or the device, that the network and what is around it take in the calling thread."""
+        threads: AbstractContextManager[None] = nullcontext()
+        if self.device.type != "cuda":
+            alone = self._form(edge_fp32).beside is not None
+            threads = (only_compiled if alone else pytorch_threads)(self.threads)
+        with threads, self.arrays.quiet():
+            yield
 
-    @torch.inference_mode()
     def infer(
-        self, pixels: torch.Tensor, tiles: Sequence[Tile], edge_fp32: bool, remember: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, pixels: Array, tiles: Sequence[Tile], edge_fp32: bool, remember: bool = False
+    ) -> tuple[Array, Array | None]:
         """Results (N, 3, s h, s w) float32 of tiles of one shape, pixels (N, 3, h, w) float32.
 
         With `remember` (see `keeps_layers`) what the layers have in common with the last frame that was
@@ -356,23 +367,23 @@ class Engine:
         frames, and flags (N,) come with the results, False for tiles that `redo` has to compute.
         """
         with self._exact_float32():
-            result = self._infer(pixels, tiles, self._dtype, edge_fp32, remember)
-            finite: torch.Tensor | None = None
-            if self._dtype != torch.float32:
-                finite = finite_tiles(result)
+            result = self._infer(pixels, tiles, self.precision, edge_fp32, remember)
+            finite: Array | None = None
+            if self.precision != "fp32":
+                finite = self.arrays.finite(result)
                 if self.late_checks:
                     # A tile that is a whole frame is put in the place of what was there.
                     if not tiles[0].whole:
-                        result = without_bad_tiles(result, finite)
+                        result = self.arrays.without_bad(result, finite)
                 else:
-                    for i in torch.nonzero(~finite).flatten().tolist():
-                        result[i] = self.redo(pixels[i], tiles[i])
+                    for i, good in enumerate(finite.tolist()):
+                        if not good:
+                            result[i] = self.redo(pixels[i], tiles[i])
                     finite = None
         self._limits.went_well(len(tiles))
         return result, finite
 
-    @torch.inference_mode()
-    def redo(self, pixels: torch.Tensor, tile: Tile) -> torch.Tensor:
+    def redo(self, pixels: Array, tile: Tile) -> Array:
         """The result (3, s h, s w) of a tile (3, h, w) in fp32, after it overflowed in the short format.
 
         Raises EngineError when it is not finite in fp32 either.
@@ -380,8 +391,8 @@ class Engine:
         size = f"{tile.x.size}x{tile.y.size}"
         self._warn(f"a tile of {size} pixels overflowed in {self.precision} and was redone in fp32")
         with self._exact_float32():
-            result = self._infer(pixels[None], [tile], torch.float32, False)
-        if not bool(finite_tiles(result)):
+            result = self._infer(pixels[None], [tile], "fp32", False)
+        if not all(self.arrays.finite(result).tolist()):
             raise EngineError(
                 f"the network {self.spec.name} gives no finite result even in fp32; check its weights"
             )
@@ -391,46 +402,52 @@ class Engine:
         """Float32 layers are asked for where their precision counts: no TF32 in their place."""
         if self.device.type != "cuda":
             return nullcontext()
+        import torch
+
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
     def _infer(
         self,
-        pixels: torch.Tensor,
+        pixels: Array,
         tiles: Sequence[Tile],
-        dtype: torch.dtype,
+        precision: str,
         edge_fp32: bool,
         remember: bool = False,
-    ) -> torch.Tensor:
-        if remember and (keeping := self._remembering(edge_fp32, dtype)):
+    ) -> Array:
+        if remember and (keeping := self._remembering(edge_fp32, precision)):
             result = keeping(pixels, self._grid(tiles))
             self._on_step()
             self._share = keeping.computed
             return result
-        network = self._form(edge_fp32, dtype).network
+        network = self._form(edge_fp32, precision).network
         if not self.tta:
             y = network(pixels, self._grid(tiles))
             self._on_step()
             return y
-        total: torch.Tensor | None = None
+        arrays, total = self.arrays, None
         for transpose in (False, True):
             for dims in ((), (-1,), (-2,), (-2, -1)):
                 turned = [_turned(tile, transpose, dims) for tile in tiles]
-                x = pixels.flip(dims) if dims else pixels
-                y = network(x.transpose(-1, -2) if transpose else x, self._grid(turned))
+                x = arrays.flipped(pixels, dims) if dims else pixels
+                y = network(x.swapaxes(-1, -2) if transpose else x, self._grid(turned))
                 self._on_step()
-                y = y.transpose(-1, -2) if transpose else y
-                y = y.flip(dims) if dims else y
-                total = y.clone() if total is None else total.add_(y)
+                y = y.swapaxes(-1, -2) if transpose else y
+                y = arrays.flipped(y, dims) if dims else y
+                if total is None:
+                    total = arrays.copied(y)
+                else:
+                    total += y
         assert total is not None
-        return total.div_(8.0)
+        total /= 8.0
+        return total
 
-    def _form(self, edge_fp32: bool, dtype: torch.dtype | None = None) -> _Form:
+    def _form(self, edge_fp32: bool, precision: str | None = None) -> _Form:
         """The network in a number format, the engine's own unless another is asked for."""
-        dtype = dtype or self._dtype
-        key = (dtype, edge_fp32 and dtype != torch.float32)
+        precision = precision or self.precision
+        key = (precision, edge_fp32 and precision != "fp32")
         with self._building:
             if key not in self._forms:
-                made = self._factory(*key).to(self.device)
+                made = self._host.host(*key) if self._host else self._on_device(*key)
                 self._forms[key] = _Form(
                     made,
                     made if isinstance(made, SideBySide) else None,
@@ -438,9 +455,15 @@ class Engine:
                 )
             return self._forms[key]
 
-    def _remembering(self, edge_fp32: bool, dtype: torch.dtype) -> Remembering | None:
+    def _on_device(self, precision: str, edge_fp32: bool) -> Network:
+        from rlfn_pipe.engine.tensors import DTYPES
+
+        made: Network = self._factory(DTYPES[precision], edge_fp32).to(str(self.device))
+        return made
+
+    def _remembering(self, edge_fp32: bool, precision: str) -> Remembering | None:
         """The network with a memory of the last frame, where it can be had so."""
-        form = self._form(edge_fp32, dtype)
+        form = self._form(edge_fp32, precision)
         with self._building:
             if form.remembering is None and form.memorable is not None:
                 form.remembering = form.memorable.remembering(min(LAYERS, self._budget))
@@ -465,8 +488,17 @@ class Engine:
             np.stack([stretch_matrix(tile.x) for tile in tiles]),
             np.stack([np.outer(border_mask(tile.y), border_mask(tile.x))[None] for tile in tiles]),
         )
-        rows, columns, border = (send(array, self.device) for array in arrays)
+        rows, columns, border = map(self.arrays.send, arrays)
         return rows, columns, border
+
+
+def _tensors(device: str) -> Any:
+    """Tensors on a device, which are imported only where they are wanted."""
+    import torch
+
+    from rlfn_pipe.engine.tensors import Tensors
+
+    return Tensors(torch.device(device))
 
 
 def _turned(tile: Tile, transpose: bool, dims: tuple[int, ...]) -> Tile:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
+from rlfn_pipe.engine.arrays import Array
 from rlfn_pipe.engine.batching import Buckets
 from rlfn_pipe.engine.ends import opened, output_of, planes_of
 from rlfn_pipe.engine.hold import Hold
@@ -16,10 +15,9 @@ from rlfn_pipe.engine.lanes import Lanes, Lone
 from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.reuse import Answer, Gallery, Likeness, Memory, Mosaic, Statistics
 from rlfn_pipe.engine.tiling import Tile, plan
-from rlfn_pipe.engine.transfer import fetch
 from rlfn_pipe.engine.work import Job, Key, Piece, depth_of, key_of, like
 from rlfn_pipe.errors import EngineError
-from rlfn_pipe.memory import is_out_of_memory, release_cached
+from rlfn_pipe.memory import is_out_of_memory
 from rlfn_pipe.types import Frame, Target
 
 if TYPE_CHECKING:
@@ -43,14 +41,14 @@ class Run:
     """The state of one `Engine.run`."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, self._arrays = engine, engine.arrays
         self._jobs: deque[Job] = deque()
         #: Frames on their way to the host, oldest first; on the CPU none stays here.
         self._leaving: deque[Job] = deque()
         self._buckets: Buckets[Key, Piece] = Buckets()
         self._hold = Hold(engine.reuse_tolerance) if engine.reuse == "near" else None
         self._memory = Memory(engine.scale)
-        self._mosaics = (Mosaic(), Mosaic())
+        self._mosaics = (Mosaic(engine.arrays), Mosaic(engine.arrays))
         self._recent: Gallery[Job] = Gallery()
         self._likeness = Likeness()
         self._lanes: Lanes[Job] = Lanes(engine.threads)
@@ -207,7 +205,12 @@ class Run:
         copies = int(target.colour.alpha and frame.colour.alpha) + int(resized) + int(depth > 8)
         if not self._side_by_side or self._engine.lanes_for(*self._size(frame), depth > 8, copies) == 1:
             return None
-        return Job(frame, target, lone=self._lanes.add(lambda: self._whole(frame, target)))
+        return Job(frame, target, lone=self._lanes.add(lambda: self._alone(frame, target)))
+
+    def _alone(self, frame: Frame, target: Target) -> Job:
+        """`_whole` in a thread that does nothing else."""
+        with self._arrays.quiet():
+            return self._whole(frame, target)
 
     def _whole(self, frame: Frame, target: Target) -> Job:
         """All of a frame, from samples to samples."""
@@ -242,19 +245,17 @@ class Run:
 
     # ------------------------------------------------------------ a frame's two ends
 
-    @torch.inference_mode()
     def _open(self, frame: Frame, target: Target) -> Job:
         engine = self._engine
-        return opened(frame, target, engine.scale, engine.spec.minimum_side, engine.device, engine.to_rgb)
+        return opened(frame, target, engine.scale, engine.spec.minimum_side, self._arrays, engine.to_rgb)
 
-    @torch.inference_mode()
     def _close(self, job: Job) -> bool:
         """Make a frame's planes and send them to the host. True: see `_mend`."""
         if job.answers is not None:
             for picture, answers, mosaic in zip(job.pictures, job.answers, self._mosaics, strict=False):
                 picture.complete(job.tiles, mosaic.show(job.tiles, answers, self._engine.scale))
-        planes = planes_of(job, self._engine.to_planes)
-        job.planes, job.doubts, job.mends = fetch(planes), self._doubts.added, self._mends
+        planes = planes_of(job, self._arrays, self._engine.to_planes)
+        job.planes, job.doubts, job.mends = self._arrays.fetch(planes), self._doubts.added, self._mends
         return True
 
     # ------------------------------------------------------------ tiles
@@ -279,7 +280,7 @@ class Run:
                 answers = job.answers[number]
             for tile, answer in zip(job.tiles, answers, strict=True):
                 if answer is None or not answer.asked:
-                    self._buckets.add(key, Piece(picture, tile, answer, job.frame.index))
+                    self._buckets.add(key, Piece(picture, tile, answer, job.frame.index, self._arrays))
                     if answer is not None:
                         answer.asked = True
                 else:
@@ -321,20 +322,19 @@ class Run:
                 return
         self._cut_again()
 
-    @torch.inference_mode()
     def _run_and_place(self, key: Key, batch: list[Piece]) -> None:
         views = [piece.picture.pixels_of(piece.tile) for piece in batch]
         tiles = [piece.tile for piece in batch]
         if key.video:
             wanting = self._full(key) - len(batch)
             views, tiles = views + views[-1:] * wanting, tiles + tiles[-1:] * wanting
-        pixels = views[0][None] if len(views) == 1 else torch.stack(views)
+        pixels = views[0][None] if len(views) == 1 else self._arrays.stack(views)
         results, finite = self._engine.infer(pixels, tiles, key.edge_fp32, key.remember)
         if key in self._worth_trying and key.video and len(views) > 1 and key not in self._steady:
             self._steady[key] = self._is_steady(key, pixels[:1], tiles[0], results)
         doubted: list[Piece] = []
         if finite is not None:
-            self._doubts.add(finite, doubted)
+            self._doubts.add(self._arrays.fetch([finite]), doubted)
         for piece, result in zip(batch, results, strict=False):
             piece.place(result)
             # In their order, also where memory ends before the last one is placed.
@@ -344,7 +344,6 @@ class Run:
             tiles_computed=len(batch), tiles_in_part=len(batch) if share < 1.0 else 0, work=share * len(batch)
         )
 
-    @torch.inference_mode()
     def _mend(self, until: int | None = None) -> bool:
         """Compute again, in fp32, the tiles that turn out to have overflowed; see `Doubts.settle`.
 
@@ -360,14 +359,15 @@ class Run:
                 mosaic.forget()
         return True
 
-    def _is_steady(self, key: Key, pixels: torch.Tensor, tile: Tile, results: torch.Tensor) -> bool:
+    def _is_steady(self, key: Key, pixels: Array, tile: Tile, results: Array) -> bool:
         """Whether the first tile's result is the same, bit for bit, in every place of a batch and other company.
 
         It is on most devices and shapes, but oneDNN's 1x1 convolutions in fp32 are an example where it is not.
         """
         count = len(results)
-        again, _ = self._engine.infer(pixels.expand(count, -1, -1, -1), [tile] * count, key.edge_fp32)
-        return all(torch.equal(result, results[0]) for result in again)
+        same = self._arrays.repeated(pixels, count)
+        again, _ = self._engine.infer(same, [tile] * count, key.edge_fp32)
+        return all(self._arrays.equal(result, results[0]) for result in again)
 
     def _with_room(self, step: Callable[[], T], frame: Frame) -> T:
         """Do a step of one frame; when memory ends, hand cached memory back and try once more."""
@@ -397,7 +397,7 @@ class Run:
         Whether networks had kept anything.
         """
         forgot = self._engine.forget()
-        release_cached(self._engine.device)
+        self._arrays.release()
         try:
             for job in self._leaving:
                 self._land(job)

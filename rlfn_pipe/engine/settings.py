@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-
-import torch
+from importlib.metadata import version
 
 from rlfn_pipe.allowance import cores
-from rlfn_pipe.engine.device import available_memory, device_name, resolve_device, resolve_precision
+from rlfn_pipe.engine.device import (
+    AnyDevice,
+    Device,
+    available_memory,
+    device_name,
+    resolve_device,
+    resolve_precision,
+)
 from rlfn_pipe.errors import UsageError
 
 __all__ = ["JSON", "Settings"]
@@ -22,8 +28,6 @@ JSON = str | int | float | bool | None
 #: Bytes of the budget on the CPU, however much is free: 1920x1080 at x4 is one whole frame in bf16.
 MOST_MEMORY = 1152 << 20
 _COMPILE = ("auto", "on", "off")
-#: By another name: a field of the settings is called torch.
-_Device = torch.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Settings:
         threads: int | None = None,
         tta: bool = False,
         compile: str = "auto",
-        form: Callable[[_Device, str], str] | None = None,
+        form: Callable[[Device, str], str] | None = None,
     ) -> Settings:
         """Look at the machine where something is left open (None or "auto").
 
@@ -91,15 +95,12 @@ class Settings:
             tta=tta,
             compile="on" if compile == "on" else "off",
             device_name=device_name(found),
-            # A plain str: the version is of a class of its own, which takes torch to unpickle.
-            torch=str(torch.__version__),
+            torch=version("torch"),
             instructions=_instructions(found, form(found, chosen) if form else ""),
         )
 
     @classmethod
-    def pinned(
-        cls, values: Mapping[str, JSON], form: Callable[[_Device, str], str] | None = None
-    ) -> Settings:
+    def pinned(cls, values: Mapping[str, JSON], form: Callable[[Device, str], str] | None = None) -> Settings:
         """The settings that `to_dict` wrote, on the machine of now; `form` as in `resolve`.
 
         Raises UsageError when `values` holds something else or the device is not there.
@@ -120,12 +121,16 @@ class Settings:
 _MACHINE = ("device_name", "torch", "instructions")
 
 
-def _instructions(device: _Device, form: str) -> str:
-    capability = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    return ", ".join(filter(None, (capability, form)))
+def _instructions(device: Device, form: str) -> str:
+    """The form, and what PyTorch's operators are chosen by where they compute it on the CPU."""
+    if device.type != "cpu" or not form or form.startswith("native"):
+        return form
+    import torch
+
+    return f"{torch.backends.cpu.get_cpu_capability()}, {form}"
 
 
-def memory_budget(device: torch.device) -> int:
+def memory_budget(device: AnyDevice) -> int:
     """Bytes that activations may take on `device`, by what is free now."""
     free = available_memory(device)
     if device.type == "cuda":

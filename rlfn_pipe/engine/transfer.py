@@ -13,15 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-__all__ = ["AHEAD", "Arrival", "apart", "fetch", "frames_ahead", "send", "send_together", "together"]
-
-#: Frames that may be on their way to the host while the device computes the next ones.
-AHEAD = 2
-
-
-def frames_ahead(device: torch.device) -> int:
-    """How many frames the engine computes before it waits for the oldest one to arrive."""
-    return AHEAD if device.type == "cuda" else 0
+__all__ = ["Arrival", "apart", "fetch", "send", "send_together", "together"]
 
 
 def send(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
+from rlfn_pipe.engine.arrays import Array, Arrays, Arrival
 from rlfn_pipe.engine.lanes import Lone
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.reuse import Answer
 from rlfn_pipe.engine.tiling import Tile
-from rlfn_pipe.engine.transfer import Arrival
 from rlfn_pipe.types import Frame, Target
 
 __all__ = ["Job", "Key", "Piece", "depth_of", "key_of", "like"]
@@ -98,24 +96,25 @@ class Piece:
     tile: Tile
     answer: Answer | None
     frame: int
+    arrays: Arrays
 
     @property
     def waits(self) -> bool:
         return self.answer.part is None if self.answer else self.picture.waits_for(self.tile)
 
-    def place(self, result: torch.Tensor) -> None:
+    def place(self, result: Array) -> None:
         """Put the tile's result (3, s h, s w) float32 where it goes."""
         if self.answer is None:
             self.picture.place(self.tile, result)
         else:
-            self.answer.set(self.tile, result, self.picture.scale)
+            self.answer.set(self.tile, result, self.picture.scale, self.arrays)
 
-    def mend(self, result: torch.Tensor) -> None:
+    def mend(self, result: Array) -> None:
         """Put a result where `place` put zeros."""
         if self.answer is None:
             self.picture.mend(self.tile, result)
         else:
-            self.answer.set(self.tile, result, self.picture.scale)
+            self.answer.set(self.tile, result, self.picture.scale, self.arrays)
 
 
 def depth_of(frame: Frame, target: Target) -> int:

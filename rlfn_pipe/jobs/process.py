@@ -1,13 +1,12 @@
-"""A worker's process, which can begin to load PyTorch before the program that needs it is loaded itself.
+"""A worker's process, which begins before the program that gives it work is loaded itself.
 
-PyTorch takes most of a short job's time, so nothing is imported here but what starts a process.
+Loading takes most of a short job's time, so nothing is imported here but what starts a process.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
-import importlib.util
 import multiprocessing
 import os
 import signal
@@ -17,65 +16,52 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from pathlib import Path
-from types import ModuleType
 
 #: What asks the command to stop; its workers, which a terminal asks as well, leave it to the command.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-#: PyTorch's module of shapes without data, which a worker does without.
-COMPILERS_SHAPES = "torch._meta_registrations"
-#: Versions that were tried so.
-_WITHOUT_SHAPES = ("2.13",)
-#: What drivers of NVIDIA's and AMD's devices leave open to programs.
-_ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd")
 #: What the tracker of Python's semaphores, which takes its options from here, says when a second Ctrl-C leaves it some.
 _LEFT_BEHIND = "ignore:resource_tracker"
 
 
 def begin(connection: Connection) -> None:
-    """What a new process does: load PyTorch and our own program beside one another, then serve."""
+    """What a new process does: load our own program, and PyTorch beside it where it will be wanted, then serve."""
     # All that is made while modules load stays: to look through it again and again for rubbish took
     # a seventh of the time.
     gc.disable()
-    stand_in = ModuleType(COMPILERS_SHAPES)
-    if _does_without_shapes() and _only_compiled():
-        sys.modules.setdefault(COMPILERS_SHAPES, stand_in)
-    threading.Thread(target=_load_torch, args=(stand_in,), name="rlfn-pipe torch", daemon=True).start()
+    # numpy multiplies small matrices on the thread that asks, which is one of several as a rule.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    beside = not _only_compiled()
+    if beside:
+        load_torch_beside()
     from rlfn_pipe.jobs.serve import serve
 
+    if not beside:
+        _all_is_made()
     serve(connection)
 
 
-def _does_without_shapes() -> bool:
-    """Whether PyTorch is of a version that is known to load without the shapes that its compiler reckons with.
-
-    One module holds them, by being imported, in a quarter of the time; `rlfn_pipe.models.compiled` imports it where it
-    is wanted.
-    """
-    with suppress(Exception):
-        found = importlib.util.find_spec("torch")
-        if found is not None and found.origin is not None:
-            text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
-            return any(f"__version__ = '{version}." in text for version in _WITHOUT_SHAPES)
-    return False
-
-
 def _only_compiled() -> bool:
-    """Whether networks run in the compiled part here, so that of PyTorch only what was tried without shapes is used."""
+    """Whether networks run in the compiled part here, as a rule, for which PyTorch is not wanted."""
+    from rlfn_pipe.engine.device import may_have_a_gpu
     from rlfn_pipe.models.native.library import any_library
 
-    return any_library() is not None and not any(Path(node).exists() for node in _ACCELERATORS)
+    return any_library() is not None and not may_have_a_gpu()
 
 
-def _load_torch(stand_in: ModuleType) -> None:
+def load_torch_beside() -> None:
+    """Begin to load PyTorch while the calling thread goes on."""
+    if "torch" not in sys.modules:
+        threading.Thread(target=_load_torch, name="rlfn-pipe torch", daemon=True).start()
+
+
+def _load_torch() -> None:
     # Whoever needs it imports it again, and is told what is wrong.
     with suppress(Exception):
-        torch = importlib.import_module("torch")
-        name = COMPILERS_SHAPES.rpartition(".")[2]
-        if vars(torch).get(name) is stand_in:
-            delattr(torch, name)
-    if sys.modules.get(COMPILERS_SHAPES) is stand_in:
-        del sys.modules[COMPILERS_SHAPES]
+        importlib.import_module("torch")
+    _all_is_made()
+
+
+def _all_is_made() -> None:
     gc.freeze()
     gc.enable()
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from rlfn_pipe.models import registry
 
 if TYPE_CHECKING:
-    import torch
-
+    from rlfn_pipe.engine.device import Device
     from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.engine.settings import JSON, Settings
     from rlfn_pipe.options import UpscaleOptions
@@ -72,7 +71,7 @@ class EngineRoom:
     def resolved(self, factor: float) -> dict[str, JSON]:
         """The settings that `factor`'s pixels depend on besides the weights, as plain JSON values.
 
-        Nothing is loaded but torch, and a model that is a file. Where they were pinned, what comes back
+        Nothing is loaded but a model that is a file. Where they were pinned, what comes back
         differs from the pinned ones only in the machine's own lines (`device_name`, `torch`,
         `instructions`): equal mappings mean equal pixels. They are the same for every factor, since memory
         is looked at once.
@@ -80,10 +79,10 @@ class EngineRoom:
         Raises:
             UsageError: a setting is impossible here.
         """
-        from rlfn_pipe.models.weights import load
+        from rlfn_pipe.models.weights import load_weights
 
         model = self._options.model
-        spec = load(model)[0] if registry.is_file(model) else registry.find(model, factor)
+        spec = load_weights(model)[0] if registry.is_file(model) else registry.find(model, factor)
         return self._resolve(spec).to_dict()
 
     def _resolve(self, spec: ModelSpec) -> Settings:
@@ -114,9 +113,9 @@ class EngineRoom:
     def _share(self, settings: Settings) -> int:
         return max(1, settings.threads // self._workers)
 
-    def _form_of(self, spec: ModelSpec) -> Callable[[torch.device, str], str]:
+    def _form_of(self, spec: ModelSpec) -> Callable[[Device, str], str]:
         """The form of a network on a device in a precision."""
-        from rlfn_pipe.models.fuse import form_on
+        from rlfn_pipe.models.forms import form_on
 
         return partial(form_on, spec=spec, compile=self._options.compile == "on")
 
@@ -137,16 +136,16 @@ class EngineRoom:
 
     def _build(self, factor: float) -> Engine:
         from rlfn_pipe.engine.runner import Engine
-        from rlfn_pipe.models.fuse import InferenceFactory
-        from rlfn_pipe.models.weights import load
+        from rlfn_pipe.models.forms import InferenceFactory
+        from rlfn_pipe.models.weights import load_weights
         from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 
-        spec, module = load(self._options.model, factor)
+        spec, weights = load_weights(self._options.model, factor)
         settings, options = self._resolve(spec), self._options
         pinned = self._pinned is not None
         free = self._threads_are_free(settings, spec)
         return Engine(
-            InferenceFactory(spec, module, compile=settings.compile == "on"),
+            InferenceFactory(spec, weights, compile=settings.compile == "on"),
             spec,
             # What was left open stays so here, so that the engine can tell the reason of its choice.
             device=settings.device if pinned else options.device,

@@ -17,7 +17,7 @@ from typing import Any
 from rlfn_pipe.errors import Interrupted, RlfnPipeError
 from rlfn_pipe.jobs.images import ImageTask
 from rlfn_pipe.jobs.inputs import Item
-from rlfn_pipe.jobs.process import STOPPING
+from rlfn_pipe.jobs.process import STOPPING, load_torch_beside
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, engine_facts, run_segment
 from rlfn_pipe.jobs.video_plan import VideoPlan, plan_item
@@ -157,6 +157,8 @@ def serve(connection: Connection) -> None:
 
     threading.Thread(target=listen, name="rlfn-pipe control", daemon=True).start()
     options, workers = work.get()
+    if _wants_torch(options):
+        load_torch_beside()
     rooms = Rooms(options, lambda text: send(Warn(text)), workers, _now_and_then(lambda: send(Alive())))
     while True:
         task = work.get()
@@ -168,6 +170,11 @@ def serve(connection: Connection) -> None:
             send(Failed(error))
         except Exception:
             send(Failed(trace=traceback.format_exc()))
+
+
+def _wants_torch(options: UpscaleOptions) -> bool:
+    """Whether PyTorch will be needed for more than rare pictures, though there is a compiled part."""
+    return options.compile == "on" or options.precision == "fp16"
 
 
 def _now_and_then(say: Callable[[], None]) -> Callable[[], None]:

@@ -6,11 +6,10 @@ cold; the cache lies in the user's cache folder and serves later runs. docs/perf
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,9 +65,6 @@ class CompiledNetwork:
         return result
 
     def _compiled(self) -> Any:
-        # A worker process loads PyTorch without the shapes that this reckons with (rlfn_pipe.jobs.process).
-        with suppress(ModuleNotFoundError):
-            importlib.import_module("torch._meta_registrations")
         with _hushed():
             return torch.compile(self._net, dynamic=False, options={"freezing": True})
 

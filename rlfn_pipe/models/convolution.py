@@ -94,7 +94,6 @@ def fused_available(dtype: torch.dtype) -> bool:
     present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if dtype not in _FORMATS or not present:
         return False
-    # Not PyTorch's, which a worker's PyTorch may lack (rlfn_pipe.jobs.process).
     generator = np.random.default_rng(0)
 
     def numbers(*shape: int) -> torch.Tensor:

@@ -20,69 +20,54 @@ distance from mid grey, which needs a bit less than the value; mid grey is added
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, cast
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlfn_pipe.models.rlfn import RLFB, RLFN
+from rlfn_pipe.models.folding import (
+    WHITE,
+    Conv,
+    block_of,
+    conv_of,
+    fold,
+    folded_head,
+    folded_tail,
+    prescale,
+    weights_of,
+)
+from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.types import ModelSpec
-
-if TYPE_CHECKING:
-    from rlfn_pipe.models.compiled import CompiledNetwork
-    from rlfn_pipe.models.native.network import NativeNetwork
-    from rlfn_pipe.models.strips import StripNetwork
 
 #: Row matrices (N, h, h3), column matrices (N, w, w3), border (N, 1, h3 + 2, w3 + 2); see `InferenceNet`.
 Grid = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 #: Of LeakyReLU.
 SLOPE = 0.05
-_WHITE = 255.0
 _SHORT = (torch.bfloat16, torch.float16)
 
 
-def bias_of(conv: nn.Conv2d) -> torch.Tensor:
-    """The bias (o,) of a convolution, float64."""
-    assert conv.bias is not None, "every convolution of RLFN has a bias"
-    return conv.bias.double()
-
-
-def fold(outer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`outer` after the 1x1 convolution (weight (m, i), bias (m,)): weight and bias in float64."""
-    w = outer.weight.double()
-    return torch.einsum("omyx,mi->oiyx", w, weight), bias_of(outer) + torch.einsum("omyx,m->o", w, bias)
-
-
-def _conv(weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+def _conv(conv: Conv, stride: int = 1) -> nn.Conv2d:
+    """A convolution in float64; 3x3 ones of stride 1 have zeros around them."""
+    weight, bias = map(torch.from_numpy, conv)
     out_channels, in_channels, size, _ = weight.shape
-    conv = nn.Conv2d(in_channels, out_channels, size, stride, padding).to(weight)
+    padding = size // 2 if stride == 1 else 0
+    made = nn.Conv2d(in_channels, out_channels, size, stride, padding).to(weight)
     with torch.no_grad():
-        conv.weight.copy_(weight)
-        assert conv.bias is not None
-        conv.bias.copy_(bias)
-    return conv
-
-
-def _copied(conv: nn.Conv2d, scale: float = 1.0, scale_bias: float = 1.0) -> nn.Conv2d:
-    padding = conv.kernel_size[0] // 2
-    return _conv(conv.weight.double() * scale, bias_of(conv) * scale_bias, padding=padding)
+        made.weight.copy_(weight)
+        assert made.bias is not None
+        made.bias.copy_(bias)
+    return made
 
 
 class InferenceBlock(nn.Module):
     """RLFB with ESA (paper, figure 2) in folded form; (N, C, h, w) in and out."""
 
-    def __init__(self, block: RLFB) -> None:
+    def __init__(self, convs: dict[str, Conv]) -> None:
         super().__init__()
-        esa = block.esa
-        self.c1, self.c2, self.c3 = _copied(block.c1_r), _copied(block.c2_r), _copied(block.c3_r)
-        self.c5 = _copied(block.c5)
-        weight, bias = fold(esa.conv1, block.c5.weight.double()[:, :, 0, 0], bias_of(block.c5))
-        inner = weight[:, :, 0, 0]
-        self.reduce = _conv(*fold(esa.conv2, inner, bias), stride=2)
-        self.direct = _conv(*fold(esa.conv_f, inner, bias))
-        self.small, self.widen = _copied(esa.conv3), _copied(esa.conv4)
+        self.c1, self.c2, self.c3, self.c5 = (_conv(convs[name]) for name in ("c1_r", "c2_r", "c3_r", "c5"))
+        inner = fold(convs["conv1"], convs["c5"])
+        self.reduce = _conv(fold(convs["conv2"], inner), stride=2)
+        self.direct = _conv(fold(convs["conv_f"], inner))
+        self.small, self.widen = _conv(convs["conv3"]), _conv(convs["conv4"])
 
     def forward(self, x: torch.Tensor, grid: Grid | None) -> torch.Tensor:
         y = F.leaky_relu_(self.c1(x), SLOPE)
@@ -118,22 +103,6 @@ def _stretch(small: torch.Tensor, like: torch.Tensor, grid: Grid | None) -> torc
     return tall.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def prescale(spec: ModelSpec) -> float:
-    """What pictures of 0..255 are multiplied by before the folded first layer: a power of two, which rounds nothing."""
-    return float(2.0 ** round(math.log2(spec.input_range / _WHITE)))
-
-
-def folded_head(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
-    """The first layer for pictures of 0..255 times `prescale`, whatever range the network was trained in."""
-    return _copied(module.conv_1, scale=spec.input_range / _WHITE / prescale(spec))
-
-
-def folded_tail(spec: ModelSpec, module: RLFN) -> nn.Conv2d:
-    """The last layer with results of 0..255, (3 s s, h, w) before the pixel shuffle."""
-    gain = _WHITE / spec.input_range
-    return _copied(cast(nn.Conv2d, module.upsampler[0]), scale=gain, scale_bias=gain)
-
-
 class InferenceNet(nn.Module):
     """Exact inference form of an RLFN.
 
@@ -148,10 +117,11 @@ class InferenceNet(nn.Module):
         super().__init__()
         self.scale = spec.scale
         self.prescale = prescale(spec)
-        self.head = folded_head(spec, module)
-        self.blocks = nn.ModuleList(InferenceBlock(block) for block in module.blocks())
-        self.body = _copied(module.conv_2)
-        self.tail = folded_tail(spec, module)
+        weights = weights_of(module)
+        self.head = _conv(folded_head(spec, weights))
+        self.blocks = nn.ModuleList(InferenceBlock(block_of(weights, i + 1)) for i in range(spec.blocks))
+        self.body = _conv(conv_of(weights, "conv_2"))
+        self.tail = _conv(folded_tail(spec, weights))
         self.centre: nn.Parameter | None = None
 
     def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
@@ -194,8 +164,9 @@ def build_inference(
         short = dtype in _SHORT
         net.head = head.to(torch.float32 if dtype == torch.bfloat16 or (short and edge_fp32) else dtype)
         if short and not edge_fp32:
-            bias = bias_of(tail)
-            rounded = (bias - _WHITE / 2).to(dtype)
+            assert tail.bias is not None
+            bias = tail.bias.detach()
+            rounded = (bias - WHITE / 2).to(dtype)
             net.centre = nn.Parameter((bias - rounded.double()).float()[:, None, None])
             tail.bias = nn.Parameter(rounded)
         net.tail = tail.to(torch.float32 if short and edge_fp32 else dtype)
@@ -214,39 +185,3 @@ def for_device(
     return kernels_or(
         plain, lambda form: build_inference(spec, module, dtype, edge_fp32=edge_fp32, form=form)
     )
-
-
-def form_on(device: torch.device, precision: str, spec: ModelSpec, *, compile: bool = False) -> str:
-    """The form that a network of `spec` has in `precision` on a device, for what depends on its last bits."""
-    if compile:
-        return "compiled"
-    if device.type == "cpu":
-        from rlfn_pipe.models.native.library import cpu_form
-        from rlfn_pipe.models.native.network import PRECISIONS, fits
-
-        fitting = any(name == precision and fits(spec, dtype) for dtype, name in PRECISIONS.items())
-        return cpu_form(precision) if fitting else "strips"
-    from rlfn_pipe.models.cuda.trial import wanted
-
-    return "cuda" if precision == "fp16" and wanted(device) else "operators"
-
-
-class InferenceFactory:
-    """Builds the fastest form of one network on demand, as `rlfn_pipe.engine.runner.Engine` asks for it.
-
-    `compile` asks for PyTorch's compiler.
-    """
-
-    def __init__(self, spec: ModelSpec, module: RLFN, *, compile: bool = False) -> None:
-        self.spec, self.module, self.compile = spec, module, compile
-
-    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> NativeNetwork | StripNetwork | CompiledNetwork:
-        """A form in `dtype` for the CPU, whose `to` gives that for other devices; see `build_inference`."""
-        from rlfn_pipe.models.compiled import CompiledNetwork
-        from rlfn_pipe.models.native.network import NativeNetwork, fits
-        from rlfn_pipe.models.strips import StripNetwork
-
-        if not self.compile and fits(self.spec, dtype):
-            return NativeNetwork(self.spec, self.module, dtype, edge_fp32)
-        form = CompiledNetwork if self.compile else StripNetwork
-        return form(self.spec, self.module, dtype, edge_fp32)

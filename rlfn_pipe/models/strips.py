@@ -21,24 +21,24 @@ import torch.nn.functional as F
 
 from rlfn_pipe.allocator import keep_buffers
 from rlfn_pipe.models.convolution import Activation, Convolution, fused_available, make_convolution
-from rlfn_pipe.models.fuse import (
-    Grid,
-    InferenceNet,
-    bias_of,
+from rlfn_pipe.models.folding import (
+    Conv,
+    bilinear,
+    block_of,
+    conv_of,
     fold,
     folded_head,
     folded_tail,
-    for_device,
     prescale,
+    weights_of,
 )
+from rlfn_pipe.models.fuse import Grid, InferenceNet, for_device
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from rlfn_pipe.models.rlfn import RLFB, RLFN
+    from rlfn_pipe.models.rlfn import RLFN
     from rlfn_pipe.types import ModelSpec
 
-__all__ = ["STRIP_BYTES", "StripNetwork", "bilinear"]
+__all__ = ["STRIP_BYTES", "StripNetwork"]
 
 #: Bytes of one activation of a strip: some of them have to fit the last level of cache (docs/performance.md).
 STRIP_BYTES = 12 << 20
@@ -54,27 +54,24 @@ _GROUP = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
 class _Block:
     """The convolutions of one RLFB. ESA's first 1x1 swallows `c5`, so that it reads the block's sum."""
 
-    def __init__(self, block: RLFB, dtype: torch.dtype, fused: bool | None) -> None:
-        esa = block.esa
+    def __init__(self, convs: dict[str, Conv], dtype: torch.dtype, fused: bool | None) -> None:
+        def made(name: str, activation: Activation = "none", stride: int = 1) -> Convolution:
+            return _made(convs[name], dtype, fused, activation, stride)
 
-        def made(conv: nn.Conv2d, activation: Activation = "none") -> Convolution:
-            return _made(conv, dtype, fused, activation)
-
-        self.chain = [made(conv, "leaky_relu") for conv in (block.c1_r, block.c2_r, block.c3_r)]
-        self.c5, self.conv2, self.conv_f = made(block.c5), made(esa.conv2), made(esa.conv_f)
-        self.conv4 = made(esa.conv4, "sigmoid")
-        inner = fold(esa.conv1, block.c5.weight.double()[:, :, 0, 0], bias_of(block.c5))
-        self.conv1 = make_convolution(inner[0].to(dtype), inner[1], fused=fused)
+        self.chain = [made(name, "leaky_relu") for name in ("c1_r", "c2_r", "c3_r")]
+        self.c5, self.conv2, self.conv_f = made("c5"), made("conv2", stride=2), made("conv_f")
+        self.conv4 = made("conv4", "sigmoid")
+        self.conv1 = _made(fold(convs["conv1"], convs["c5"]), dtype, fused)
         # The small map is so small that it can stay exact.
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        self.conv3 = _made(esa.conv3, exact, fused)
+        self.conv3 = _made(convs["conv3"], exact, fused)
 
 
 def _made(
-    conv: nn.Conv2d, dtype: torch.dtype, fused: bool | None, activation: Activation = "none"
+    conv: Conv, dtype: torch.dtype, fused: bool | None, activation: Activation = "none", stride: int = 1
 ) -> Convolution:
-    weight = conv.weight.detach().to(dtype)
-    return make_convolution(weight, bias_of(conv), conv.stride[0], activation, fused)
+    weight, bias = map(torch.from_numpy, conv)
+    return make_convolution(weight.to(dtype), bias, stride, activation, fused)
 
 
 class StripNetwork:
@@ -102,11 +99,11 @@ class StripNetwork:
         self._channels, self._esa_channels = spec.channels, spec.esa_channels
         self._head_dtype = torch.float32 if dtype == torch.bfloat16 or (short and edge_fp32) else dtype
         self._tail_dtype = torch.float32 if short and edge_fp32 else dtype
-        self._head = _made(folded_head(spec, module), self._head_dtype, fused)
-        self._blocks = [_Block(block, dtype, fused) for block in module.blocks()]
-        self._body = _made(module.conv_2, dtype, fused)
-        last = folded_tail(spec, module)
-        bias = bias_of(last)
+        weights = weights_of(module)
+        self._head = _made(folded_head(spec, weights), self._head_dtype, fused)
+        self._blocks = [_Block(block_of(weights, i + 1), dtype, fused) for i in range(spec.blocks)]
+        self._body = _made(conv_of(weights, "conv_2"), dtype, fused)
+        last, bias = map(torch.from_numpy, folded_tail(spec, weights))
         self._offset, self._remainder = 0.0, None
         if self._tail_dtype in _SHORT:
             # The distance from mid grey needs a bit less than the value.
@@ -114,7 +111,7 @@ class StripNetwork:
             if not (fused_available(dtype) if fused is None else fused):
                 # A short bias is rounded; what that takes away is added again behind the convolution.
                 self._remainder = (bias - bias.to(dtype).double()).float()
-        self._tail = make_convolution(last.weight.detach().to(self._tail_dtype), bias, fused=fused)
+        self._tail = make_convolution(last.to(self._tail_dtype), bias, fused=fused)
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
@@ -257,7 +254,7 @@ class _Stretch:
     ) -> None:
         self._dtype = dtype
         self._border = None if grid is None else grid[2]
-        rows, columns = (bilinear(h), bilinear(w)) if grid is None else grid[:2]
+        rows, columns = (_bilinear(h), _bilinear(w)) if grid is None else grid[:2]
         self._width = w
         self._rows = rows.to(dtype)
         self._exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -287,11 +284,8 @@ class _Stretch:
 
 
 @lru_cache(maxsize=16)
-def bilinear(side: int) -> torch.Tensor:
-    """The matrix (side, cells) float64 that stretches ESA's small map of a whole axis of `side` pixels."""
-    cells = (side - 9) // 6
-    unit = torch.eye(cells, dtype=torch.float64)[None]
-    return F.interpolate(unit, size=side, mode="linear", align_corners=False)[0].T.contiguous()
+def _bilinear(side: int) -> torch.Tensor:
+    return torch.from_numpy(bilinear(side))
 
 
 def _convolved(conv: Convolution, x: torch.Tensor, top: bool, bottom: bool) -> torch.Tensor:

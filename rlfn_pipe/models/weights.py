@@ -1,27 +1,40 @@
-"""Weights files: reading, writing, and telling from its tensors what network a file holds."""
+"""Weights files: reading, writing, and telling from its tensors what network a file holds.
+
+PyTorch is loaded only for what it alone reads and makes: pickles, bfloat16, modules.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+import safetensors.numpy
 
 from rlfn_pipe.errors import OutputError, WeightsError
 from rlfn_pipe.files import write_atomically
 from rlfn_pipe.models import registry
-from rlfn_pipe.models.architectures import ARCHITECTURES
-from rlfn_pipe.models.pickles import Unreadable, load_plain
-from rlfn_pipe.models.rlfn import RLFN
+from rlfn_pipe.models.architectures import ARCHITECTURES, shapes
+from rlfn_pipe.models.folding import Weights
 from rlfn_pipe.types import ModelSpec
 
-__all__ = ["detect", "import_file", "load", "load_file", "save"]
+if TYPE_CHECKING:
+    import torch
+
+    from rlfn_pipe.models.rlfn import RLFN
+
+__all__ = ["detect", "import_file", "load", "load_file", "load_weights", "module_of", "save"]
+
+#: An array, or a tensor that may not be one that can become an array.
+_Values = Any
+#: Of safetensors, as it names them; numpy has no others.
+_ARRAYS = {"F64", "F32", "F16"}
 
 #: No network of the family comes near this many bytes.
 _LARGEST = 512 * 1024 * 1024
@@ -37,7 +50,7 @@ _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "ema", "m
 
 
 def detect(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, where: str = "weights"
+    state: Mapping[str, _Values], metadata: Mapping[str, str] | None = None, where: str = "weights"
 ) -> ModelSpec:
     """The spec of the network whose state dict `state` is, from its names and shapes.
 
@@ -56,7 +69,7 @@ def detect(
             f"{where}: is no RLFN (it lacks {error}); give the weights of an RLFN network"
         ) from error
     numbers = {int(match[1]) for key in state if (match := re.match(r"block_(\d{1,9})\.", key))}
-    parameters = sum(tensor.numel() for tensor in state.values())
+    parameters = sum(math.prod(tensor.shape) for tensor in state.values())
     if (
         not all(0 < width <= _MOST_CHANNELS for width in (channels, mid_channels, esa_channels))
         or len(numbers) > _MOST_BLOCKS
@@ -88,9 +101,7 @@ def detect(
         parameters=parameters,
         licence=metadata.get("licence", ""),
     )
-    with torch.device("meta"):
-        wanted = RLFN(spec).state_dict()
-    _compare(state, wanted, where)
+    _compare(state, shapes(spec), where)
     return spec
 
 
@@ -101,38 +112,65 @@ def load(model: str | Path, scale: float | None = None) -> tuple[ModelSpec, RLFN
     compared. A file decides its own scale. The module is fp32, on the CPU, in evaluation mode.
     Raises UsageError for unknown names and scales, WeightsError for files that cannot be used.
     """
+    spec, weights = load_weights(model, scale)
+    return spec, module_of(spec, weights)
+
+
+def load_file(path: Path) -> tuple[ModelSpec, RLFN]:
+    """The network in a .safetensors or .pth file; WeightsError when there is none."""
+    spec, weights = _load_file(path)
+    return spec, module_of(spec, weights)
+
+
+def module_of(spec: ModelSpec, weights: Weights) -> RLFN:
+    """The network as a module in fp32 on the CPU, in evaluation mode."""
+    import torch
+
+    from rlfn_pipe.models.rlfn import RLFN
+
+    module = RLFN(spec)
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return module.eval().requires_grad_(False)
+
+
+def load_weights(model: str | Path, scale: float | None = None) -> tuple[ModelSpec, Weights]:
+    """As `load`, but as arrays of float32 by the names of the state dict."""
     if isinstance(model, Path) or registry.is_file(model):
-        return load_file(Path(model))
+        return _load_file(Path(model))
     spec = registry.find(model, 4 if scale is None else scale)
     registry.verify(spec)
     assert spec.path is not None
-    found, module = load_file(spec.path)
+    found, weights = _load_file(spec.path)
     shape = (spec.scale, spec.channels, spec.mid_channels, spec.blocks)
     if (found.scale, found.channels, found.mid_channels, found.blocks) != shape:
         raise WeightsError(
             f"{spec.path}: holds another network than the index says; install the package again"
         )
     spec = replace(found, name=spec.name, licence=spec.licence, psnr=spec.psnr, input_range=spec.input_range)
-    module.spec = spec
-    return spec, module
+    return spec, weights
 
 
-def load_file(path: Path) -> tuple[ModelSpec, RLFN]:
-    """The network in a .safetensors or .pth file; WeightsError when there is none."""
+def _load_file(path: Path) -> tuple[ModelSpec, Weights]:
     state, metadata = _read(path)
     spec = detect(state, metadata, str(path))
     spec = replace(spec, path=path, sha256=registry.file_sha256(path))
-    module = RLFN(spec)
     try:
-        module.load_state_dict({key: value.float() for key, value in state.items()})
+        weights = {key: _array(value) for key, value in state.items()}
     except (RuntimeError, TypeError, ValueError) as error:
         # Tensors of unusual kinds (sparse, quantised, without data) have the right shape only.
         raise WeightsError(
             f"{path}: holds tensors of a kind that is not read ({type(error).__name__}); save it as fp32"
         ) from error
-    if not all(bool(torch.isfinite(value).all()) for value in module.state_dict().values()):
+    if not all(np.isfinite(value).all() for value in weights.values()):
         raise WeightsError(f"{path}: holds values that are not finite; the training that made it went wrong")
-    return spec, module.eval().requires_grad_(False)
+    return spec, weights
+
+
+def _array(value: _Values) -> np.ndarray:
+    """Values as an array of float32."""
+    if not isinstance(value, np.ndarray):
+        value = value.detach().float().cpu().numpy()
+    return np.ascontiguousarray(value, np.float32)
 
 
 def save(
@@ -149,7 +187,7 @@ def save(
     Raises OutputError when `path` cannot be written, or is there and `overwrite` is False; what was
     there before is then untouched.
     """
-    state = {key: value.detach().cpu().float().contiguous() for key, value in module.state_dict().items()}
+    state = {key: _array(value) for key, value in module.state_dict().items()}
     notes = {
         "format": "pt",
         "name": spec.name,
@@ -160,7 +198,7 @@ def save(
         **(metadata or {}),
     }
     try:
-        write_atomically(path, _ordered(safetensors.torch.save(state, notes)), overwrite=overwrite)
+        write_atomically(path, _ordered(safetensors.numpy.save(state, notes)), overwrite=overwrite)
     except FileExistsError as error:
         raise OutputError(f"{path}: exists already; give -y to replace it") from error
     except OSError as error:
@@ -204,19 +242,20 @@ def _input_range(metadata: Mapping[str, str], where: str) -> float:
     return value
 
 
-def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+def _compare(state: Mapping[str, _Values], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
     """WeightsError when names or shapes differ from those of the network."""
-    for key, tensor in wanted.items():
+    for key, shape in wanted.items():
         if key not in state:
             raise WeightsError(
                 f"{where}: lacks the tensor {key}; the file is not whole or of another network"
             )
-        if state[key].shape != tensor.shape:
+        values = state[key]
+        if tuple(values.shape) != shape:
             raise WeightsError(
-                f"{where}: {key} is {tuple(state[key].shape)} instead of {tuple(tensor.shape)};"
-                " the file is of another network"
+                f"{where}: {key} is {tuple(values.shape)} instead of {shape}; the file is of another network"
             )
-        if not state[key].is_floating_point():
+        floating = values.dtype.kind == "f" if isinstance(values, np.ndarray) else values.is_floating_point()
+        if not floating:
             raise WeightsError(
                 f"{where}: {key} holds no floating-point values; the file is of another network"
             )
@@ -227,7 +266,7 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: s
         )
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, _Values], dict[str, str]]:
     """State dict and metadata of a file; WeightsError when it is missing, damaged or of another kind."""
     try:
         size = path.stat().st_size
@@ -251,9 +290,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _read_pickle(path)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, _Values], dict[str, str]]:
     try:
-        with safetensors.safe_open(path, framework="pt") as opened:
+        with safetensors.safe_open(path, framework="np") as opened:
+            kinds = {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+        with safetensors.safe_open(path, framework="np" if kinds <= _ARRAYS else "pt") as opened:
             state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             return state, opened.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -262,11 +303,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_pickle(path: Path) -> tuple[dict[str, _Values], dict[str, str]]:
     """State dict and notes of a .pth file, read by torch's loader that makes tensors and plain data only.
 
     Files and checkpoints of our training say what their values range over; foreign ones do not.
     """
+    from torch import Tensor
+
+    from rlfn_pipe.models.pickles import Unreadable, load_plain
+
     try:
         found = load_plain(path)
     except Unreadable as error:

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rlfn_pipe.allowance import processor_flags
+
 __all__ = [
     "MOST_TAPS",
     "Job",
@@ -203,7 +205,7 @@ def _chosen(precision: str) -> str:
 def _kernel(precision: str) -> str:
     """The library that suits this processor best; in bf16, whether or not it is there."""
     if precision == "bf16":
-        if not _processor_flags() >= _AMX:
+        if not processor_flags() >= _AMX:
             return "bf16"
         # What the system does not let this process use of AMX, PyTorch may not use either.
         return "amx" if _loaded("amx") or not PATHS["amx"].is_file() else "bf16"
@@ -212,7 +214,7 @@ def _kernel(precision: str) -> str:
 
 
 def _obstacle(kernel: str) -> str | None:
-    missing = FLAGS[kernel] - _processor_flags()
+    missing = FLAGS[kernel] - processor_flags()
     if missing:
         return f"this processor lacks {', '.join(sorted(missing))}"
     if not PATHS[kernel].is_file():
@@ -223,7 +225,7 @@ def _obstacle(kernel: str) -> str | None:
 def can_be_built(precision: str) -> bool:
     """Whether all that is missing is the compiled file."""
     kernel = _kernel(precision)
-    return not PATHS[kernel].is_file() and not FLAGS[kernel] - _processor_flags()
+    return not PATHS[kernel].is_file() and not FLAGS[kernel] - processor_flags()
 
 
 def cpu_form(precision: str) -> str:
@@ -252,15 +254,3 @@ def _loaded(kernel: str) -> Library | None:
     except (OSError, AttributeError):
         # Built for another system, or by another version.
         return None
-
-
-@cache
-def _processor_flags() -> frozenset[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import threading
 
-import torch
+import numpy as np
 
-from rlfn_pipe.models.fuse import Grid, InferenceNet
-from rlfn_pipe.models.native.network import NativeNetwork
+from rlfn_pipe.models.native.network import Grid, NativeNetwork
 
 __all__ = ["RememberingNetwork"]
 
@@ -35,17 +34,12 @@ class RememberingNetwork:
         self._network, self._limit = network, limit
         #: Held by the call that reads and writes the layers.
         self._layers = threading.Lock()
-        self._memory: torch.Tensor | None = None
+        self._memory: np.ndarray | None = None
         self._size = (0, 0)
         #: Whether layers of a picture are kept.
         self._valid = False
         self.scale = network.scale
         self.computed = 1.0
-
-    def to(self, device: torch.device | str) -> RememberingNetwork | InferenceNet:
-        """Itself for the CPU; elsewhere what the network without a memory gives."""
-        made = self._network.to(device)
-        return self if made is self._network else made  # type: ignore[return-value]
 
     def keeps(self, h: int, w: int) -> bool:
         """Whether there is room for the layers of a picture of h x w pixels."""
@@ -58,8 +52,7 @@ class RememberingNetwork:
             self._limit, self._memory, self._valid = 0, None, False
         return kept
 
-    @torch.no_grad()
-    def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+    def __call__(self, x: np.ndarray, grid: Grid | None = None) -> np.ndarray:
         """(1, 3, h, w) RGB, 0..255, to (1, 3, s h, s w) float32, not clamped."""
         self.computed = 1.0
         if len(x) == 1 and grid is None and self._layers.acquire(blocking=False):
@@ -70,10 +63,10 @@ class RememberingNetwork:
                 self._layers.release()
         return self._network(x, grid)
 
-    def _updated(self, x: torch.Tensor) -> torch.Tensor:
+    def _updated(self, x: np.ndarray) -> np.ndarray:
         """The result by what is kept, and its layers kept in turn."""
         network, library = self._network, self._network.library
-        x = x.float().contiguous()
+        x = np.ascontiguousarray(x, np.float32)
         h, w = x.shape[-2:]
         result = network.results.empty((1, 3, h * self.scale, w * self.scale))
         # Whatever interrupts this call must not leave layers of two pictures behind.
@@ -93,5 +86,5 @@ class RememberingNetwork:
             self._memory, self._size, self._valid = None, (h, w), False
             if not self.keeps(h, w):
                 return False
-            self._memory = torch.empty(self._network.memory_bytes(h, w), dtype=torch.uint8)
+            self._memory = np.empty(self._network.memory_bytes(h, w), np.uint8)
         return True

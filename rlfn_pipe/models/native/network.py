@@ -17,39 +17,36 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rlfn_pipe.allowance import cores
-from rlfn_pipe.models.fuse import (
-    Grid,
-    InferenceNet,
-    bias_of,
+from rlfn_pipe.models.folding import (
+    Conv,
+    Weights,
+    bilinear,
+    block_of,
+    conv_of,
     fold,
     folded_head,
     folded_tail,
-    for_device,
     prescale,
 )
 from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, library
 from rlfn_pipe.models.native.results import LEAST_SPARE, Results
-from rlfn_pipe.models.strips import bilinear
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from rlfn_pipe.models.native.memory import RememberingNetwork
-    from rlfn_pipe.models.rlfn import RLFB, RLFN
     from rlfn_pipe.types import ModelSpec
 
-__all__ = ["NativeNetwork", "fits", "winograd_weights"]
+__all__ = ["Grid", "NativeNetwork", "fits", "winograd_weights"]
+
+#: As in `rlfn_pipe.models.fuse`, of arrays.
+Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 #: Pixels of a tile: wider ones leave the cache, lower ones compute more rows twice, of which float32 has more. How a
 #: picture is cut changes no bit.
 TILE_WIDTH = 320
-TILE_HEIGHT = {torch.bfloat16: 96, torch.float32: 256}
-#: Number formats of networks that the compiled part computes, by its names.
-PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+TILE_HEIGHT = {"bf16": 96, "fp32": 256}
 #: Bytes of workspaces and results that wait for the next frames where each has a thread (but see `LEAST_SPARE`): 960x540
 #: at x4 is a twelfth faster in memory that was there (docs/performance.md, "Memory").
 MOST_WAITING = 640 << 20
@@ -57,9 +54,9 @@ MOST_WAITING = 640 << 20
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
 
-def fits(spec: ModelSpec, dtype: torch.dtype) -> bool:
-    """Whether the compiled part is there and computes networks like `spec` in `dtype`."""
-    found = library(PRECISIONS[dtype]) if dtype in PRECISIONS else None
+def fits(spec: ModelSpec, precision: str) -> bool:
+    """Whether the compiled part is there and computes networks like `spec` in `precision`."""
+    found = library(precision)
     if found is None:
         return False
     # 48 channels after padding, or one vector more.
@@ -90,38 +87,37 @@ def _transform() -> np.ndarray:
 
 
 class NativeNetwork:
-    """An RLFN on the CPU; called as `rlfn_pipe.models.fuse.InferenceNet` is.
+    """An RLFN on the CPU; called as `rlfn_pipe.models.fuse.InferenceNet` is, but with arrays.
 
-    `module` is an RLFN of `spec`, for which `fits` is True in `dtype` (bfloat16 or float32). `edge_fp32` keeps the last
-    convolution in float32, too.
+    `weights` are those of an RLFN of `spec`, for which `fits` is True in `precision` (bf16 or fp32). `edge_fp32` keeps
+    the last convolution in float32, too.
     Results do not depend on how many pictures come together, on threads, or on where tiles inside it lie. Several
     threads may call it at once.
     """
 
-    def __init__(self, spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, weights: Weights, precision: str, edge_fp32: bool = False) -> None:
         self.scale = spec.scale
-        self._spec, self._module, self._dtype, self._edge_fp32 = spec, module, dtype, edge_fp32
-        found = library(PRECISIONS[dtype])
+        self._precision, self._edge_fp32 = precision, edge_fp32
+        found = library(precision)
         assert found is not None, "see `fits`"
         self.library = found
-        self._lanes, self._short = found.lanes, dtype == torch.bfloat16
+        self._lanes, self._short = found.lanes, precision == "bf16"
         self._vectors, self._esa_vectors = -(-spec.channels // self._lanes), 16 // self._lanes
-        self._kept: list[torch.Tensor] = []
+        self._kept: list[np.ndarray] = []
         self.results = Results()
         self._cores = cores()
-        self._spare: deque[torch.Tensor] = deque(maxlen=self._cores)
-        with torch.no_grad():
-            self._blocks = (LibraryBlock * spec.blocks)(*(self._block(block) for block in module.blocks()))
-            self.net = self._packed(spec, module)
+        self._spare: deque[np.ndarray] = deque(maxlen=self._cores)
+        blocks = (self._block(block_of(weights, number + 1)) for number in range(spec.blocks))
+        self._blocks = (LibraryBlock * spec.blocks)(*blocks)
+        self.net = self._packed(spec, weights)
         #: What a low-resolution pixel takes while its picture is computed, besides some rows for each thread.
         self.pixel_bytes = (
             self.library.workspace(self.net, Job(height=1000, width=1000, columns=1, rows=1)) / 1e6
         )
 
-    @torch.no_grad()
-    def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+    def __call__(self, x: np.ndarray, grid: Grid | None = None) -> np.ndarray:
         """(N, 3, h, w) RGB, 0..255, to (N, 3, s h, s w) float32, not clamped."""
-        x = x.float().contiguous()
+        x = np.ascontiguousarray(x, np.float32)
         n, _, h, w = x.shape
         result = self.results.empty((n, 3, h * self.scale, w * self.scale))
         for i in range(n):
@@ -139,10 +135,10 @@ class NativeNetwork:
     @contextmanager
     def job(
         self,
-        picture: torch.Tensor,
-        result: torch.Tensor,
-        place: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
-        memory: torch.Tensor | None = None,
+        picture: np.ndarray,
+        result: np.ndarray,
+        place: Grid | None = None,
+        memory: np.ndarray | None = None,
     ) -> Iterator[Job]:
         """What the library wants to know of a picture (3, h, w) and its result (3, s h, s w), both contiguous float32.
 
@@ -152,7 +148,7 @@ class NativeNetwork:
         threads = compiled_threads()
         if threads > 1:
             let_openmp_rest()
-        columns, rows = _tiles(h, w, threads, TILE_HEIGHT[self._dtype])
+        columns, rows = _tiles(h, w, threads, TILE_HEIGHT[self._precision])
         job = Job(height=h, width=w, threads=threads, columns=columns, rows=rows)
         job.memory = None if memory is None else _aligned(memory)
         size = self.library.workspace(self.net, job)
@@ -162,19 +158,19 @@ class NativeNetwork:
         self.results.most = max(LEAST_SPARE, beside)
         job.workspace = _aligned(workspace)
         job.stretch, kept = _whole(h, w) if place is None else _stretch(*place)
-        job.picture, job.result = picture.data_ptr(), result.data_ptr()
+        job.picture, job.result = picture.ctypes.data, result.ctypes.data
         yield job
         self._spare.append(workspace)
         del kept
 
-    def _room(self, size: int) -> torch.Tensor:
+    def _room(self, size: int) -> np.ndarray:
         """A buffer, the last picture's where it is large enough: the heap would be left with holes otherwise."""
         with suppress(IndexError):
             spare = self._spare.pop()
             if len(spare) >= size:
                 return spare
             del spare  # before the larger one comes
-        return torch.empty(size, dtype=torch.uint8)
+        return np.empty(size, np.uint8)
 
     def forget(self) -> bool:
         """Hand back the buffers that the next pictures would use. False when there was none.
@@ -188,43 +184,37 @@ class NativeNetwork:
 
     def memory_bytes(self, h: int, w: int) -> int:
         """What keeping all layers of a picture takes."""
-        columns, rows = _tiles(h, w, 1, TILE_HEIGHT[self._dtype])
+        columns, rows = _tiles(h, w, 1, TILE_HEIGHT[self._precision])
         job = Job(height=h, width=w, threads=1, columns=columns, rows=rows)
         size: int = self.library.memory(self.net, job)
         return size
 
-    def to(self, device: torch.device | str) -> NativeNetwork | InferenceNet:
-        """Itself for the CPU; a new `InferenceNet` on any other device."""
-        if torch.device(device).type == "cpu":
-            return self
-        return for_device(self._spec, self._module, self._dtype, self._edge_fp32, device)
-
-    def _block(self, block: RLFB) -> LibraryBlock:
-        esa, few = block.esa, self._esa_vectors
+    def _block(self, convs: dict[str, Conv]) -> LibraryBlock:
+        few = self._esa_vectors
         made = LibraryBlock()
-        for i, conv in enumerate((block.c1_r, block.c2_r, block.c3_r)):
-            setattr(made, f"conv_{i}", self._large(conv))
-            setattr(made, f"bias_{i}", self._bias(conv, self._vectors))
-        reduce_weight, reduce_bias = fold(esa.conv1, block.c5.weight.double()[:, :, 0, 0], bias_of(block.c5))
-        made.reduce = self._kept_as(_taps(_array(reduce_weight)), few)
-        made.reduce_bias = self._float(_array(reduce_bias), few)
-        for name, conv, vectors in (
-            ("c5", block.c5, self._vectors),
-            ("conv2", esa.conv2, few),
-            ("conv_f", esa.conv_f, few),
-            ("conv4", esa.conv4, self._vectors),
+        for i, name in enumerate(("c1_r", "c2_r", "c3_r")):
+            setattr(made, f"conv_{i}", self._large(convs[name]))
+            setattr(made, f"bias_{i}", self._bias(convs[name], self._vectors))
+        reduce = fold(convs["conv1"], convs["c5"])
+        made.reduce = self._kept_as(_taps(reduce.weight), few)
+        made.reduce_bias = self._bias(reduce, few)
+        for name, vectors in (
+            ("c5", self._vectors),
+            ("conv2", few),
+            ("conv_f", few),
+            ("conv4", self._vectors),
         ):
-            weight = _taps(_array(conv.weight))
+            weight = _taps(convs[name].weight)
             if self.library.kernel == "amx" and name in ("conv_f", "conv4"):
                 weight = np.pad(weight, [(0, 0), (0, 16), (0, 0)])  # as many inputs as its tiles have
             setattr(made, name, self._kept_as(weight, vectors))
-            setattr(made, f"{name}_bias", self._bias(conv, vectors))
-        made.conv3 = self._float(_taps(_array(esa.conv3.weight)), few)
-        made.conv3_bias = self._bias(esa.conv3, few)
+            setattr(made, f"{name}_bias", self._bias(convs[name], vectors))
+        made.conv3 = self._float(_taps(convs["conv3"].weight), few)
+        made.conv3_bias = self._bias(convs["conv3"], few)
         return made
 
-    def _packed(self, spec: ModelSpec, module: RLFN) -> LibraryNet:
-        head, tail = folded_head(spec, module), folded_tail(spec, module)
+    def _packed(self, spec: ModelSpec, weights: Weights) -> LibraryNet:
+        head, tail, body = folded_head(spec, weights), folded_tail(spec, weights), conv_of(weights, "conv_2")
         tail_vectors = -(-3 * spec.scale**2 // self._lanes)
         step = 2 if self._short else 1
         net = LibraryNet(
@@ -236,25 +226,25 @@ class NativeNetwork:
             tail_float=self._edge_fp32,
         )
         # [colour][row][column], as the rows of the picture lie.
-        colours = _array(head.weight).transpose(1, 2, 3, 0) * prescale(spec)
+        colours = head.weight.transpose(1, 2, 3, 0) * prescale(spec)
         net.head = self._float(colours.reshape(27, 1, -1), self._vectors)
         net.head_bias = self._bias(head, self._vectors)
-        net.body = self._large(module.conv_2)
-        net.body_bias = self._bias(module.conv_2, self._vectors)
+        net.body = self._large(body)
+        net.body_bias = self._bias(body, self._vectors)
         if self._short:
             # In bf16 the last layer is a plain convolution: it would lose too much otherwise.
             pack = self._float if self._edge_fp32 else self._kept_as
-            net.tail = pack(_even(_taps(_array(tail.weight))), tail_vectors)
+            net.tail = pack(_even(_taps(tail.weight)), tail_vectors)
         else:
-            net.tail = self._float(winograd_squares(_array(tail.weight)), tail_vectors)
+            net.tail = self._float(winograd_squares(tail.weight), tail_vectors)
         net.tail_bias = self._bias(tail, tail_vectors)
         net.block = self._blocks
         return net
 
-    def _large(self, conv: nn.Conv2d) -> int:
+    def _large(self, conv: Conv) -> int:
         """Address of the packed weights of a 3x3 convolution between layers."""
         transformed = winograd_weights if self._short else winograd_squares
-        return self._kept_as(transformed(_array(conv.weight)), self._vectors)
+        return self._kept_as(transformed(conv.weight), self._vectors)
 
     def _kept_as(self, weights: np.ndarray, vectors: int) -> int:
         """Address of (..., i, o) packed in the network's number format.
@@ -266,8 +256,7 @@ class NativeNetwork:
         weights = _even(self._wide(weights, vectors))
         *taps, inputs, outputs = weights.shape
         pairs = weights.reshape(*taps, inputs // 2, 2, outputs).swapaxes(-1, -2)
-        values = torch.from_numpy(np.ascontiguousarray(pairs)).to(torch.bfloat16)
-        return self._address(values.view(torch.int16).numpy())
+        return self._address(_bf16(pairs))
 
     def _float(self, weights: np.ndarray, vectors: int) -> int:
         """Address of (..., o) in float32, padded to vectors."""
@@ -278,20 +267,22 @@ class NativeNetwork:
         missing = vectors * self._lanes - weights.shape[-1]
         return np.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, missing)])
 
-    def _bias(self, conv: nn.Conv2d, vectors: int) -> int:
-        return self._float(_array(bias_of(conv)), vectors)
+    def _bias(self, conv: Conv, vectors: int) -> int:
+        return self._float(conv.bias, vectors)
 
     def _address(self, values: np.ndarray) -> int:
         """Address of a copy that begins with a line of the processor's cache: no vector lies in two of them."""
-        room = torch.empty(values.nbytes + 64, dtype=torch.uint8)
+        room = np.empty(values.nbytes + 64, np.uint8)
         self._kept.append(room)
         address = _aligned(room)
         ctypes.memmove(address, values.ctypes.data, values.nbytes)
         return address
 
 
-def _array(values: torch.Tensor) -> np.ndarray:
-    return values.detach().double().numpy()
+def _bf16(values: np.ndarray) -> np.ndarray:
+    """The bits (uint16) of float64 values in bfloat16, rounded to the nearest, ties to even, from float32."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
 def _taps(weight: np.ndarray) -> np.ndarray:
@@ -305,9 +296,9 @@ def _even(weights: np.ndarray) -> np.ndarray:
     return np.pad(weights, [(0, 0)] * (weights.ndim - 2) + [(0, weights.shape[-2] % 2), (0, 0)])
 
 
-def _aligned(buffer: torch.Tensor) -> int:
+def _aligned(buffer: np.ndarray) -> int:
     """The first address in it at which a line of the processor's cache begins."""
-    return -(-buffer.data_ptr() // 64) * 64
+    return -(-buffer.ctypes.data // 64) * 64
 
 
 def _tiles(h: int, w: int, threads: int, height: int) -> tuple[int, int]:
@@ -322,18 +313,16 @@ def _tiles(h: int, w: int, threads: int, height: int) -> tuple[int, int]:
 def _whole(h: int, w: int) -> tuple[Stretch, list[np.ndarray]]:
     """`_stretch` of a picture of its own, the same for every frame of a video."""
     rows, columns = bilinear(h), bilinear(w)
-    border = torch.zeros(rows.shape[1] + 2, columns.shape[1] + 2)
+    border = np.zeros((rows.shape[1] + 2, columns.shape[1] + 2))
     border[1:-1, 1:-1] = 1.0
     return _stretch(rows, columns, border)
 
 
-def _stretch(
-    rows: torch.Tensor, columns: torch.Tensor, border: torch.Tensor
-) -> tuple[Stretch, list[np.ndarray]]:
+def _stretch(rows: np.ndarray, columns: np.ndarray, border: np.ndarray) -> tuple[Stretch, list[np.ndarray]]:
     """Matrices (h, h3) and (w, w3) with two neighbouring entries a row, as indices and shares."""
     kept = [
-        *(part for matrix in (rows, columns) for part in _entries(matrix.numpy())),
-        np.ascontiguousarray(border.numpy(), dtype=np.float32),
+        *(part for matrix in (rows, columns) for part in _entries(matrix)),
+        np.ascontiguousarray(border, dtype=np.float32),
     ]
     row, row_share, column, column_share, mask = (array.ctypes.data for array in kept)
     stretch = Stretch(row=row, column=column, row_share=row_share, column_share=column_share, border=mask)

@@ -6,8 +6,9 @@ import math
 import weakref
 from collections import deque
 from contextlib import suppress
+from typing import Any
 
-import torch
+import numpy as np
 
 __all__ = ["Results"]
 
@@ -15,8 +16,20 @@ __all__ = ["Results"]
 LEAST_SPARE = 64 << 20
 
 
+class _Lent:
+    """What an array on a buffer's memory keeps alive, as all its views do: it goes with the last of them.
+
+    A view of an array that owns its memory would keep that alone.
+    """
+
+    __slots__ = ("__array_interface__", "__weakref__")
+
+    def __init__(self, buffer: np.ndarray) -> None:
+        self.__array_interface__: dict[str, Any] = buffer.__array_interface__
+
+
 class Results:
-    """Float32 tensors whose memory comes back when the last view of them is gone, whoever holds it.
+    """Float32 arrays whose memory comes back when the last view of them is gone, whoever holds it.
 
     Up to `most` bytes of it wait for the next ones; what is beyond is mapped for each result, which leaves nothing
     behind. Several threads may ask at once.
@@ -24,24 +37,23 @@ class Results:
 
     def __init__(self) -> None:
         # No lock, for a buffer may come back in the middle of anything: a deque's own steps are atomic.
-        self._spare: deque[torch.Tensor] = deque()
+        self._spare: deque[np.ndarray] = deque()
         #: The numbers in a buffer of the size that was last asked for; only such buffers wait.
         self._size = 0
         self.most = LEAST_SPARE
 
-    def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """What `torch.empty` gives for float32 on the CPU, in memory of a former result of this size if there is any."""
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """What `numpy.empty` gives for float32, in memory of a former result of this size if there is any."""
         buffer = self._taken(math.prod(shape))
-        # The tensor's storage owns this array, so the array ends with the last view of the storage.
-        array = buffer.numpy()
-        weakref.finalize(array, self._give_back, buffer).atexit = False
-        return torch.from_numpy(array).view(shape)
+        lent = _Lent(buffer)
+        weakref.finalize(lent, self._give_back, buffer).atexit = False
+        return np.asarray(lent).reshape(shape)
 
     def release(self) -> None:
         """Hand back what waits for the next results."""
         self._spare.clear()
 
-    def _taken(self, size: int) -> torch.Tensor:
+    def _taken(self, size: int) -> np.ndarray:
         if size != self._size:
             self._size = size
             self.release()
@@ -49,8 +61,8 @@ class Results:
             buffer = self._spare.pop()
             if len(buffer) == size:  # another thread may ask for another size meanwhile
                 return buffer
-        return torch.empty(size)
+        return np.empty(size, np.float32)
 
-    def _give_back(self, buffer: torch.Tensor) -> None:
+    def _give_back(self, buffer: np.ndarray) -> None:
         if len(buffer) == self._size and (len(self._spare) + 1) * buffer.nbytes <= self.most:
             self._spare.append(buffer)

@@ -1,0 +1,114 @@
+"""The engine's pictures as numpy arrays, where the compiled part runs the network.
+
+Nothing there needs PyTorch, which takes longer to load than a picture to compute. What is rare is lent to it, and loads
+it then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rlfn_pipe.engine.arrays import Arrival
+from rlfn_pipe.engine.resize import enlarge, resize
+from rlfn_pipe.types import ColourInfo, Frame
+
+__all__ = ["Host"]
+
+
+class _Here:
+    """Arrays that are on the host already."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = list(arrays)
+
+    def tensors(self) -> list[np.ndarray]:
+        return self._arrays
+
+
+@dataclass(frozen=True)
+class Host:
+    """`rlfn_pipe.engine.arrays.Arrays` of numpy."""
+
+    small_steps: ClassVar = True
+    at_once: ClassVar = True
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def send(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def fetch(self, arrays: Sequence[np.ndarray]) -> Arrival:
+        return _Here(arrays)
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.empty(shape, np.float32)
+
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(shape, np.float32)
+
+    def stack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(arrays)
+
+    def repeated(self, array: np.ndarray, count: int) -> np.ndarray:
+        return np.broadcast_to(array, (count, *array.shape[1:]))
+
+    def flipped(self, array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+        return np.flip(array, axes)
+
+    def copied(self, array: np.ndarray) -> np.ndarray:
+        return np.array(array)
+
+    def alone(self, part: np.ndarray) -> np.ndarray:
+        return part if part.base is None else part.copy()
+
+    def equal(self, one: np.ndarray, other: np.ndarray) -> bool:
+        return np.array_equal(one, other)
+
+    def extremes(self, array: np.ndarray) -> tuple[float, float]:
+        return float(array.min()), float(array.max())
+
+    def finite(self, results: np.ndarray) -> np.ndarray:
+        # One sum a picture finds NaN and infinities, since both survive addition.
+        with np.errstate(all="ignore"):
+            return np.isfinite(results.sum(axis=(1, 2, 3)))
+
+    def without_bad(self, results: np.ndarray, finite: np.ndarray) -> np.ndarray:
+        return np.where(finite[:, None, None, None], results, np.float32(0.0))
+
+    def rgb(self, frame: Frame) -> np.ndarray:
+        return _lent("rgb", frame)
+
+    def grey(self, frame: Frame) -> np.ndarray:
+        return _lent("grey", frame)
+
+    def under_alpha(self, rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+        return _lent("under_alpha", rgb, alpha)
+
+    def resized(self, rgb: np.ndarray, excess: np.ndarray | None, height: int, width: int) -> np.ndarray:
+        if excess is not None:
+            rgb = rgb + enlarge(excess, rgb.shape[-2], rgb.shape[-1], self)
+        return resize(rgb, height, width, self)
+
+    def planes(
+        self, rgb: np.ndarray, colour: ColourInfo, *, neutral: bool, excess: np.ndarray | None
+    ) -> list[np.ndarray]:
+        return _lent("planes", rgb, colour, neutral=neutral, excess=excess)
+
+    def alpha(self, rgb: np.ndarray, bit_depth: int) -> np.ndarray:
+        return _lent("alpha", rgb, bit_depth)
+
+    def release(self) -> None:
+        return None
+
+
+def _lent(step: str, *arguments: Any, **named: Any) -> Any:
+    """What `Tensors` of the CPU do by the name of `step`, with arrays in and out that are not copied."""
+    from rlfn_pipe.engine.tensors import lent
+
+    return lent(step, *arguments, **named)
