@@ -22,6 +22,7 @@ from PIL import Image
 from rlfn_pipe.engine.colour import add_excess
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.runner import DEFAULT_OVERLAP
+from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
 from rlfn_pipe.models.fuse import InferenceNet, build_inference
 from rlfn_pipe.models.weights import load_file
@@ -37,7 +38,7 @@ OVERLAPS = (0, 12, 24, 36, 48, 60)
 
 def tiled(net: InferenceNet, rgb: torch.Tensor, tile: int, overlap: int, mode: str) -> torch.Tensor:
     """The picture (3, h, w) upscaled in tiles; (3, s h, s w)."""
-    picture = Picture(rgb, net.scale, 15, 8)
+    picture = Picture(rgb, net.scale, 15, 8, Tensors(rgb.device))
     for piece in picture.cut(tile, overlap):
         picture.place(
             piece, net(picture.pixels_of(piece)[None], None if mode == "naive" else grid(piece, mode))[0]

@@ -137,7 +137,7 @@ class Processes:
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in reversed(self._all):
             self._idle.put(worker)
-        self._all[0].start(first)  # it loads torch while the first film is planned
+        self._all[0].start(first)  # it loads the program while the first film is planned
 
     def close(self) -> None:
         """Kill all workers; what runs in other threads ends as interrupted."""
