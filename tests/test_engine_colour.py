@@ -11,10 +11,12 @@ import torch
 from nearest import nearest_factory, nearest_spec
 
 from rlfn_pipe.engine import colour as conversions
-from rlfn_pipe.engine.colour import fill_under_alpha
+from rlfn_pipe.engine.alpha import fill_under_alpha
 from rlfn_pipe.engine.ends import samples as samples_of
+from rlfn_pipe.engine.host import Host
 from rlfn_pipe.engine.layouts import chroma_size
 from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.errors import EngineError
 from rlfn_pipe.models.folding import weights_of
 from rlfn_pipe.models.forms import InferenceFactory
@@ -233,7 +235,7 @@ def test_colour_is_carried_under_transparency_and_visible_pixels_stay() -> None:
     rgb = torch.rand(3, 9, 40) * 255
     alpha = torch.zeros(3, 9, 40)
     alpha[:, :, 10:14] = 3.0
-    filled = fill_under_alpha(rgb, alpha)
+    filled = fill_under_alpha(rgb, alpha, Tensors(CPU))
     assert torch.equal(filled[:, :, 10:14], rgb[:, :, 10:14])
     assert torch.allclose(filled[:, 1:-1, 9], torch.nn.functional.avg_pool1d(rgb[:, :, 10], 3, 1), atol=1e-3)
     assert torch.equal(filled[:, :, 30:], rgb[:, :, 30:])
@@ -244,7 +246,7 @@ def test_colour_is_carried_under_transparency_and_visible_pixels_stay() -> None:
 def test_colour_is_carried_as_by_averages_of_whole_pictures(
     size: tuple[int, int], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlfn_pipe.engine.colour._RING_PIXELS", 100)
+    monkeypatch.setattr("rlfn_pipe.engine.alpha._RING_PIXELS", 100)
     generator = torch.Generator().manual_seed(4)
     rgb = 255 * torch.rand(3, *size, generator=generator)
     alpha = (torch.rand(size, generator=generator) < share).float().mul(255).expand(3, -1, -1)
@@ -254,4 +256,8 @@ def test_colour_is_carried_as_by_averages_of_whole_pictures(
         ring = (known == 0) & (weight > 0)
         wanted = torch.where(ring, total / weight.clamp(min=1e-9), wanted)
         known = torch.where(ring, 1.0, known)
-    torch.testing.assert_close(fill_under_alpha(rgb, alpha).double(), wanted, atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(
+        fill_under_alpha(rgb, alpha, Tensors(CPU)).double(), wanted, atol=1e-3, rtol=0.0
+    )
+    got = fill_under_alpha(rgb.numpy(), alpha.numpy(), Host())
+    assert np.abs(got - wanted.numpy()).max() < 1e-3

@@ -13,6 +13,7 @@ import torch
 from nearest import NearestNetwork, nearest_factory, nearest_spec
 
 from rlfn_pipe.engine import colour
+from rlfn_pipe.engine.alpha import fill_under_alpha, grey_of
 from rlfn_pipe.engine.device import resolve_precision
 from rlfn_pipe.engine.hold import Hold
 from rlfn_pipe.engine.layouts import chroma_size
@@ -31,6 +32,7 @@ from rlfn_pipe.engine.reuse import (
     touched,
 )
 from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.engine.tiling import plan
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.models.forms import InferenceFactory
@@ -489,7 +491,9 @@ def test_filling_under_alpha_stays_within_its_reach() -> None:
     first = Frame(tuple(picture), ALPHA)
 
     def filled(frame: Frame) -> torch.Tensor:
-        return colour.fill_under_alpha(colour.to_rgb(frame, device), colour.alpha_to_grey(frame, device))
+        return fill_under_alpha(
+            colour.to_rgb(frame, device), grey_of(frame, Tensors(device)), Tensors(device)
+        )
 
     before, furthest = filled(first), 0
     for _ in range(30):

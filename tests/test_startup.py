@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from rlfn_pipe.cli.signals import stop_on_signals
 from rlfn_pipe.jobs import process
@@ -130,14 +131,18 @@ def test_nothing_of_pytorch_is_loaded_where_the_compiled_part_does_it_all(tmp_pa
     )
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     picture = BUNNY.parent / "bunny" / "face.png"
-    for source, suffix in ((BUNNY, "mkv"), (picture, "png")):
+    clear = tmp_path / "clear.png"
+    with Image.open(picture) as opened:
+        opened.putalpha(Image.linear_gradient("L").resize(opened.size).point(lambda value: max(0, value - 128)))
+        opened.save(clear)
+    for source, suffix in ((BUNNY, "mkv"), (picture, "png"), (clear, "png")):
         for more, loaded in (
             ([], False),
             (["--model", "rlfn", "--tta", "--scale", "4"], False),
             (["--scale", "2.5"], False),
             (["--precision", "fp16"], True),
         ):
-            output = tmp_path / f"{len(more)}-{loaded}.{suffix}"
+            output = tmp_path / f"{source.stem}-{len(more)}-{loaded}.{suffix}"
             done = one_frame(
                 *(tmp_path, source, output, *more), PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])
             )

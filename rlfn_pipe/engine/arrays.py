@@ -103,14 +103,6 @@ class Arrays(Protocol):
         """As `rlfn_pipe.engine.colour.to_rgb`."""
         ...
 
-    def grey(self, frame: Frame) -> Array:
-        """As `rlfn_pipe.engine.colour.alpha_to_grey`."""
-        ...
-
-    def under_alpha(self, rgb: Array, alpha: Array) -> Array:
-        """As `rlfn_pipe.engine.colour.fill_under_alpha`."""
-        ...
-
     def resized(self, rgb: Array, excess: Array | None, height: int, width: int) -> Array:
         """`rgb` with its `excess` (`rlfn_pipe.engine.colour.add_excess`) in another size, or in its own."""
         ...
@@ -119,8 +111,16 @@ class Arrays(Protocol):
         """As `rlfn_pipe.engine.colour.from_rgb`."""
         ...
 
-    def alpha(self, rgb: Array, bit_depth: int) -> Array:
-        """As `rlfn_pipe.engine.colour.alpha_from_grey`."""
+    def upload(self, plane: np.ndarray) -> Array:
+        """A copy of a uint8 or uint16 plane as float32, values unchanged."""
+        ...
+
+    def quantised(self, values: Array, bit_depth: int) -> Array:
+        """As `rlfn_pipe.engine.colour.quantise`; may overwrite `values`."""
+        ...
+
+    def places(self, mask: Array) -> tuple[Array, Array]:
+        """Rows and columns of what is True."""
         ...
 
     def release(self) -> None:

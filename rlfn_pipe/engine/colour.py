@@ -91,47 +91,6 @@ def to_rgb(frame: Frame, device: torch.device) -> torch.Tensor:
     return rgb
 
 
-def alpha_to_grey(frame: Frame, device: torch.device) -> torch.Tensor:
-    """The alpha plane as (3, h, w) float32, 0..255 (alpha is always full range)."""
-    plane = upload(frame.planes[-1], device)
-    return plane.mul_(WHITE / ((1 << frame.colour.bit_depth) - 1)).expand(3, -1, -1)
-
-
-#: How far, in low-resolution pixels, colour is carried under transparent ones: beyond what sharpens an edge.
-_UNDER_ALPHA = 12
-#: Pixels of a ring that are looked up at once.
-_RING_PIXELS = 1 << 18
-
-
-def fill_under_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Give wholly transparent pixels the colour of the visible ones next to them, ring by ring.
-
-    `rgb` and `alpha` (3, h, w) float32. What lies under full transparency is never seen, but it is
-    often black, and enlarging would draw it into the edges of what is seen as a dark seam.
-    """
-    known = functional.pad(alpha[0] > 0, (1, 1, 1, 1))
-    filled = functional.pad(rgb, (1, 1, 1, 1))
-    colours, there, stride = filled.view(3, -1), known.view(-1), known.shape[1]
-    around = torch.tensor(
-        [y * stride + x for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x], device=rgb.device
-    )
-    for _ in range(_UNDER_ALPHA):
-        # A ring is a few pixels of many, so it is looked up instead of all of them being averaged.
-        tall = known[:-2] | known[1:-1] | known[2:]
-        ring = (tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:]) & ~known[1:-1, 1:-1]
-        rows, columns = ring.nonzero(as_tuple=True)
-        if not len(rows):
-            break
-        at = (rows + 1) * stride + columns + 1
-        for some in torch.split(at, _RING_PIXELS):
-            near = some[:, None] + around
-            weight = there[near].to(rgb.dtype)
-            # Pixels of the ring weigh nothing in one another's sums, whichever comes first.
-            colours[:, some] = (colours[:, near] * weight).sum(-1) / weight.sum(-1)
-        there[at] = True
-    return filled[:, 1:-1, 1:-1]
-
-
 # ---------------------------------------------------------------- from RGB
 
 
@@ -174,11 +133,6 @@ def from_rgb(
                 chroma = chroma.mul_(chroma_span / (WHITE * 2.0 * (1.0 - weight))).add_(zero)
             planes.append(quantise(chroma, depth))
     return [quantise(luma.mul_(span / WHITE).add_(black), depth), *planes]
-
-
-def alpha_from_grey(rgb: torch.Tensor, bit_depth: int) -> torch.Tensor:
-    """The quantised alpha plane of a grey image (3, H, W): the mean of its channels."""
-    return quantise(rgb.mean(dim=0).mul_(((1 << bit_depth) - 1) / WHITE), bit_depth)
 
 
 # ---------------------------------------------------------------- chroma

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rlfn_pipe.engine.alpha import fill_under_alpha, grey_of, plane_of
 from rlfn_pipe.engine.arrays import Array, Arrays, Arrival
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.work import Job, depth_of
@@ -38,8 +39,8 @@ def opened(
             if lowest == highest:
                 alpha = lowest / ((1 << frame.colour.bit_depth) - 1)
             else:
-                grey = arrays.grey(frame)
-                rgb = arrays.under_alpha(rgb, grey)
+                grey = grey_of(frame, arrays)
+                rgb = fill_under_alpha(rgb, grey, arrays)
                 alpha = Picture(grey, scale, minimum, depth, arrays)
     return Job(frame, target, Picture(rgb, scale, minimum, depth, arrays), alpha)
 
@@ -56,7 +57,7 @@ def planes_of(job: Job, arrays: Arrays, to_planes: Callable[..., list[Array]] | 
     del rgb
     if isinstance(job.alpha, Picture):
         grey = arrays.resized(job.alpha.result()[0], None, target.height, target.width)
-        planes.append(arrays.alpha(grey, target.colour.bit_depth))
+        planes.append(plane_of(grey, target.colour.bit_depth, arrays))
     return planes
 
 

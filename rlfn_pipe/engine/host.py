@@ -1,7 +1,6 @@
 """The engine's pictures as numpy arrays, where the compiled part runs the network.
 
-Nothing there needs PyTorch, which takes longer to load than a picture to compute. What is rare is lent to it, and loads
-it then.
+Nothing there needs PyTorch, which takes longer to load than a picture to compute.
 """
 
 from __future__ import annotations
@@ -84,12 +83,6 @@ class Host:
     def rgb(self, frame: Frame) -> np.ndarray:
         return _lent("rgb", frame)
 
-    def grey(self, frame: Frame) -> np.ndarray:
-        return _lent("grey", frame)
-
-    def under_alpha(self, rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-        return _lent("under_alpha", rgb, alpha)
-
     def resized(self, rgb: np.ndarray, excess: np.ndarray | None, height: int, width: int) -> np.ndarray:
         if excess is not None:
             rgb = rgb + enlarge(excess, rgb.shape[-2], rgb.shape[-1], self)
@@ -100,8 +93,18 @@ class Host:
     ) -> list[np.ndarray]:
         return _lent("planes", rgb, colour, neutral=neutral, excess=excess)
 
-    def alpha(self, rgb: np.ndarray, bit_depth: int) -> np.ndarray:
-        return _lent("alpha", rgb, bit_depth)
+    def upload(self, plane: np.ndarray) -> np.ndarray:
+        return plane.astype(np.float32)
+
+    def quantised(self, values: np.ndarray, bit_depth: int) -> np.ndarray:
+        np.rint(values, out=values)
+        np.clip(values, 0.0, float((1 << bit_depth) - 1), out=values)
+        with np.errstate(invalid="ignore"):  # what is not finite has no code value
+            return values.astype(np.uint8 if bit_depth == 8 else np.uint16)
+
+    def places(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, columns = mask.nonzero()
+        return rows, columns
 
     def release(self) -> None:
         return None

@@ -93,12 +93,6 @@ class Tensors:
     def rgb(self, frame: Frame) -> torch.Tensor:
         return colour.to_rgb(frame, self.device)
 
-    def grey(self, frame: Frame) -> torch.Tensor:
-        return colour.alpha_to_grey(frame, self.device)
-
-    def under_alpha(self, rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-        return colour.fill_under_alpha(rgb, alpha)
-
     def resized(
         self, rgb: torch.Tensor, excess: torch.Tensor | None, height: int, width: int
     ) -> torch.Tensor:
@@ -109,8 +103,15 @@ class Tensors:
     ) -> list[torch.Tensor]:
         return colour.from_rgb(rgb, layout, neutral=neutral, excess=excess)
 
-    def alpha(self, rgb: torch.Tensor, bit_depth: int) -> torch.Tensor:
-        return colour.alpha_from_grey(rgb, bit_depth)
+    def upload(self, plane: np.ndarray) -> torch.Tensor:
+        return colour.upload(plane, self.device)
+
+    def quantised(self, values: torch.Tensor, bit_depth: int) -> torch.Tensor:
+        return colour.quantise(values, bit_depth)
+
+    def places(self, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, columns = mask.nonzero(as_tuple=True)
+        return rows, columns
 
     def release(self) -> None:
         release_cached(self.device)

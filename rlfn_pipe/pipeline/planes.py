@@ -85,15 +85,12 @@ def _quantised(
     """The weighted sum of `parts` (h, w) float32 and `black`, rounded to code values: uint8, or uint16 above 8 bit."""
     made = np.empty(parts[0].shape, np.uint8 if bit_depth == 8 else np.uint16)
     first, *rest = (np.float32(gain) for gain in gains)
-    with np.errstate(invalid="ignore"):  # what is not finite has no code value
-        for row in range(0, len(made), _ROWS):
-            values = parts[0][row : row + _ROWS] * first
-            for part, gain in zip(parts[1:], rest, strict=True):
-                values += part[row : row + _ROWS] * gain
-            values += np.float32(black)
-            np.rint(values, out=values)
-            np.clip(values, 0.0, float((1 << bit_depth) - 1), out=values)
-            made[row : row + _ROWS] = values
+    for row in range(0, len(made), _ROWS):
+        values = parts[0][row : row + _ROWS] * first
+        for part, gain in zip(parts[1:], rest, strict=True):
+            values += part[row : row + _ROWS] * gain
+        values += np.float32(black)
+        made[row : row + _ROWS] = Host().quantised(values, bit_depth)
     return made
 
 
