@@ -133,7 +133,9 @@ def test_nothing_of_pytorch_is_loaded_where_the_compiled_part_does_it_all(tmp_pa
     picture = BUNNY.parent / "bunny" / "face.png"
     clear = tmp_path / "clear.png"
     with Image.open(picture) as opened:
-        opened.putalpha(Image.linear_gradient("L").resize(opened.size).point(lambda value: max(0, value - 128)))
+        opened.putalpha(
+            Image.linear_gradient("L").resize(opened.size).point(lambda value: max(0, value - 128))
+        )
         opened.save(clear)
     for source, suffix in ((BUNNY, "mkv"), (picture, "png"), (clear, "png")):
         for more, loaded in (

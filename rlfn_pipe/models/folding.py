@@ -16,19 +16,7 @@ from rlfn_pipe.types import ModelSpec
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "WHITE",
-    "Conv",
-    "Weights",
-    "bilinear",
-    "block_of",
-    "conv_of",
-    "fold",
-    "folded_head",
-    "folded_tail",
-    "prescale",
-    "weights_of",
-]
+__all__ = ["WHITE", "Conv", "Folded", "Weights", "bilinear", "fold", "folded", "weights_of"]
 
 #: A network's state dict as arrays.
 Weights = Mapping[str, np.ndarray]
@@ -47,16 +35,42 @@ def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().double().numpy() for name, value in module.state_dict().items()}
 
 
-def conv_of(weights: Weights, name: str) -> Conv:
-    """The convolution called `name`."""
-    return Conv(*(weights[f"{name}.{part}"].astype(np.float64) for part in ("weight", "bias")))
+class Folded(NamedTuple):
+    """An RLFN for pictures of 0..255, whatever range it was trained in.
+
+    Pictures are multiplied by `prescale`, a power of two, which rounds nothing; then come `head`, the blocks, `body` and
+    `tail`, whose (3 s s, h, w) the pixel shuffle takes. A block has its convolutions by their last names (c1_r, c2_r,
+    c3_r, c5, ESA's conv1 to conv4 and conv_f) and `reduce`, conv1 after c5.
+    """
+
+    prescale: float
+    head: Conv
+    blocks: tuple[dict[str, Conv], ...]
+    body: Conv
+    tail: Conv
 
 
-def block_of(weights: Weights, number: int) -> dict[str, Conv]:
-    """The convolutions of a block, from 1, by their last names: c1_r, c2_r, c3_r, c5 and ESA's."""
-    own = {name: conv_of(weights, f"block_{number}.{name}") for name in ("c1_r", "c2_r", "c3_r", "c5")}
-    esa = ("conv1", "conv2", "conv3", "conv4", "conv_f")
-    return own | {name: conv_of(weights, f"block_{number}.esa.{name}") for name in esa}
+def folded(spec: ModelSpec, weights: Weights) -> Folded:
+    """The network of `spec` that has these weights."""
+
+    def conv(name: str) -> Conv:
+        return Conv(*(weights[f"{name}.{part}"].astype(np.float64) for part in ("weight", "bias")))
+
+    prescale = 2.0 ** round(math.log2(spec.input_range / WHITE))
+    head, tail, gain = conv("conv_1"), conv("upsampler.0"), WHITE / spec.input_range
+    blocks = []
+    for number in range(1, spec.blocks + 1):
+        block = {name: conv(f"block_{number}.{name}") for name in ("c1_r", "c2_r", "c3_r", "c5")}
+        esa = ("conv1", "conv2", "conv3", "conv4", "conv_f")
+        block |= {name: conv(f"block_{number}.esa.{name}") for name in esa}
+        blocks.append(block | {"reduce": fold(block["conv1"], block["c5"])})
+    return Folded(
+        prescale,
+        Conv(head.weight * (spec.input_range / WHITE / prescale), head.bias),
+        tuple(blocks),
+        conv("conv_2"),
+        Conv(tail.weight * gain, tail.bias * gain),
+    )
 
 
 def fold(outer: Conv, inner: Conv) -> Conv:
@@ -66,24 +80,6 @@ def fold(outer: Conv, inner: Conv) -> Conv:
         np.einsum("omyx,mi->oiyx", outer.weight, weight),
         outer.bias + np.einsum("omyx,m->o", outer.weight, inner.bias),
     )
-
-
-def prescale(spec: ModelSpec) -> float:
-    """What pictures of 0..255 are multiplied by before the folded first layer: a power of two, which rounds nothing."""
-    return float(2.0 ** round(math.log2(spec.input_range / WHITE)))
-
-
-def folded_head(spec: ModelSpec, weights: Weights) -> Conv:
-    """The first layer for pictures of 0..255 times `prescale`, whatever range the network was trained in."""
-    weight, bias = conv_of(weights, "conv_1")
-    return Conv(weight * (spec.input_range / WHITE / prescale(spec)), bias)
-
-
-def folded_tail(spec: ModelSpec, weights: Weights) -> Conv:
-    """The last layer with results of 0..255, (3 s s, h, w) before the pixel shuffle."""
-    weight, bias = conv_of(weights, "upsampler.0")
-    gain = WHITE / spec.input_range
-    return Conv(weight * gain, bias * gain)
 
 
 def bilinear(side: int) -> np.ndarray:

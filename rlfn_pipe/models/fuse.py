@@ -24,17 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlfn_pipe.models.folding import (
-    WHITE,
-    Conv,
-    block_of,
-    conv_of,
-    fold,
-    folded_head,
-    folded_tail,
-    prescale,
-    weights_of,
-)
+from rlfn_pipe.models.folding import WHITE, Conv, fold, folded, weights_of
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.types import ModelSpec
 
@@ -64,9 +54,8 @@ class InferenceBlock(nn.Module):
     def __init__(self, convs: dict[str, Conv]) -> None:
         super().__init__()
         self.c1, self.c2, self.c3, self.c5 = (_conv(convs[name]) for name in ("c1_r", "c2_r", "c3_r", "c5"))
-        inner = fold(convs["conv1"], convs["c5"])
-        self.reduce = _conv(fold(convs["conv2"], inner), stride=2)
-        self.direct = _conv(fold(convs["conv_f"], inner))
+        self.reduce = _conv(fold(convs["conv2"], convs["reduce"]), stride=2)
+        self.direct = _conv(fold(convs["conv_f"], convs["reduce"]))
         self.small, self.widen = _conv(convs["conv3"]), _conv(convs["conv4"])
 
     def forward(self, x: torch.Tensor, grid: Grid | None) -> torch.Tensor:
@@ -116,12 +105,10 @@ class InferenceNet(nn.Module):
     def __init__(self, spec: ModelSpec, module: RLFN) -> None:
         super().__init__()
         self.scale = spec.scale
-        self.prescale = prescale(spec)
-        weights = weights_of(module)
-        self.head = _conv(folded_head(spec, weights))
-        self.blocks = nn.ModuleList(InferenceBlock(block_of(weights, i + 1)) for i in range(spec.blocks))
-        self.body = _conv(conv_of(weights, "conv_2"))
-        self.tail = _conv(folded_tail(spec, weights))
+        form = folded(spec, weights_of(module))
+        self.prescale = form.prescale
+        self.head, self.body, self.tail = map(_conv, (form.head, form.body, form.tail))
+        self.blocks = nn.ModuleList(map(InferenceBlock, form.blocks))
         self.centre: nn.Parameter | None = None
 
     def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:

@@ -21,17 +21,7 @@ import torch.nn.functional as F
 
 from rlfn_pipe.allocator import keep_buffers
 from rlfn_pipe.models.convolution import Activation, Convolution, fused_available, make_convolution
-from rlfn_pipe.models.folding import (
-    Conv,
-    bilinear,
-    block_of,
-    conv_of,
-    fold,
-    folded_head,
-    folded_tail,
-    prescale,
-    weights_of,
-)
+from rlfn_pipe.models.folding import Conv, bilinear, folded, weights_of
 from rlfn_pipe.models.fuse import Grid, InferenceNet, for_device
 
 if TYPE_CHECKING:
@@ -61,7 +51,7 @@ class _Block:
         self.chain = [made(name, "leaky_relu") for name in ("c1_r", "c2_r", "c3_r")]
         self.c5, self.conv2, self.conv_f = made("c5"), made("conv2", stride=2), made("conv_f")
         self.conv4 = made("conv4", "sigmoid")
-        self.conv1 = _made(fold(convs["conv1"], convs["c5"]), dtype, fused)
+        self.conv1 = made("reduce")
         # The small map is so small that it can stay exact.
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.conv3 = _made(convs["conv3"], exact, fused)
@@ -95,15 +85,15 @@ class StripNetwork:
         short = dtype in _SHORT
         self.scale, self._dtype, self._strip_bytes = spec.scale, dtype, strip_bytes
         self._spec, self._module, self._edge_fp32 = spec, module, edge_fp32
-        self._prescale = prescale(spec)
+        form = folded(spec, weights_of(module))
+        self._prescale = form.prescale
         self._channels, self._esa_channels = spec.channels, spec.esa_channels
         self._head_dtype = torch.float32 if dtype == torch.bfloat16 or (short and edge_fp32) else dtype
         self._tail_dtype = torch.float32 if short and edge_fp32 else dtype
-        weights = weights_of(module)
-        self._head = _made(folded_head(spec, weights), self._head_dtype, fused)
-        self._blocks = [_Block(block_of(weights, i + 1), dtype, fused) for i in range(spec.blocks)]
-        self._body = _made(conv_of(weights, "conv_2"), dtype, fused)
-        last, bias = map(torch.from_numpy, folded_tail(spec, weights))
+        self._head = _made(form.head, self._head_dtype, fused)
+        self._blocks = [_Block(convs, dtype, fused) for convs in form.blocks]
+        self._body = _made(form.body, dtype, fused)
+        last, bias = map(torch.from_numpy, form.tail)
         self._offset, self._remainder = 0.0, None
         if self._tail_dtype in _SHORT:
             # The distance from mid grey needs a bit less than the value.

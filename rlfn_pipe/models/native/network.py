@@ -19,17 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlfn_pipe.allowance import cores
-from rlfn_pipe.models.folding import (
-    Conv,
-    Weights,
-    bilinear,
-    block_of,
-    conv_of,
-    fold,
-    folded_head,
-    folded_tail,
-    prescale,
-)
+from rlfn_pipe.models.folding import Conv, Folded, Weights, bilinear, folded
 from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, library
 from rlfn_pipe.models.native.results import LEAST_SPARE, Results
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
@@ -107,9 +97,9 @@ class NativeNetwork:
         self.results = Results()
         self._cores = cores()
         self._spare: deque[np.ndarray] = deque(maxlen=self._cores)
-        blocks = (self._block(block_of(weights, number + 1)) for number in range(spec.blocks))
-        self._blocks = (LibraryBlock * spec.blocks)(*blocks)
-        self.net = self._packed(spec, weights)
+        form = folded(spec, weights)
+        self._blocks = (LibraryBlock * spec.blocks)(*map(self._block, form.blocks))
+        self.net = self._packed(spec, form)
         #: What a low-resolution pixel takes while its picture is computed, besides some rows for each thread.
         self.pixel_bytes = (
             self.library.workspace(self.net, Job(height=1000, width=1000, columns=1, rows=1)) / 1e6
@@ -195,9 +185,8 @@ class NativeNetwork:
         for i, name in enumerate(("c1_r", "c2_r", "c3_r")):
             setattr(made, f"conv_{i}", self._large(convs[name]))
             setattr(made, f"bias_{i}", self._bias(convs[name], self._vectors))
-        reduce = fold(convs["conv1"], convs["c5"])
-        made.reduce = self._kept_as(_taps(reduce.weight), few)
-        made.reduce_bias = self._bias(reduce, few)
+        made.reduce = self._kept_as(_taps(convs["reduce"].weight), few)
+        made.reduce_bias = self._bias(convs["reduce"], few)
         for name, vectors in (
             ("c5", self._vectors),
             ("conv2", few),
@@ -213,8 +202,8 @@ class NativeNetwork:
         made.conv3_bias = self._bias(convs["conv3"], few)
         return made
 
-    def _packed(self, spec: ModelSpec, weights: Weights) -> LibraryNet:
-        head, tail, body = folded_head(spec, weights), folded_tail(spec, weights), conv_of(weights, "conv_2")
+    def _packed(self, spec: ModelSpec, form: Folded) -> LibraryNet:
+        head, tail, body = form.head, form.tail, form.body
         tail_vectors = -(-3 * spec.scale**2 // self._lanes)
         step = 2 if self._short else 1
         net = LibraryNet(
@@ -226,7 +215,7 @@ class NativeNetwork:
             tail_float=self._edge_fp32,
         )
         # [colour][row][column], as the rows of the picture lie.
-        colours = head.weight.transpose(1, 2, 3, 0) * prescale(spec)
+        colours = head.weight.transpose(1, 2, 3, 0) * form.prescale
         net.head = self._float(colours.reshape(27, 1, -1), self._vectors)
         net.head_bias = self._bias(head, self._vectors)
         net.body = self._large(body)
