@@ -8,11 +8,8 @@ order is kept. When memory runs out the batch is halved, then the tile, and what
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,16 +21,12 @@ from rlfn_pipe.engine.device import (
     resolve_device,
     resolve_precision,
 )
-from rlfn_pipe.engine.host import Host
+from rlfn_pipe.engine.forms import Forms
 from rlfn_pipe.engine.limits import Limits
 from rlfn_pipe.engine.network import (
     Grid,
-    HostFactory,
-    Memorable,
-    Network,
     NetworkFactory,
     Remembering,
-    SideBySide,
 )
 from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.engine.schedule import Run
@@ -88,19 +81,6 @@ def default_overlap(tile: int | None) -> int:
     return max(0, min(DEFAULT_OVERLAP, max(SMALL_OVERLAP, tile // 2), tile - 12))
 
 
-@dataclass(slots=True)
-class _Form:
-    """A network in a number format, and what it can do besides, which Python takes long to ask a protocol's parts for.
-
-    `remembering` is made when it is first wanted.
-    """
-
-    network: Network
-    beside: SideBySide | None
-    memorable: Memorable | None
-    remembering: Remembering | None = None
-
-
 class Engine:
     """Upscales frames with one network on one device.
 
@@ -138,7 +118,6 @@ class Engine:
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec, self.scale = spec, spec.scale
-        self._factory = network_factory
         self.device, self.device_reason = resolve_device(device)
         self.precision, self.precision_reason = resolve_precision(precision, self.device)
         settings = Settings.resolve(
@@ -159,25 +138,18 @@ class Engine:
         self.to_rgb, self.to_planes = to_rgb, to_planes
         self._warn = on_warning or (lambda message: None)
         self._on_step = on_step
-        self._forms: dict[tuple[str, bool], _Form] = {}
-        self._pixel_bytes: float | None = None
-        self._building = threading.RLock()
-        self._limits, self._share = Limits(), 1.0
-        #: The factory of networks of numpy arrays, where pictures are such.
-        self._host: HostFactory | None = None
-        if isinstance(network_factory, HostFactory) and network_factory.serves(
-            str(self.device), self.precision
-        ):
-            self._host = network_factory
+        self._forms = Forms(network_factory, str(self.device), self.precision)
         #: How pictures are kept.
-        self.arrays: Arrays = Host() if self._host else _tensors(str(self.device))
+        self.arrays = self._forms.arrays
+        self._pixel_bytes: float | None = None
+        self._limits, self._share = Limits(), 1.0
         #: Whether overflow is looked for when a frame is closed, instead of after each batch.
         self.late_checks = not self.arrays.at_once
         #: Frames that are computed while older ones are on their way to the host.
         self.ahead = AHEAD if self.device.type == "cuda" else 0
         self._room = 0
         if self.device.type == "cpu":
-            suit_allocator(tensors=self._host is None)
+            suit_allocator(tensors=not self._forms.on_host)
             # Many threads waste more by sharing a small frame than by a frame's buffers each.
             shares = max(1, self.threads // THREADS_OF_BUDGET)
             self._room = max(self._budget, min(shares * self._budget, available_memory(self.device) // 4))
@@ -227,7 +199,7 @@ class Engine:
         width = max(self.spec.channels, self.spec.mid_channels)
         if self.device.type != "cpu":
             return 5.0 * width * size + samples * (2 * size + 4 + turned)
-        network = self._form(False).beside
+        network = self._forms.beside()
         if network is not None:
             # The picture and what lies around it, the result and its planes.
             return network.pixel_bytes + 24.0 + (5.0 + turned) * samples
@@ -241,7 +213,7 @@ class Engine:
 
     def _pixels_in(self, share: float) -> int:
         """Pixels that are computed in a share of the budget, at least those of the smallest tile that is chosen."""
-        in_strips = self.device.type == "cpu" and self._form(False).beside is None
+        in_strips = self.device.type == "cpu" and self._forms.beside() is None
         room = self._budget * share - (CPU_STRIPS if in_strips else 0)
         pixels = int(room / self._bytes_per_pixel())
         if self.device.type != "cpu":
@@ -284,13 +256,13 @@ class Engine:
             return 1
         pixel = self._bytes_per_pixel() + copies * 12.0 * self.scale**2
         fits = pixel * height * width * self.threads <= self._room
-        return self.threads if fits and self._form(edge_fp32).beside is not None else 1
+        return self.threads if fits and self._forms.beside(edge_fp32) is not None else 1
 
     def keeps_layers(self, height: int, width: int, edge_fp32: bool) -> bool:
         """Whether the network can keep a whole frame's layers, for a next one that is like it in places."""
         if self.reuse == "off" or self.tta or self.tile_for(height, width):
             return False
-        network = self._remembering(edge_fp32, self.precision)
+        network = self._remembering(edge_fp32)
         return network is not None and network.keeps(height, width)
 
     def shrink(self, batch: int, side: int) -> bool:
@@ -349,7 +321,7 @@ class Engine:
         """The threads, or the device, that the network and what is around it take in the calling thread."""
         threads: AbstractContextManager[None] = nullcontext()
         if self.device.type != "cuda":
-            alone = self._form(edge_fp32).beside is not None
+            alone = self._forms.beside(edge_fp32) is not None
             threads = (only_compiled if alone else pytorch_threads)(self.threads)
         with threads, self.arrays.quiet():
             yield
@@ -414,12 +386,12 @@ class Engine:
         edge_fp32: bool,
         remember: bool = False,
     ) -> Array:
-        if remember and (keeping := self._remembering(edge_fp32, precision)):
+        if remember and (keeping := self._remembering(edge_fp32)):
             result = keeping(pixels, self._grid(tiles))
             self._on_step()
             self._share = keeping.computed
             return result
-        network = self._form(edge_fp32, precision).network
+        network = self._forms.network(edge_fp32, precision)
         if not self.tta:
             y = network(pixels, self._grid(tiles))
             self._on_step()
@@ -441,39 +413,13 @@ class Engine:
         total /= 8.0
         return total
 
-    def _form(self, edge_fp32: bool, precision: str | None = None) -> _Form:
-        """The network in a number format, the engine's own unless another is asked for."""
-        precision = precision or self.precision
-        key = (precision, edge_fp32 and precision != "fp32")
-        with self._building:
-            if key not in self._forms:
-                made = self._host.host(*key) if self._host else self._on_device(*key)
-                self._forms[key] = _Form(
-                    made,
-                    made if isinstance(made, SideBySide) else None,
-                    made if isinstance(made, Memorable) else None,
-                )
-            return self._forms[key]
-
-    def _on_device(self, precision: str, edge_fp32: bool) -> Network:
-        from rlfn_pipe.engine.tensors import DTYPES
-
-        made: Network = self._factory(DTYPES[precision], edge_fp32).to(str(self.device))
-        return made
-
-    def _remembering(self, edge_fp32: bool, precision: str) -> Remembering | None:
+    def _remembering(self, edge_fp32: bool) -> Remembering | None:
         """The network with a memory of the last frame, where it can be had so."""
-        form = self._form(edge_fp32, precision)
-        with self._building:
-            if form.remembering is None and form.memorable is not None:
-                form.remembering = form.memorable.remembering(min(LAYERS, self._budget))
-            return form.remembering
+        return self._forms.remembering(edge_fp32, min(LAYERS, self._budget))
 
     def forget(self) -> bool:
         """Hand back all memory that networks keep for the next frame. False when they kept none."""
-        keepers = [keeper for form in self._forms.values() for keeper in (form.remembering, form.beside)]
-        kept = [keeper.forget() for keeper in keepers if keeper is not None]
-        return any(kept)
+        return self._forms.forget()
 
     @property
     def share(self) -> float:
@@ -490,15 +436,6 @@ class Engine:
         )
         rows, columns, border = map(self.arrays.send, arrays)
         return rows, columns, border
-
-
-def _tensors(device: str) -> Any:
-    """Tensors on a device, which are imported only where they are wanted."""
-    import torch
-
-    from rlfn_pipe.engine.tensors import Tensors
-
-    return Tensors(torch.device(device))
 
 
 def _turned(tile: Tile, transpose: bool, dims: tuple[int, ...]) -> Tile:
