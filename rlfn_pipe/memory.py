@@ -30,8 +30,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     Accelerators raise `torch.OutOfMemoryError`; the CPU allocator, and CUDA itself, raise a RuntimeError, known
     by its own wording, which is matched exactly rather than by any mention of a device.
     """
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+    # It may be half loaded, by another thread.
+    accelerators = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    if isinstance(error, MemoryError | accelerators):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATOR_MESSAGES)
 

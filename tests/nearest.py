@@ -23,9 +23,9 @@ class NearestNetwork(nn.Module):
         return F.interpolate(x, scale_factor=self.scale, mode="nearest") if self.scale > 1 else x.clone()
 
 
-def nearest_factory(scale: int) -> Callable[[torch.dtype, bool], NearestNetwork]:
+def nearest_factory(scale: int) -> Callable[[torch.dtype, bool, str], NearestNetwork]:
     """Gives a `NearestNetwork` whatever format is asked for: float32 goes through unchanged, so nothing is rounded."""
-    return lambda dtype, edge_fp32: NearestNetwork(scale)
+    return lambda dtype, edge_fp32, device: NearestNetwork(scale)
 
 
 def nearest_spec(scale: int) -> ModelSpec:

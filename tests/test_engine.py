@@ -8,6 +8,7 @@ import platform
 import random
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -116,7 +117,12 @@ class Recorder(NearestNetwork):
 def test_batches_are_filled_across_frames_of_mixed_sizes() -> None:
     network = Recorder(2)
     engine = Engine(
-        lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", batch=4, threads=1
+        lambda dtype, edge, device: network,
+        nearest_spec(2),
+        device="cpu",
+        precision="fp32",
+        batch=4,
+        threads=1,
     )
     frames = pictures([(30, 40), (50, 60)] * 8)
     check_identity(frames, list(engine.run(work(frames, 2))), 2)
@@ -217,6 +223,32 @@ def test_hardware_that_nobody_measured_is_taken_only_when_asked_for(monkeypatch:
     device, reason = resolve_device("auto")
     assert device.type == "cpu" and "--device mps" in reason
     assert resolve_device("mps")[0].type == "mps"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="told by Linux' own files")
+def test_gpus_are_looked_for_where_drivers_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A build of PyTorch that can use none is not asked; else any sign will do, though it costs PyTorch's import."""
+    signs = tmp_path / "nvidiactl", tmp_path / "kfd"
+    monkeypatch.setattr(device_module, "_DRIVERS", tuple(map(str, signs)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "one")
+    monkeypatch.setattr(device_module, "torch_version", lambda: "2.13.0")
+    assert not device_module.may_have_a_gpu() and resolve_device("auto")[0].type == "cpu"
+    signs[1].touch()
+    assert device_module.may_have_a_gpu() and str(resolve_device("auto")[0]) == "cuda:0"
+    monkeypatch.setattr(device_module, "torch_version", lambda: "2.13.0+cpu")
+    assert not device_module.may_have_a_gpu()
+
+
+def test_the_version_is_that_of_the_library() -> None:
+    assert device_module.torch_version() == str(torch.__version__)
+
+
+def test_memory_is_told_from_other_errors_while_pytorch_is_half_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("a shape is wrong"))
 
 
 def test_precision_has_a_reason() -> None:
@@ -346,7 +378,9 @@ def test_tiles_that_little_memory_asks_for_are_not_computed_many_times_over(
 
 def test_tiles_grow_again_when_memory_is_back() -> None:
     network = Failing(2, 90 * 90, 0.0, MemoryError)
-    engine = Engine(lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", threads=1)
+    engine = Engine(
+        lambda dtype, edge, device: network, nearest_spec(2), device="cpu", precision="fp32", threads=1
+    )
     first = pictures([(100, 97)])
     check_identity(first, list(engine.run(work(first, 2))), 2)
     assert engine.shrunk and engine.tile_for(100, 97) == 50
@@ -403,7 +437,7 @@ class Failing(NearestNetwork):
 def test_out_of_memory_halves_and_loses_nothing(make: Callable[[], BaseException], batch: int) -> None:
     network, said = Failing(2, 90 * 90, 0.3, make), []
     engine = Engine(
-        lambda dtype, edge: network,
+        lambda dtype, edge, device: network,
         nearest_spec(2),
         device="cpu",
         precision="fp32",
@@ -423,7 +457,7 @@ def test_a_batch_that_was_filled_up_is_halved_as_one(size: tuple[int, int], coun
     """The memory that a few frames lacked was that of the full batch: nothing says that a tile is too large."""
     network, said = Failing(2, size[0] * size[1], 0.0, MemoryError), []
     engine = Engine(
-        lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", batch=4, threads=1,
+        lambda dtype, edge, device: network, nearest_spec(2), device="cpu", precision="fp32", batch=4, threads=1,
         on_warning=said.append,
     )  # fmt: skip
     frames = pictures([size] * count)
@@ -437,7 +471,9 @@ def test_a_batch_that_was_filled_up_is_halved_as_one(size: tuple[int, int], coun
 @pytest.mark.parametrize("size", [(200, 200), (203, 205)])
 def test_the_smallest_tile_that_fails_is_one_sentence(size: tuple[int, int]) -> None:
     network = Failing(2, 400, 0.0, MemoryError)
-    engine = Engine(lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", threads=1)
+    engine = Engine(
+        lambda dtype, edge, device: network, nearest_spec(2), device="cpu", precision="fp32", threads=1
+    )
     with pytest.raises(EngineError, match="not enough memory") as caught:
         list(engine.run(work(pictures([(9, 9), (20, 20), size]), 2)))
     assert caught.value.frame == 2
@@ -470,7 +506,9 @@ def test_memory_that_ends_while_frames_open_or_close_loses_nothing(monkeypatch: 
 
 def test_other_errors_are_not_swallowed() -> None:
     network = Failing(2, 0, 0.0, lambda: RuntimeError("a shape is wrong"))
-    engine = Engine(lambda dtype, edge: network, nearest_spec(2), device="cpu", precision="fp32", threads=1)
+    engine = Engine(
+        lambda dtype, edge, device: network, nearest_spec(2), device="cpu", precision="fp32", threads=1
+    )
     with pytest.raises(RuntimeError, match="a shape is wrong"):
         list(engine.run(work(pictures([(20, 20)]), 2)))
 
@@ -494,7 +532,7 @@ class Overflowing(NearestNetwork):
 
 def overflowing(value: float, **settings: object) -> Engine:
     settings = {"device": "cpu", "precision": "bf16", "threads": 1, **settings}
-    return Engine(lambda dtype, edge: Overflowing(dtype, value), nearest_spec(2), **settings)  # type: ignore[arg-type]
+    return Engine(lambda dtype, edge, device: Overflowing(dtype, value), nearest_spec(2), **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -591,7 +629,7 @@ def test_a_device_has_the_next_batch_before_the_last_one_is_waited_for(slow_way:
     network = NearestNetwork(2)
     at_each_batch: list[int] = []
 
-    def counted(dtype: torch.dtype, edge: bool) -> NearestNetwork:
+    def counted(dtype: torch.dtype, edge: bool, device: str) -> NearestNetwork:
         forward = network.forward
 
         def seen(x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
@@ -614,7 +652,7 @@ def test_a_device_has_the_next_batch_before_the_last_one_is_waited_for(slow_way:
 def test_memory_that_ends_while_frames_are_on_their_way(slow_way: type[Slow]) -> None:
     settings = {"batch": 2, "tile": 80, "overlap": 20, "threads": 1}
     engine = Engine(
-        lambda dtype, edge: Failing(2, 90 * 90, 0.4, MemoryError),
+        lambda dtype, edge, device: Failing(2, 90 * 90, 0.4, MemoryError),
         nearest_spec(2),
         device="cpu",
         **settings,  # type: ignore[arg-type]
@@ -638,7 +676,7 @@ def test_memory_that_ends_with_tiles_in_doubt_loses_nothing() -> None:
             return y if self.dtype == torch.float32 else y * float("nan")
 
     settings = {"precision": "bf16", "batch": 2, "tile": 80, "overlap": 20, "threads": 1}
-    engine = Engine(lambda dtype, edge: Both(dtype), nearest_spec(2), device="cpu", **settings)  # type: ignore[arg-type]
+    engine = Engine(lambda dtype, edge, device: Both(dtype), nearest_spec(2), device="cpu", **settings)  # type: ignore[arg-type]
     engine.late_checks = True
     frames = pictures([(150, 97), (60, 60), (150, 97), (200, 220), (60, 60)] * 2)
     check_identity(frames, list(engine.run(work(frames, 2))), 2)
@@ -689,7 +727,9 @@ def test_weights_that_give_nan_in_fp32_too_are_an_error() -> None:
         def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
             return super().forward(x) * float("nan")
 
-    engine = Engine(lambda dtype, edge: Broken(2), nearest_spec(2), device="cpu", precision="bf16", threads=1)
+    engine = Engine(
+        lambda dtype, edge, device: Broken(2), nearest_spec(2), device="cpu", precision="bf16", threads=1
+    )
     with pytest.raises(EngineError, match="no finite"):
         list(engine.run(work(pictures([(20, 20)]), 2)))
 
@@ -764,7 +804,7 @@ def test_what_lies_outside_the_rgb_cube_goes_around_the_network() -> None:
             return super().forward(x)
 
     engine = Engine(
-        lambda dtype, edge: Watching(2), nearest_spec(2), device="cpu", precision="fp32", threads=1
+        lambda dtype, edge, device: Watching(2), nearest_spec(2), device="cpu", precision="fp32", threads=1
     )
     layout = ColourInfo(1, range=1, subsampling="444")
     frame = Frame((np.full((20, 20), 254, np.uint8), *(np.full((20, 20), 128, np.uint8),) * 2), layout)
@@ -776,7 +816,7 @@ def test_what_lies_outside_the_rgb_cube_goes_around_the_network() -> None:
 def test_deep_sources_ask_for_float32_edges() -> None:
     asked: list[tuple[torch.dtype, bool]] = []
 
-    def factory(dtype: torch.dtype, edge: bool) -> NearestNetwork:
+    def factory(dtype: torch.dtype, edge: bool, device: str) -> NearestNetwork:
         asked.append((dtype, edge))
         return NearestNetwork(2)
 

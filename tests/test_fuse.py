@@ -152,9 +152,9 @@ def test_a_picture_does_not_depend_on_its_company() -> None:
 
 def test_strips_give_the_usual_form_to_other_devices() -> None:
     spec, module = network()
-    made = InferenceFactory(spec, weights_of(module))(torch.float16, True)
-    assert made.to("cpu") is made
-    moved = made.to("meta")
+    factory = InferenceFactory(spec, weights_of(module))
+    assert isinstance(factory(torch.float16, True), StripNetwork)
+    moved = factory(torch.float16, True, "meta")
     assert isinstance(moved, InferenceNet)
     assert moved.body.weight.dtype == torch.float16 and moved.tail.weight.dtype == torch.float32
 
@@ -164,7 +164,7 @@ def test_the_compiled_form_is_the_same_network(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RLFN_PIPE_CACHE", str(tmp_path / "weights"))
     spec = ModelSpec("random", 2, 4, 4, 1)
     module = RLFN(spec).eval().requires_grad_(False)
-    net = InferenceFactory(spec, weights_of(module), compile=True)(torch.float32, False).to("cpu")
+    net = InferenceFactory(spec, weights_of(module), compile=True)(torch.float32, False, "cpu")
     x = torch.rand(1, 3, 20, 24) * 255.0
     torch.testing.assert_close(net(x), build_inference(spec, module)(x), atol=1e-3, rtol=0)
 

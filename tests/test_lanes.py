@@ -92,9 +92,6 @@ class Threads:
         self.seconds = 0.0
         self.failure: BaseException | None = None
 
-    def to(self, device: torch.device) -> Threads:
-        return self
-
     def forget(self) -> bool:
         return False
 
@@ -115,7 +112,7 @@ def nearest(threads: int = 2, **settings: object) -> tuple[Engine, Threads]:
     spec = nearest_spec(2)
     made = Threads(NearestNetwork(2))
     settings = {"device": "cpu", "precision": "fp32", "threads": threads, **settings}
-    return Engine(lambda dtype, edge_fp32: made, spec, **settings), made  # type: ignore[arg-type]
+    return Engine(lambda dtype, edge_fp32, device: made, spec, **settings), made  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ from rlfn_pipe.engine.reuse import (
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.engine.tiling import plan
-from rlfn_pipe.errors import UsageError
+from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.native.library import cpu_form
 from rlfn_pipe.models.weights import load_weights
@@ -298,7 +298,7 @@ def test_tiles_that_did_not_change_are_not_computed() -> None:
 def test_tiles_of_several_frames_share_batches() -> None:
     recorder = Recorder(2)
     made = Engine(
-        lambda dtype, edge: recorder,
+        lambda dtype, edge, device: recorder,
         nearest_spec(2),
         device="cpu",
         precision="fp32",
@@ -379,7 +379,7 @@ class Uneven(NearestNetwork):
 def test_nothing_is_reused_where_bits_depend_on_the_company(tile: int) -> None:
     def made(reuse: str) -> Engine:
         return Engine(
-            lambda dtype, edge: Uneven(2),
+            lambda dtype, edge, device: Uneven(2),
             nearest_spec(2),
             device="cpu",
             precision="fp32",
@@ -412,7 +412,7 @@ class Failing(NearestNetwork):
 def test_exhausted_memory_loses_and_mixes_nothing(reuse: str, batch: int) -> None:
     said: list[str] = []
     made = Engine(
-        lambda dtype, edge: Failing(2),
+        lambda dtype, edge, device: Failing(2),
         nearest_spec(2),
         device="cpu",
         precision="fp32",
@@ -653,3 +653,19 @@ def test_near_without_tolerance_equals_off_where_nothing_repeats() -> None:
     frames = SCENES["alternating"]
     made = engine("near", tile=48, overlap=12, reuse_tolerance=0)
     check_same(run(made, frames), run(engine("off", tile=48, overlap=12), frames))
+
+
+def test_memory_that_ends_with_every_result_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch leaves behind itself is no room that was made for it: it was computed again for ever."""
+
+    def full(self: Answer, *arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Answer, "set", full)
+    said: list[str] = []
+    made = engine("exact", tile=120, overlap=24, on_warning=said.append)
+    layout = replace(ALPHA, alpha=False)
+    picture = np.random.default_rng(0).integers(0, 256, (3, 130, 140), dtype=np.uint8)
+    with pytest.raises(EngineError, match="not enough memory"):
+        list(made.run([(Frame(tuple(picture), layout), Target(560, 520, layout))]))
+    assert len(said) <= 3

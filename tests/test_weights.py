@@ -14,14 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from rlfn_pipe.cli.app import main
 from rlfn_pipe.errors import OutputError, UsageError, WeightsError
 from rlfn_pipe.files import cache_folder
 from rlfn_pipe.models import official, registry, weights
-from rlfn_pipe.models.architectures import ARCHITECTURES, architecture
+from rlfn_pipe.models.architectures import ARCHITECTURES, architecture, shapes
 from rlfn_pipe.models.rlfn import RLFN
 
 
@@ -416,3 +418,33 @@ def test_a_file_that_is_no_weights_by_its_name_is_told_so(
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     assert main(["weights", "show", "picture.png"]) == 2
     assert "no weights file by its name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_shapes_are_those_of_the_network(name: str, scale: int) -> None:
+    spec = architecture(name, scale)
+    state = RLFN(spec).state_dict()
+    assert shapes(spec) == {key: tuple(value.shape) for key, value in state.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_number_formats_are_read_as_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    """numpy has no bfloat16, which PyTorch reads then."""
+    spec = architecture("rlfn-ntire", 2)
+    state = {key: value.to(dtype) for key, value in RLFN(spec).state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors", {"input_range": "1.0"})
+    found, arrays = weights.load_weights(tmp_path / "w.safetensors")
+    assert (found.scale, found.channels, found.blocks) == (2, 46, 4)
+    for key, value in state.items():
+        assert arrays[key].dtype == np.float32
+        assert np.array_equal(arrays[key], value.float().numpy())
+
+
+def test_what_float32_cannot_hold_is_one_sentence(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    spec = architecture("rlfn-ntire", 2)
+    state = {key: value.double() * 1e60 for key, value in RLFN(spec).state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="not finite"):
+        weights.load_weights(tmp_path / "w.safetensors")
+    assert not recwarn.list

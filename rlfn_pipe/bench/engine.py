@@ -178,7 +178,7 @@ def _parts(engine: Engine, factory: InferenceFactory, size: tuple[int, int]) -> 
     if factory.serves(device, engine.precision):
         network: Network = factory.host(engine.precision, False)
     else:
-        network = factory(DTYPES[engine.precision], False).to(device)
+        network = factory(DTYPES[engine.precision], False, device)
     picture = to_rgb(stock[0], arrays)[None].clip(0.0, 255.0)
     large = arrays.copied(network(picture)[0])
     roads: dict[str, Road] = {

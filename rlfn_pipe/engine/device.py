@@ -8,7 +8,10 @@ from __future__ import annotations
 import platform
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
@@ -24,11 +27,22 @@ __all__ = [
     "may_have_a_gpu",
     "resolve_device",
     "resolve_precision",
+    "torch_version",
 ]
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-#: What drivers of GPUs that PyTorch can use leave open to programs: NVIDIA's, AMD's, either in Windows' Linux.
-_ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+#: What drivers of GPUs that PyTorch can use leave to be seen: NVIDIA's, also on boards of its own and before anybody has
+#: asked for a device, AMD's, and either in Windows' Linux.
+_DRIVERS = (
+    *(
+        "/dev/nvidiactl",
+        "/dev/nvidia0",
+        "/proc/driver/nvidia",
+        "/sys/module/nvidia",
+        "/usr/bin/nvidia-modprobe",
+    ),
+    *("/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg"),
+)
 _NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,3}))?")
 
 
@@ -51,8 +65,20 @@ class Device:
 
 
 def may_have_a_gpu() -> bool:
-    """Whether PyTorch might find a GPU here; told by the system's devices on Linux, taken for true elsewhere."""
-    return sys.platform != "linux" or any(Path(node).exists() for node in _ACCELERATORS)
+    """Whether PyTorch might find a GPU here: on Linux by its build and by what drivers leave there, elsewhere always."""
+    if sys.platform != "linux":
+        return True
+    return not torch_version().endswith("+cpu") and any(Path(sign).exists() for sign in _DRIVERS)
+
+
+@cache
+def torch_version() -> str:
+    """PyTorch's version, without loading it where its installation says."""
+    with suppress(PackageNotFoundError):
+        return version("torch")
+    import torch
+
+    return str(torch.__version__)
 
 
 def _mps_available() -> bool:
@@ -72,7 +98,7 @@ def resolve_device(name: str = "auto") -> tuple[Device, str]:
     """
     if name == "auto":
         if not may_have_a_gpu():
-            return Device("cpu"), "this machine has no CUDA device"
+            return Device("cpu"), "no GPU is to be seen that this PyTorch could use"
         import torch
 
         if torch.cuda.is_available():

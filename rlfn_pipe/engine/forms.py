@@ -85,8 +85,7 @@ class Forms:
     def _on_device(self, precision: str, edge_fp32: bool) -> Network:
         from rlfn_pipe.engine.tensors import DTYPES
 
-        made: Network = self._factory(DTYPES[precision], edge_fp32).to(self._device)
-        return made
+        return self._factory(DTYPES[precision], edge_fp32, self._device)
 
 
 def _tensors(device: str) -> Arrays:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from rlfn_pipe.engine.arrays import Array
 
@@ -63,12 +63,9 @@ class SideBySide(Network, Protocol):
 
 
 class NetworkFactory(Protocol):
-    """Builds the network in a number format; `edge_fp32` asks for float32 first and last layers.
+    """Builds the network in a number format on a device; `edge_fp32` asks for float32 first and last layers."""
 
-    The object has `to(device)`, as torch modules do.
-    """
-
-    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> Any: ...
+    def __call__(self, dtype: torch.dtype, edge_fp32: bool, device: str, /) -> Network: ...
 
 
 @runtime_checkable

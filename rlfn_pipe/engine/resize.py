@@ -18,6 +18,8 @@ __all__ = ["enlarge", "resize"]
 _LOBES = 3.0
 #: Outputs of a band: fewer waste less on zeros, more are fewer calls, which is what a GPU has to wait for.
 _BAND, _BAND_ON_A_GPU = 32, 256
+#: Multiplications of a product that OpenBLAS, numpy's own, does on the thread that asks for it, whatever others it has.
+_ALONE = 1 << 18
 
 
 class _Bands(NamedTuple):
@@ -57,13 +59,17 @@ def _resampled(image: Array, size: int, arrays: Arrays, *, rows: bool, lobes: fl
     bands = _bands(size, count, band, lobes, arrays)
     reach = bands.weights.shape[-1]
     made = arrays.empty((image.shape[0], size, image.shape[2]) if rows else (*image.shape[:2], size))
+    across = image.shape[-1 if rows else -2]
+    part = max(1, _ALONE // (band * reach)) if arrays.small_steps else across
     for number, first in enumerate(bands.first):
         begin, end = number * band, min(size, (number + 1) * band)
         weights = bands.weights[number, : end - begin]
-        if rows:
-            made[:, begin:end] = weights @ image[:, first : first + reach]
-        else:
-            made[:, :, begin:end] = image[:, :, first : first + reach] @ weights.T
+        for at in range(0, across, part):
+            to = min(across, at + part)
+            if rows:
+                made[:, begin:end, at:to] = weights @ image[:, first : first + reach, at:to]
+            else:
+                made[:, at:to, begin:end] = image[:, at:to, first : first + reach] @ weights.T
     return made
 
 

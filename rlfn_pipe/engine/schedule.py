@@ -54,6 +54,8 @@ class Run:
         self._lanes: Lanes[Job] = Lanes(engine.threads)
         self._side_by_side = True
         self._doubts: Doubts[Piece] = Doubts()
+        #: Whether a batch that found no memory has been put back since one was placed, as networks had kept some.
+        self._forgot = False
         #: How many tiles were mended so far: planes that were made before may lack one.
         self._mends = 0
         #: Whether a tile's bits are the same wherever it lies in a full batch, where that was tried.
@@ -313,11 +315,14 @@ class Run:
         with _about(batch[0].frame):
             try:
                 self._run_and_place(key, batch)
+                self._forgot = False
                 return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            if self._make_room() or self._engine.shrink(computed, max(key.height, key.width)):
+            # What the batch itself left there must not be taken for room, again and again.
+            forgot, self._forgot = self._make_room() and not self._forgot, True
+            if forgot or self._engine.shrink(computed, max(key.height, key.width)):
                 self._buckets.put_back(key, [piece for piece in batch if piece.waits])
                 return
         self._cut_again()

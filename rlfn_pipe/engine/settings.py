@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 
 from rlfn_pipe.allowance import cores
 from rlfn_pipe.engine.device import (
@@ -18,6 +17,7 @@ from rlfn_pipe.engine.device import (
     device_name,
     resolve_device,
     resolve_precision,
+    torch_version,
 )
 from rlfn_pipe.errors import UsageError
 
@@ -95,7 +95,7 @@ class Settings:
             tta=tta,
             compile="on" if compile == "on" else "off",
             device_name=device_name(found),
-            torch=version("torch"),
+            torch=torch_version(),
             instructions=_instructions(found, form(found, chosen) if form else ""),
         )
 

@@ -28,8 +28,6 @@ def begin(connection: Connection) -> None:
     # All that is made while modules load stays: to look through it again and again for rubbish took
     # a seventh of the time.
     gc.disable()
-    # numpy multiplies small matrices on the thread that asks, which is one of several as a rule.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     beside = not _only_compiled()
     if beside:
         load_torch_beside()

@@ -30,18 +30,14 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 class CompiledNetwork:
     """`rlfn_pipe.models.fuse.InferenceNet`, compiled for each shape when it first comes; arguments as there."""
 
-    def __init__(self, spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool = False) -> None:
+    def __init__(
+        self, spec: ModelSpec, module: RLFN, dtype: torch.dtype, edge_fp32: bool, device: str
+    ) -> None:
         # Read when the compiler first runs; the user's own choice wins.
         os.environ.setdefault(_CACHE, str(cache_folder("compiled")))
-        self._net = build_inference(spec, module, dtype, edge_fp32=edge_fp32)
+        self._net = build_inference(spec, module, dtype, edge_fp32=edge_fp32).to(device)
         self._run = self._compiled()
         self._seen: set[tuple[tuple[int, ...], bool]] = set()
-
-    def to(self, device: torch.device | str) -> CompiledNetwork:
-        """The network on `device`."""
-        self._net = self._net.to(device)
-        self._run = self._compiled()
-        return self
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from rlfn_pipe.models.compiled import CompiledNetwork
+    from rlfn_pipe.models.fuse import InferenceNet
     from rlfn_pipe.models.native.network import Grid
     from rlfn_pipe.models.rlfn import RLFN
     from rlfn_pipe.models.strips import StripNetwork
@@ -73,19 +74,27 @@ class InferenceFactory:
             self._module = module_of(self.spec, self.weights)
         return self._module
 
-    def __call__(self, dtype: torch.dtype, edge_fp32: bool) -> StripNetwork | CompiledNetwork:
-        """A form of PyTorch's in `dtype` for the CPU, whose `to` gives that for other devices; see `build_inference`."""
-        from rlfn_pipe.models.compiled import CompiledNetwork
-        from rlfn_pipe.models.strips import StripNetwork
+    def __call__(
+        self, dtype: torch.dtype, edge_fp32: bool, device: str = "cpu"
+    ) -> StripNetwork | CompiledNetwork | InferenceNet:
+        """A form of PyTorch's in `dtype` on a device; see `build_inference`."""
+        if self.compile:
+            from rlfn_pipe.models.compiled import CompiledNetwork
 
-        form = CompiledNetwork if self.compile else StripNetwork
-        return form(self.spec, self.module, dtype, edge_fp32)
+            return CompiledNetwork(self.spec, self.module, dtype, edge_fp32, device)
+        if device == "cpu":
+            from rlfn_pipe.models.strips import StripNetwork
+
+            return StripNetwork(self.spec, self.module, dtype, edge_fp32)
+        from rlfn_pipe.models.fuse import for_device
+
+        return for_device(self.spec, self.module, dtype, edge_fp32, device)
 
 
 class _OnTensors:
     """A network of tensors called with arrays, which are not copied."""
 
-    def __init__(self, network: StripNetwork | CompiledNetwork) -> None:
+    def __init__(self, network: StripNetwork | CompiledNetwork | InferenceNet) -> None:
         self._network = network
 
     def __call__(self, x: np.ndarray, grid: Grid | None = None) -> np.ndarray:

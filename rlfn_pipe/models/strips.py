@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from rlfn_pipe.allocator import keep_buffers
 from rlfn_pipe.models.convolution import Activation, Convolution, fused_available, make_convolution
 from rlfn_pipe.models.folding import Conv, bilinear, folded, weights_of
-from rlfn_pipe.models.fuse import Grid, InferenceNet, for_device
+from rlfn_pipe.models.fuse import Grid
 
 if TYPE_CHECKING:
     from rlfn_pipe.models.rlfn import RLFN
@@ -84,7 +84,6 @@ class StripNetwork:
         keep_buffers(strip_bytes + strip_bytes // 3)
         short = dtype in _SHORT
         self.scale, self._dtype, self._strip_bytes = spec.scale, dtype, strip_bytes
-        self._spec, self._module, self._edge_fp32 = spec, module, edge_fp32
         form = folded(spec, weights_of(module))
         self._prescale = form.prescale
         self._channels, self._esa_channels = spec.channels, spec.esa_channels
@@ -116,12 +115,6 @@ class StripNetwork:
             place = None if grid is None else (grid[0][i], grid[1][i], grid[2][i])
             self._picture(x[i : i + 1], _Stretch(h, w, self._dtype, place), result[i])
         return result
-
-    def to(self, device: torch.device | str) -> StripNetwork | InferenceNet:
-        """Itself for the CPU, whose caches strips are for; a new `InferenceNet` on any other device."""
-        if torch.device(device).type == "cpu":
-            return self
-        return for_device(self._spec, self._module, self._dtype, self._edge_fp32, device)
 
     def _picture(self, x: torch.Tensor, stretch: _Stretch, result: torch.Tensor) -> None:
         h, w = x.shape[-2:]

@@ -170,7 +170,8 @@ def _array(value: _Values) -> np.ndarray:
     """Values as an array of float32."""
     if not isinstance(value, np.ndarray):
         value = value.detach().float().cpu().numpy()
-    return np.ascontiguousarray(value, np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found to be infinite
+        return np.ascontiguousarray(value, np.float32)
 
 
 def save(

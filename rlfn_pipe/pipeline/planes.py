@@ -40,8 +40,9 @@ def from_rgb(
         return tensor_planes.from_rgb(rgb, colour, neutral=neutral, excess=excess)
     if colour.subsampling in YUV and not neutral and (found := any_library()):
         return planes_by_library(found, rgb, colour, excess)
-    if excess is not None or (colour.subsampling in YUV and not neutral):
+    if colour.subsampling in YUV and not neutral:
         return Host().planes(rgb, colour, neutral=neutral, excess=excess)
+    rgb = Host().resized(rgb, excess, rgb.shape[-2], rgb.shape[-1])
     black, span, zero, _ = layouts.levels(colour)
     gain, dtype = span / layouts.WHITE, np.uint8 if colour.bit_depth == 8 else np.uint16
     if colour.subsampling == "rgb":

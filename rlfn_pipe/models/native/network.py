@@ -98,8 +98,11 @@ class NativeNetwork:
         self._cores = cores()
         self._spare: deque[np.ndarray] = deque(maxlen=self._cores)
         form = folded(spec, weights)
-        self._blocks = (LibraryBlock * spec.blocks)(*map(self._block, form.blocks))
-        self.net = self._packed(spec, form)
+        with np.errstate(
+            over="ignore"
+        ):  # weights beyond float32 give no finite results, which is told of then
+            self._blocks = (LibraryBlock * spec.blocks)(*map(self._block, form.blocks))
+            self.net = self._packed(spec, form)
         #: What a low-resolution pixel takes while its picture is computed, besides some rows for each thread.
         self.pixel_bytes = (
             self.library.workspace(self.net, Job(height=1000, width=1000, columns=1, rows=1)) / 1e6
