@@ -390,6 +390,32 @@ def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert "stopped at once; the same command goes on from what was finished" in err
 
 
+@pytest.mark.slow
+def test_a_large_picture_is_left_when_asked_to_stop(tmp_path: Path) -> None:
+    """Between two of its tiles: it would take half a minute, and a worker that does not answer is ended after 15 s."""
+    source, output = tmp_path / "in.png", tmp_path / "out.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)).save(source)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", str(source), str(output), "-s", "2", "--tta", "--threads", "1", "--tile", "192", "--json"],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if '"started"' in line:
+                break
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - begin < 10
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130 and "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
 def test_ctrl_c_while_a_worker_starts_is_one_sentence(tmp_path: Path, delay: float) -> None:
     """A terminal sends it to the whole group: Python starting up in a worker must not answer with a traceback."""

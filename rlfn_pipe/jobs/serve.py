@@ -159,7 +159,15 @@ def serve(connection: Connection) -> None:
     options, workers = work.get()
     if _wants_torch(options):
         load_torch_beside()
-    rooms = Rooms(options, lambda text: send(Warn(text)), workers, _now_and_then(lambda: send(Alive())))
+    alive = _now_and_then(lambda: send(Alive()))
+
+    def on_step() -> None:
+        # A picture may have tiles for minutes; what was computed of it is of no use to anybody.
+        if stop.is_set():
+            raise interrupted(stop)
+        alive()
+
+    rooms = Rooms(options, lambda text: send(Warn(text)), workers, on_step)
     while True:
         task = work.get()
         try:
