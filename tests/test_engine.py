@@ -232,16 +232,25 @@ def test_gpus_are_looked_for_where_drivers_show(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(device_module, "_DRIVERS", tuple(map(str, signs)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "one")
-    monkeypatch.setattr(device_module, "torch_version", lambda: "2.13.0")
+    facts = ["__version__ = '2.13.0'", "cuda: Optional[str] = '13.0'", "hip: Optional[str] = None"]
+    monkeypatch.setattr(device_module, "_torch_facts", lambda: facts)
     assert not device_module.may_have_a_gpu() and resolve_device("auto")[0].type == "cpu"
     signs[1].touch()
     assert device_module.may_have_a_gpu() and str(resolve_device("auto")[0]) == "cuda:0"
-    monkeypatch.setattr(device_module, "torch_version", lambda: "2.13.0+cpu")
+    facts[1] = "cuda: Optional[str] = None"
     assert not device_module.may_have_a_gpu()
+    facts[2] = "hip = '6.4'"
+    assert device_module.may_have_a_gpu()
+    facts.clear()  # a build that says nothing of itself
+    assert device_module.may_have_a_gpu() and device_module.torch_version.__wrapped__() == str(
+        torch.__version__
+    )
 
 
 def test_the_version_is_that_of_the_library() -> None:
     assert device_module.torch_version() == str(torch.__version__)
+    facts = dict(map(device_module._fact, device_module._torch_facts()))
+    assert facts["cuda"] == str(torch.version.cuda) and facts["hip"] == str(torch.version.hip)
 
 
 def test_memory_is_told_from_other_errors_while_pytorch_is_half_loaded(

@@ -8,10 +8,9 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +43,7 @@ _DRIVERS = (
     *("/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg"),
 )
 _NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,3}))?")
+_FACT = re.compile(r"(\w+)(?::[^=]*)? = '?([^']*)'?")
 
 
 class AnyDevice(Protocol):
@@ -68,17 +68,34 @@ def may_have_a_gpu() -> bool:
     """Whether PyTorch might find a GPU here: on Linux by its build and by what drivers leave there, elsewhere always."""
     if sys.platform != "linux":
         return True
-    return not torch_version().endswith("+cpu") and any(Path(sign).exists() for sign in _DRIVERS)
+    builds = [text for line in _torch_facts() for name, text in [_fact(line)] if name in ("cuda", "hip")]
+    without = builds and all(text == "None" for text in builds)
+    return not without and any(Path(sign).exists() for sign in _DRIVERS)
 
 
 @cache
 def torch_version() -> str:
-    """PyTorch's version, without loading it where its installation says."""
-    with suppress(PackageNotFoundError):
-        return version("torch")
+    """PyTorch's version, without loading it where its own file says."""
+    for line in _torch_facts():
+        name, text = _fact(line)
+        if name == "__version__":
+            return text
     import torch
 
     return str(torch.__version__)
+
+
+@cache
+def _torch_facts() -> list[str]:
+    """The lines of the file in which PyTorch says what it was built for; importlib.metadata takes 20 ms to load."""
+    found = find_spec("torch")
+    return system_lines(Path(found.origin).with_name("version.py")) if found and found.origin else []
+
+
+def _fact(line: str) -> tuple[str, str]:
+    """Name and value of a line as ``cuda: Optional[str] = '13.0'``; empty for others."""
+    meant = _FACT.fullmatch(line)
+    return (meant[1], meant[2]) if meant else ("", "")
 
 
 def _mps_available() -> bool:
