@@ -125,7 +125,7 @@ def test_nothing_of_pytorch_is_loaded_where_the_compiled_part_does_it_all(tmp_pa
         "import sys\n"
         "class Watch:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'torch': print('torch', file=sys.stderr, flush=True)\n"
+        "        if name == 'torch._C': print('torch', file=sys.stderr, flush=True)\n"
         "sys.meta_path.insert(0, Watch())\n",
         encoding="utf-8",
     )

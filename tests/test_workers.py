@@ -316,6 +316,25 @@ def children_of(pid: int) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
+def command(*arguments: str) -> subprocess.Popen[str]:
+    """`rlfn-pipe upscale`, begun, on one thread and with events."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlfn_pipe", "upscale", *arguments, "--threads", "1", "--json"],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], event: str) -> None:
+    """Until the command has told of an event."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if f'"{event}"' in line:
+            return
+
+
 def alive(pid: int) -> bool:
     with suppress(ProcessLookupError):
         os.kill(pid, 0)
@@ -328,16 +347,9 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_no_worker_outlives_the_command(tmp_path: Path, signum: signal.Signals) -> None:
     source = clip(tmp_path / "in.mkv", frames=800, times=[40 * i for i in range(800)])  # some seconds of work
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlfn_pipe", "upscale", str(source), str(tmp_path / "out.mkv"), "-s", "4", "--threads", "1", "--json"],
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = command(str(source), str(tmp_path / "out.mkv"), "-s", "4")
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if '"progress"' in line:
-                break
+        wait_for(process, "progress")
         below = children_of(process.pid)
         assert below
         process.send_signal(signum)
@@ -357,16 +369,9 @@ def test_no_worker_outlives_the_command(tmp_path: Path, signum: signal.Signals) 
 @pytest.mark.slow
 def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
     source = clip(tmp_path / "in.mkv", frames=800, times=[40 * i for i in range(800)])  # some seconds of work
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlfn_pipe", "upscale", str(source), str(tmp_path / "out.mkv"), "--threads", "1", "--json"],
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = command(str(source), str(tmp_path / "out.mkv"))
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if '"progress"' in line:
-                break
+        wait_for(process, "progress")
         below = children_of(process.pid)
         # A frozen worker never answers the first request, however fast the machine.
         (worker,) = (pid for pid in below if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
@@ -395,16 +400,9 @@ def test_a_large_picture_is_left_when_asked_to_stop(tmp_path: Path) -> None:
     """Between two of its tiles: it would take half a minute, and a worker that does not answer is ended after 15 s."""
     source, output = tmp_path / "in.png", tmp_path / "out.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)).save(source)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlfn_pipe", "upscale", str(source), str(output), "-s", "2", "--tta", "--threads", "1", "--tile", "192", "--json"],
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = command(str(source), str(output), "-s", "2", "--tta", "--tile", "192")
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if '"started"' in line:
-                break
+        wait_for(process, "started")
         begin = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
