@@ -60,7 +60,7 @@ def _resampled(image: Array, size: int, arrays: Arrays, *, rows: bool, lobes: fl
     reach = bands.weights.shape[-1]
     made = arrays.empty((image.shape[0], size, image.shape[2]) if rows else (*image.shape[:2], size))
     across = image.shape[-1 if rows else -2]
-    part = max(1, _ALONE // (band * reach)) if arrays.small_steps else across
+    part = max(1, _ALONE // (band * reach)) if isinstance(image, np.ndarray) else across
     for number, first in enumerate(bands.first):
         begin, end = number * band, min(size, (number + 1) * band)
         weights = bands.weights[number, : end - begin]
