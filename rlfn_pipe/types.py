@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -107,6 +107,13 @@ class Target:
     width: int
     height: int
     colour: ColourInfo
+
+
+class AnyDevice(Protocol):
+    """A `torch.device`, or `rlfn_pipe.engine.device.Device`, which stands for one where PyTorch is not loaded."""
+
+    @property
+    def type(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,7 +233,7 @@ def test_gpus_are_looked_for_where_drivers_show(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "one")
     facts = ["__version__ = '2.13.0'", "cuda: Optional[str] = '13.0'", "hip: Optional[str] = None"]
-    monkeypatch.setattr(device_module, "_torch_facts", lambda: facts)
+    monkeypatch.setattr(device_module, "_torch_lines", lambda: facts)
     assert not device_module.may_have_a_gpu() and resolve_device("auto")[0].type == "cpu"
     signs[1].touch()
     assert device_module.may_have_a_gpu() and str(resolve_device("auto")[0]) == "cuda:0"
@@ -249,7 +249,7 @@ def test_gpus_are_looked_for_where_drivers_show(monkeypatch: pytest.MonkeyPatch,
 
 def test_the_version_is_that_of_the_library() -> None:
     assert device_module.torch_version() == str(torch.__version__)
-    facts = dict(map(device_module._fact, device_module._torch_facts()))
+    facts = device_module._torch_facts()
     assert facts["cuda"] == str(torch.version.cuda) and facts["hip"] == str(torch.version.hip)
 
 

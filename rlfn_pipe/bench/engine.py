@@ -13,9 +13,8 @@ from rlfn_pipe.bench.ceilings import Ceilings
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
 from rlfn_pipe.bench.plain import Wanted, plain_roads
 from rlfn_pipe.bench.timing import SLICE, Road, in_turns, repeats
-from rlfn_pipe.engine.network import Network
+from rlfn_pipe.engine.forms import Forms
 from rlfn_pipe.engine.runner import Engine
-from rlfn_pipe.engine.tensors import DTYPES
 from rlfn_pipe.evaluate.complexity import count
 from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.weights import load_weights
@@ -174,11 +173,8 @@ def _parts(engine: Engine, factory: InferenceFactory, size: tuple[int, int]) -> 
 
     runs = repeats(lambda: run(least), engine.device, seconds=SLICE, most=len(stock) // least)
     frames = runs * least
-    device, arrays = str(engine.device), engine.arrays
-    if factory.serves(device, engine.precision):
-        network: Network = factory.host(engine.precision, False)
-    else:
-        network = factory(DTYPES[engine.precision], False, device)
+    arrays = engine.arrays
+    network = Forms(factory, str(engine.device), engine.precision).network(False, engine.precision)
     picture = to_rgb(stock[0], arrays)[None].clip(0.0, 255.0)
     large = arrays.copied(network(picture)[0])
     roads: dict[str, Road] = {

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from rlfn_pipe.allowance import cores
-from rlfn_pipe.engine.device import AnyDevice, device_name
+from rlfn_pipe.engine.device import device_name
+from rlfn_pipe.types import AnyDevice
 
 #: Shares of all cores above which a measurement is called disturbed.
 OTHERS_LIMIT, STEAL_LIMIT = 0.05, 0.02

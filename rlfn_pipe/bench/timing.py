@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from rlfn_pipe.engine.device import AnyDevice
+from rlfn_pipe.types import AnyDevice
 
 #: Something to be timed. What it returns is dropped.
 Road = Callable[[], object]

@@ -56,8 +56,9 @@ def fill_under_alpha(rgb: Array, alpha: Array, arrays: Arrays) -> Array:
             # Pixels of the ring weigh nothing in one another's sums, whichever comes first.
             total = weight = 0.0
             for step in around:
-                weighs = there[some + step] * 1.0
-                total, weight = total + colours[:, some + step] * weighs, weight + weighs
+                near = some + step
+                weighs = there[near] * 1.0
+                total, weight = total + colours[:, near] * weighs, weight + weighs
             colours[:, some] = total / weight
         there[at] = True
     return filled[:, 1:-1, 1:-1]

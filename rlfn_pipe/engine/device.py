@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 from rlfn_pipe.allowance import cores, free_memory, processor_flags, system_lines
 from rlfn_pipe.errors import UsageError
+from rlfn_pipe.types import AnyDevice
 
 __all__ = [
     "PRECISIONS",
-    "AnyDevice",
     "Device",
     "available_memory",
     "device_name",
@@ -33,24 +32,19 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 #: What drivers of GPUs that PyTorch can use leave to be seen: NVIDIA's, also on boards of its own and before anybody has
 #: asked for a device, AMD's, and either in Windows' Linux.
 _DRIVERS = (
-    *(
-        "/dev/nvidiactl",
-        "/dev/nvidia0",
-        "/proc/driver/nvidia",
-        "/sys/module/nvidia",
-        "/usr/bin/nvidia-modprobe",
-    ),
-    *("/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg"),
+    "/dev/nvidiactl",
+    "/dev/nvidia0",
+    "/proc/driver/nvidia",
+    "/sys/module/nvidia",
+    "/usr/bin/nvidia-modprobe",
+    "/dev/nvhost-ctrl-gpu",
+    "/dev/nvgpu",
+    "/dev/nvmap",
+    "/dev/kfd",
+    "/dev/dxg",
 )
 _NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,3}))?")
 _FACT = re.compile(r"(\w+)(?::[^=]*)? = '?([^']*)'?")
-
-
-class AnyDevice(Protocol):
-    """A `Device`, or a `torch.device`."""
-
-    @property
-    def type(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,7 @@ def may_have_a_gpu() -> bool:
     """Whether PyTorch might find a GPU here: on Linux by its build and by what drivers leave there, elsewhere always."""
     if sys.platform != "linux":
         return True
-    builds = [text for line in _torch_facts() for name, text in [_fact(line)] if name in ("cuda", "hip")]
+    builds = [text for name, text in _torch_facts().items() if name in ("cuda", "hip")]
     without = builds and all(text == "None" for text in builds)
     return not without and any(Path(sign).exists() for sign in _DRIVERS)
 
@@ -76,26 +70,23 @@ def may_have_a_gpu() -> bool:
 @cache
 def torch_version() -> str:
     """PyTorch's version, without loading it where its own file says."""
-    for line in _torch_facts():
-        name, text = _fact(line)
-        if name == "__version__":
-            return text
+    if known := _torch_facts().get("__version__"):
+        return known
     import torch
 
     return str(torch.__version__)
 
 
+def _torch_facts() -> dict[str, str]:
+    """What PyTorch says of itself in lines such as ``cuda: Optional[str] = '13.0'``, by their names."""
+    return {fact[1]: fact[2] for line in _torch_lines() if (fact := _FACT.fullmatch(line))}
+
+
 @cache
-def _torch_facts() -> list[str]:
+def _torch_lines() -> list[str]:
     """The lines of the file in which PyTorch says what it was built for; importlib.metadata takes 20 ms to load."""
     found = find_spec("torch")
     return system_lines(Path(found.origin).with_name("version.py")) if found and found.origin else []
-
-
-def _fact(line: str) -> tuple[str, str]:
-    """Name and value of a line as ``cuda: Optional[str] = '13.0'``; empty for others."""
-    meant = _FACT.fullmatch(line)
-    return (meant[1], meant[2]) if meant else ("", "")
 
 
 def _mps_available() -> bool:

@@ -23,7 +23,7 @@ class Picture:
     """
 
     def __init__(self, rgb: Array, scale: int, minimum: int, bit_depth: int, arrays: Arrays) -> None:
-        self.scale, self.edge_fp32, self._arrays = scale, bit_depth > 8, arrays
+        self.scale, self.edge_fp32, self.arrays = scale, bit_depth > 8, arrays
         self._height, self._width = rgb.shape[-2:]
         self._excess: Array | None = None
         least, most = arrays.extremes(rgb)
@@ -92,9 +92,9 @@ class Picture:
     def _clear_canvas(self) -> Array:
         """A canvas with zeros where results are added to it: elsewhere there is one tile's, which is copied."""
         size = (3, self.rgb.shape[-2] * self.scale, self.rgb.shape[-1] * self.scale)
-        if not self._arrays.small_steps:
-            return self._arrays.zeros(size)
-        canvas = self._arrays.empty(size)
+        if not self.arrays.small_steps:
+            return self.arrays.zeros(size)
+        canvas = self.arrays.empty(size)
         for tile in self.tiles:
             for part in _parts(tile, self.scale, split=True):
                 if part.fades:
@@ -104,9 +104,9 @@ class Picture:
     def _add(self, tile: Tile, result: Array) -> None:
         assert self._canvas is not None
         answer = _answered(tile, result, self.scale)
-        parts = _parts(tile, self.scale, split=self._arrays.small_steps)
+        parts = _parts(tile, self.scale, split=self.arrays.small_steps)
         # All that takes memory comes first: a tile for which there is none is added later, once.
-        weighted = [part.weighted(answer, self.scale, self._arrays) for part in parts]
+        weighted = [part.weighted(answer, self.scale, self.arrays) for part in parts]
         for part, values in zip(parts, weighted, strict=True):
             place = self._canvas[part.place]
             if part.fades:

@@ -282,7 +282,7 @@ class Run:
                 answers = job.answers[number]
             for tile, answer in zip(job.tiles, answers, strict=True):
                 if answer is None or not answer.asked:
-                    self._buckets.add(key, Piece(picture, tile, answer, job.frame.index, self._arrays))
+                    self._buckets.add(key, Piece(picture, tile, answer, job.frame.index))
                     if answer is not None:
                         answer.asked = True
                 else:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 
 from rlfn_pipe.allowance import cores
 from rlfn_pipe.engine.device import (
-    AnyDevice,
     Device,
     available_memory,
     device_name,
@@ -20,6 +19,7 @@ from rlfn_pipe.engine.device import (
     torch_version,
 )
 from rlfn_pipe.errors import UsageError
+from rlfn_pipe.types import AnyDevice
 
 __all__ = ["JSON", "Settings"]
 

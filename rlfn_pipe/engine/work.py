@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rlfn_pipe.engine.arrays import Array, Arrays, Arrival
+from rlfn_pipe.engine.arrays import Array, Arrival
 from rlfn_pipe.engine.lanes import Lone
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.reuse import Answer
@@ -96,7 +96,6 @@ class Piece:
     tile: Tile
     answer: Answer | None
     frame: int
-    arrays: Arrays
 
     @property
     def waits(self) -> bool:
@@ -107,14 +106,14 @@ class Piece:
         if self.answer is None:
             self.picture.place(self.tile, result)
         else:
-            self.answer.set(self.tile, result, self.picture.scale, self.arrays)
+            self.answer.set(self.tile, result, self.picture.scale, self.picture.arrays)
 
     def mend(self, result: Array) -> None:
         """Put a result where `place` put zeros."""
         if self.answer is None:
             self.picture.mend(self.tile, result)
         else:
-            self.answer.set(self.tile, result, self.picture.scale, self.arrays)
+            self.answer.set(self.tile, result, self.picture.scale, self.picture.arrays)
 
 
 def depth_of(frame: Frame, target: Target) -> int:

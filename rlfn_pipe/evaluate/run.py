@@ -15,6 +15,7 @@ import torch.nn.functional as functional
 from PIL import Image
 from torch import Tensor, nn
 
+from rlfn_pipe.engine.tensors import DTYPES
 from rlfn_pipe.errors import EngineError, InputError, OutputError, UsageError
 from rlfn_pipe.evaluate import metrics
 from rlfn_pipe.evaluate.complexity import Complexity, count
@@ -28,7 +29,6 @@ __all__ = ["BICUBIC", "Measurement", "evaluate", "super_resolve"]
 
 #: Name of the pseudo model that interpolates.
 BICUBIC = "bicubic"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Multiply-adds are stated for this output, as the field's tables do.
 _STATED_WIDTH, _STATED_HEIGHT = 1280, 720
 #: Range of scales that bicubic is measured at.
@@ -191,8 +191,8 @@ def _method(
     precision: str,
     tta: bool,
 ) -> _Method:
-    if precision not in _DTYPES:
-        raise UsageError(f"unknown precision {precision!r}; choose one of {', '.join(_DTYPES)}")
+    if precision not in DTYPES:
+        raise UsageError(f"unknown precision {precision!r}; choose one of {', '.join(DTYPES)}")
     if model == BICUBIC:
         if scale is None:
             raise UsageError("bicubic has no scale of its own; give --scale, for instance --scale 4")
@@ -214,7 +214,7 @@ def _method(
         raise UsageError(
             f"{spec.name} enlarges {spec.scale} times, not {scale}; give --scale {spec.scale} or leave it out"
         )
-    module = module.to(device=device, dtype=_DTYPES[precision]).eval()
+    module = module.to(device=device, dtype=DTYPES[precision]).eval()
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     complexity = count(module, -(-_STATED_HEIGHT // spec.scale), -(-_STATED_WIDTH // spec.scale))
 

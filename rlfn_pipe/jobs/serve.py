@@ -93,11 +93,7 @@ class Rooms:
         Raises as `plan_item`; Interrupted when `stop` is set.
         """
 
-        def on_step() -> None:
-            if stop.is_set():
-                raise interrupted(stop)
-            self._on_step()
-
+        on_step = _unless_stopped(stop, self._on_step)
         plan = plan_item(item, options, on_step)
         on_step()
         facts = engine_facts(self.first, plan.geometry.factor)
@@ -159,14 +155,8 @@ def serve(connection: Connection) -> None:
     options, workers = work.get()
     if _wants_torch(options):
         load_torch_beside()
-    alive = _now_and_then(lambda: send(Alive()))
-
-    def on_step() -> None:
-        # A picture may have tiles for minutes; what was computed of it is of no use to anybody.
-        if stop.is_set():
-            raise interrupted(stop)
-        alive()
-
+    # A picture may have tiles for minutes; what was computed of it is of no use to anybody.
+    on_step = _unless_stopped(stop, _now_and_then(lambda: send(Alive())))
     rooms = Rooms(options, lambda text: send(Warn(text)), workers, on_step)
     while True:
         task = work.get()
@@ -183,6 +173,17 @@ def serve(connection: Connection) -> None:
 def _wants_torch(options: UpscaleOptions) -> bool:
     """Whether PyTorch will be needed for more than rare pictures, though there is a compiled part."""
     return options.compile == "on" or options.precision == "fp16"
+
+
+def _unless_stopped(stop: threading.Event, step: Callable[[], None]) -> Callable[[], None]:
+    """`step`, or Interrupted once `stop` is set."""
+
+    def on_step() -> None:
+        if stop.is_set():
+            raise interrupted(stop)
+        step()
+
+    return on_step
 
 
 def _now_and_then(say: Callable[[], None]) -> Callable[[], None]:

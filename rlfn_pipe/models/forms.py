@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rlfn_pipe.models.folding import Weights
 from rlfn_pipe.models.native.library import cpu_form
 from rlfn_pipe.models.native.network import NativeNetwork, fits
-from rlfn_pipe.types import ModelSpec
+from rlfn_pipe.types import AnyDevice, ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,14 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["InferenceFactory", "form_on"]
 
 
-class _Device(Protocol):
-    """As `torch.device`, or what stands for one where PyTorch is not loaded."""
-
-    @property
-    def type(self) -> str: ...
-
-
-def form_on(device: _Device, precision: str, spec: ModelSpec, *, compile: bool = False) -> str:
+def form_on(device: AnyDevice, precision: str, spec: ModelSpec, *, compile: bool = False) -> str:
     """The form that a network of `spec` has in `precision` on a device, for what depends on its last bits."""
     if compile:
         return "compiled"

@@ -38,13 +38,13 @@ def from_rgb(
         from rlfn_pipe.pipeline import tensor_planes
 
         return tensor_planes.from_rgb(rgb, colour, neutral=neutral, excess=excess)
-    if colour.subsampling in YUV and not neutral and (found := any_library()):
-        return planes_by_library(found, rgb, colour, excess)
     if colour.subsampling in YUV and not neutral:
+        if found := any_library():
+            return planes_by_library(found, rgb, colour, excess)
         return Host().planes(rgb, colour, neutral=neutral, excess=excess)
     rgb = Host().resized(rgb, excess, rgb.shape[-2], rgb.shape[-1])
     black, span, zero, _ = layouts.levels(colour)
-    gain, dtype = span / layouts.WHITE, np.uint8 if colour.bit_depth == 8 else np.uint16
+    gain = span / layouts.WHITE
     if colour.subsampling == "rgb":
         return [_quantised((one,), (gain,), black, colour.bit_depth) for one in rgb]
     luma = _quantised(
@@ -53,7 +53,7 @@ def from_rgb(
     if colour.subsampling == "grey":
         return [luma]
     small = layouts.chroma_size(luma.shape[0], luma.shape[1], colour.subsampling)
-    return [luma, *(np.full(small, zero, dtype) for _ in range(2))]
+    return [luma, *(np.full(small, zero, luma.dtype) for _ in range(2))]
 
 
 def to_rgb(frame: Frame, arrays: Arrays) -> Array:
@@ -74,10 +74,10 @@ def to_rgb(frame: Frame, arrays: Arrays) -> Array:
     layouts.check_planes(frame)
     black, span, _, _ = layouts.levels(colour)
     count = 3 if colour.subsampling == "rgb" else 1
-    rgb = np.stack([plane.astype(np.float32) for plane in frame.planes[:count]])
+    rgb = arrays.stack([arrays.upload(plane) for plane in frame.planes[:count]])
     rgb -= np.float32(black)
     rgb *= np.float32(layouts.WHITE / span)
-    return rgb if count == 3 else np.broadcast_to(rgb, (3, *rgb.shape[1:]))
+    return rgb if count == 3 else arrays.repeated(rgb, 3)
 
 
 def _quantised(
