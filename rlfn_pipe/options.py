@@ -207,6 +207,14 @@ class UpscaleOptions:
         values.number(0, 16),
         metavar="N",
     )
+    hwaccel: str = _option(
+        "none",
+        "Decode on a GPU, and keep frames there up to its encoder: none or cuda (nobody has measured it yet).",
+        COMPUTE,
+        values.choice("none", "cuda"),
+        metavar="none|cuda",
+        about=VIDEOS,
+    )
     threads: int | None = _option(
         None,
         "CPU threads in all: auto (every core) or 1 to 1024.",

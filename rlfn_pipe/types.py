@@ -78,7 +78,9 @@ class Frame:
 
     `planes` are 2-D arrays, uint8 for 8 bit, else uint16 (values 0 .. 2**bit_depth - 1):
     (Y, U, V), (R, G, B) or (Y,), then A where `colour.alpha`. Chroma planes have the size
-    that the subsampling gives, odd sizes rounded up. Planes may be strided views.
+    that the subsampling gives, odd sizes rounded up. Planes may be strided views. Where `--hwaccel` keeps
+    frames in a GPU's memory they are tensors there (above 8 bit the bits of uint16 as int16), and semi-planar ones
+    where a `Target` asks for those.
     `colour` is resolved (nothing unspecified in matrix and range). `pts` counts in
     `time_base` seconds; both None for still images. `index` counts shown frames from 0.
     `concealed` marks a frame that did not decode and repeats a neighbour.
@@ -102,11 +104,17 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a frame is to become: size in pixels and (resolved) colour layout."""
+    """What a frame is to become: size in pixels and (resolved) colour layout.
+
+    `surface`: its planes are to stay where the engine has them, as an encoder there takes them: Y, then U and V in
+    turns (h / 2, w), rows apart by a multiple of 256 bytes, all in one piece of memory; samples above 8 bit in the high
+    bits of uint16. Only of 4:2:0 without alpha, with even sides.
+    """
 
     width: int
     height: int
     colour: ColourInfo
+    surface: bool = False
 
 
 class AnyDevice(Protocol):

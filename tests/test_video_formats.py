@@ -10,11 +10,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media_maker import Clip, Sound, bars, decoded, flat, make, noise, upscale
+from media_maker import Clip, Sound, bars, decoded, flat, make, noise, to_frame, upscale
 
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.jobs.plan import describe
+from rlfn_pipe.media.colour import planes_of, reformatted
 from rlfn_pipe.media.encoders import ENCODERS, MUXERS
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.options import UpscaleOptions
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
@@ -480,3 +482,35 @@ def test_hevc_in_mp4_is_tagged_as_apple_wants_it(tmp_path: Path, small_clip: Pat
 def test_name_without_a_container(tmp_path: Path, small_clip: Path) -> None:
     with pytest.raises(UsageError, match=r"\.xyz.*use one of \.avi"):
         upscale(small_clip, tmp_path / "out.xyz")
+
+
+@pytest.mark.parametrize(
+    ("packed", "planar"), [("p010le", "yuv420p10le"), ("y210le", "yuv422p10le"), ("p416le", "yuv444p16le")]
+)
+def test_threads_of_a_conversion_do_not_write_over_one_another(packed: str, planar: str) -> None:
+    """libswscale's do, at widths that are no multiple of a vector: 8 samples at the head of a thread's rows."""
+    size = (322, 178)
+    planes = noise(3, planar, size)
+    frame = reformatted(to_frame(planes, planar), packed, *size)
+    for _ in range(20):
+        back = reformatted(frame, planar, *size)
+        assert all(np.array_equal(p, q) for p, q in zip(planes_of(back), planes, strict=True))
+
+
+def test_packed_samples_are_read_as_they_are(tmp_path: Path) -> None:
+    path, size = tmp_path / "in.mkv", (322, 178)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("rawvideo", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = *size, "y210le"
+        for i in range(8):
+            frame = reformatted(to_frame(noise(i, "yuv422p10le", size), "yuv422p10le"), "y210le", *size)
+            frame.pts = i
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    with VideoSource(path) as source:
+        frames = list(source)
+        assert source.format.pix_fmt == "yuv422p10le"
+    for i, frame in enumerate(frames):
+        assert all(map(np.array_equal, frame.planes, noise(i, "yuv422p10le", size)))
+    assert len(frames) == 8

@@ -21,10 +21,10 @@ Array = Any
 
 
 class Arrival(Protocol):
-    """Arrays on their way to the host."""
+    """Arrays on their way to the host, or to an encoder beside them."""
 
     def tensors(self) -> list[Array]:
-        """The arrays on the host, once they are there."""
+        """The arrays, once they are there."""
         ...
 
 
@@ -53,6 +53,10 @@ class Arrays(Protocol):
 
     def fetch(self, arrays: Sequence[Array]) -> Arrival:
         """Bring arrays to the host."""
+        ...
+
+    def surface(self, planes: Sequence[Array], bit_depth: int) -> Arrival:
+        """Quantised planes of 4:2:0 as `rlfn_pipe.types.Target.surface` says; they stay where they are."""
         ...
 
     def empty(self, shape: tuple[int, ...]) -> Array:

@@ -38,13 +38,18 @@ def upload(plane: np.ndarray, device: torch.device) -> torch.Tensor:
     16-bit samples travel as int16 bits, since few devices convert unsigned 16-bit integers.
     """
     (values,) = sent([plane], device)
-    if plane.dtype == np.uint8:
+    if values.dtype == torch.uint8:
         return values.to(torch.float32)
     return values.to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
 
 
 def sent(planes: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Copies of uint8 or uint16 planes on the device: uint8, or the bits of uint16 as int16."""
+    """Copies of uint8 or uint16 planes on the device: uint8, or the bits of uint16 as int16.
+
+    Planes that lie there as such are passed on.
+    """
+    if isinstance(planes[0], torch.Tensor):
+        return list(planes)
     bits = [p if p.dtype == np.uint8 else p.astype(np.uint16, copy=False).view(np.int16) for p in planes]
     return send_together(bits, device)
 

@@ -72,7 +72,8 @@ def samples(planes: Sequence[Array]) -> list[np.ndarray]:
 
 def output_of(job: Job, arrival: Arrival) -> Frame:
     """The job's frame with its new samples, once these have arrived."""
-    planes = samples(arrival.tensors())
+    arrived = arrival.tensors()
+    planes = list(arrived) if job.target.surface else samples(arrived)
     if isinstance(job.alpha, float):
         value = round(job.alpha * ((1 << job.target.colour.bit_depth) - 1))
         planes.append(np.full_like(planes[0], value))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rlfn_pipe.engine.arrays import Arrival
+from rlfn_pipe.engine.layouts import semi_planar, surface_shape
 from rlfn_pipe.engine.resize import enlarge, resize
 from rlfn_pipe.types import ColourInfo, Frame
 
@@ -44,6 +45,10 @@ class Host:
 
     def fetch(self, arrays: Sequence[np.ndarray]) -> Arrival:
         return _Here(arrays)
+
+    def surface(self, planes: Sequence[np.ndarray], bit_depth: int) -> Arrival:
+        room = np.empty(surface_shape(planes[0].shape, planes[0].itemsize), planes[0].dtype)
+        return _Here(semi_planar(planes, room, bit_depth))
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.empty(shape, np.float32)

@@ -6,7 +6,9 @@ decimating one stretched by two), exactly at the siting's positions; odd sizes h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,9 @@ LUMA_WEIGHTS: dict[int, tuple[float, float]] = {
 }
 
 WHITE = 255.0
+
+#: Rows of a surface begin at multiples of so many bytes, as those of libav's own on CUDA do.
+SURFACE_PITCH = 256
 
 #: (sample offset, weight) pairs of a filter.
 Taps = tuple[tuple[int, float], ...]
@@ -64,6 +69,28 @@ def levels(colour: ColourInfo) -> tuple[float, float, float, float]:
     if colour.range == RANGE_FULL:
         return 0.0, top, 128.0 * unit, top
     return 16.0 * unit, 219.0 * unit, 128.0 * unit, 224.0 * unit
+
+
+def surface_shape(size: tuple[int, ...], sample_bytes: int) -> tuple[int, int]:
+    """(rows, samples in a row) of the memory for a surface of `size` (h, w), as `rlfn_pipe.types.Target` says."""
+    height, width = size
+    return height * 3 // 2, -(-width * sample_bytes // SURFACE_PITCH) * SURFACE_PITCH // sample_bytes
+
+
+def semi_planar(planes: Sequence[Any], room: Any, bit_depth: int) -> list[Any]:
+    """Quantised planes of 4:2:0 as luma (h, w) and chroma (h / 2, w), parts of `room` (see `surface_shape`).
+
+    Arrays, or tensors: uint8, or 16 bits of which `bit_depth` count; these end up as the high ones.
+    """
+    height, width = planes[0].shape
+    luma, chroma = room[:height, :width], room[height:, :width]
+    luma[:] = planes[0]
+    chroma[:, 0::2] = planes[1]
+    chroma[:, 1::2] = planes[2]
+    if bit_depth > 8:
+        for part in (luma, chroma):
+            part <<= 16 - bit_depth
+    return [luma, chroma]
 
 
 def check_planes(frame: Frame) -> None:

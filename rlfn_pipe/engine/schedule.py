@@ -257,7 +257,11 @@ class Run:
             for picture, answers, mosaic in zip(job.pictures, job.answers, self._mosaics, strict=False):
                 picture.complete(job.tiles, mosaic.show(job.tiles, answers, self._engine.scale))
         planes = planes_of(job, self._arrays, self._engine.to_planes)
-        job.planes, job.doubts, job.mends = self._arrays.fetch(planes), self._doubts.added, self._mends
+        if job.target.surface:
+            job.planes = self._arrays.surface(planes, job.target.colour.bit_depth)
+        else:
+            job.planes = self._arrays.fetch(planes)
+        job.doubts, job.mends = self._doubts.added, self._mends
         return True
 
     # ------------------------------------------------------------ tiles

@@ -13,6 +13,7 @@ import torch
 
 from rlfn_pipe.engine import colour, transfer
 from rlfn_pipe.engine.arrays import Arrival
+from rlfn_pipe.engine.layouts import semi_planar, surface_shape
 from rlfn_pipe.engine.resize import resize
 from rlfn_pipe.memory import release_cached
 from rlfn_pipe.threads import compiled_threads, only_compiled
@@ -51,6 +52,14 @@ class Tensors:
 
     def fetch(self, arrays: Sequence[torch.Tensor]) -> Arrival:
         return transfer.fetch(arrays)
+
+    def surface(self, planes: Sequence[torch.Tensor], bit_depth: int) -> Arrival:
+        luma = planes[0]
+        room = torch.empty(
+            surface_shape(luma.shape, luma.element_size()), dtype=luma.dtype, device=luma.device
+        )
+        made = semi_planar(planes, room, bit_depth)
+        return transfer.stay([part.view(torch.uint16) if bit_depth > 8 else part for part in made])
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)

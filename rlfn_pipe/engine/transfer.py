@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-__all__ = ["Arrival", "apart", "fetch", "send", "send_together", "together"]
+__all__ = ["Arrival", "apart", "fetch", "send", "send_together", "stay", "together"]
 
 
 def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -90,6 +90,26 @@ def fetch(tensors: Sequence[torch.Tensor]) -> Arrival:
         copies = [tensor.to("cpu", non_blocking=True) for tensor in leaving]
         landed = torch.cuda.current_stream(device).record_event()
     return Arrival(copies if one is None else apart(copies[0], [t.shape for t in tensors]), landed)
+
+
+class _Stay:
+    """Tensors that are being computed; `done` where somebody else does that."""
+
+    def __init__(self, tensors: list[torch.Tensor], done: torch.cuda.Event | None) -> None:
+        self._tensors, self._done = tensors, done
+
+    def tensors(self) -> list[torch.Tensor]:
+        if self._done is not None:
+            self._done.synchronize()
+            self._done = None
+        return self._tensors
+
+
+def stay(tensors: Sequence[torch.Tensor]) -> _Stay:
+    """Tensors of one device that stay there, for somebody who asks no stream whether they have been computed."""
+    device = tensors[0].device
+    done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+    return _Stay(list(tensors), done)
 
 
 @lru_cache(maxsize=8)

@@ -109,6 +109,8 @@ def upscale_pipe(
             )
         )
         notes = (*work.notes, *shape_notes(options, geometry, form.width, form.height))
+        if options.hwaccel != "none":
+            notes += ("--hwaccel has no effect where a pipe is",)
         for note in notes:
             on_event(Warned(input, note))
         last = time.monotonic()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlfn_pipe.errors import OutputError
+from rlfn_pipe.jobs.hardware import road_for
 from rlfn_pipe.media.colour import is_transparent
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.segment import SegmentSink
@@ -121,12 +122,14 @@ def run_segment(
     options, part = task.options, task.part
     engine = room.engine_for(task.factor)
     before = asdict(engine.statistics)
+    road = road_for(options, engine, part, task.encoding, task.target)
     source = VideoSource(
         task.input,
         on_error=options.on_error,
         deinterlace=options.deinterlace,
         threads=task.threads,
         part=part,
+        hardware=road.hardware,
         # Where keyframes are rare there is much to decode before the first frame of the part.
         on_step=lambda: meter.tell(),
     )
@@ -138,13 +141,14 @@ def run_segment(
             name=task.name,
             sample_aspect_ratio=task.sample_aspect_ratio,
             threads=task.threads,
+            surfaces=road.surfaces,
         )
         clock = StageClock()
         meter = _Meter(sink, on_progress, clock)
         opacity = _Opacity(task.encoding.opaque)
         pipeline: Pipeline[Frame, Frame] = Pipeline(
             meter.watch(opacity.watch(source)),
-            lambda frames: engine.run((frame, task.target) for frame in frames),
+            lambda frames: engine.run((frame, road.target) for frame in frames),
             meter.write,
             stop=stop,
             clock=clock,

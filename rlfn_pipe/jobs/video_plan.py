@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlfn_pipe.errors import InputError, OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry, shape_notes
+from rlfn_pipe.jobs.hardware import hindrance
 from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.media.avi import whole_frames
 from rlfn_pipe.media.cut_short import missing_bytes
@@ -116,6 +117,8 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     )
     encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
     notes = [*source.notes, *encoding.notes, *shape_notes(options, geometry, form.width, form.height)]
+    if (hindered := hindrance(options, form.pix_fmt)) is not None:
+        notes.append(hindered)
     tags = _video_tags(source, encoding.muxer)
     two_eyes = form.stereo != "" or source.stream.metadata.get("stereo_mode", "mono") != "mono"
     if two_eyes and "stereo_mode" not in tags:

@@ -164,6 +164,16 @@ def is_transparent(alpha: np.ndarray, colour: ColourInfo) -> bool:
     return bool(alpha.min() < (1 << colour.bit_depth) - 1)
 
 
+def reformatted(frame: VideoFrame, pix_fmt: str, width: int, height: int) -> VideoFrame:
+    """A frame in another format or size, by swscale; ranges are left as they are. From a GPU's memory, too."""
+    colour_range = int(frame.color_range) or None
+    # Its threads would write over one another: what makes 16-bit samples of packed or semi-planar ones goes on to
+    # the next multiple of a vector, over the first samples of the next thread's rows.
+    return frame.reformat(
+        width, height, pix_fmt, src_color_range=colour_range, dst_color_range=colour_range, threads=1
+    )
+
+
 def frame_from_planes(planes: tuple[np.ndarray, ...], pix_fmt: str, width: int, height: int) -> VideoFrame:
     """A libav frame that holds a copy of `planes`.
 

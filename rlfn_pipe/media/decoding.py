@@ -16,6 +16,7 @@ import av.codec.codec
 import av.error
 import numpy as np
 from av.codec.context import CodecContext
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
@@ -94,10 +95,17 @@ class Decoding:
         self._decoder.options = {**self._decoder.options, "max_pixels": str(min(max_pixels(), 2**31 - 1))}
 
     @classmethod
-    def of_file(cls, path: Path, timeline: Timeline, start: int | None, threads: int) -> Decoding:
+    def of_file(
+        cls,
+        path: Path,
+        timeline: Timeline,
+        start: int | None,
+        threads: int,
+        hwaccel: HWAccel | None = None,
+    ) -> Decoding:
         """Open a file for one run. Raises InputError as `open_media` and `main_video` do."""
         with ExitStack() as stack:
-            container = stack.enter_context(open_media(path))
+            container = stack.enter_context(open_media(path, hwaccel=hwaccel))
             decoding = cls(container, main_video(container, path), timeline, start=start, threads=threads)
             decoding._stack = stack.pop_all()
         return decoding
@@ -222,7 +230,14 @@ class Run:
 
 
 def begin(
-    path: Path, timeline: Timeline, first: int, *, early: int, threads: int, on_failure: OnFailure
+    path: Path,
+    timeline: Timeline,
+    first: int,
+    *,
+    early: int,
+    threads: int,
+    on_failure: OnFailure,
+    hwaccel: HWAccel | None = None,
 ) -> Run:
     """Begin to decode so that from table index `first` on all is as when decoding from the start.
 
@@ -230,7 +245,7 @@ def begin(
     behind it (the leading pictures of an open group are not among them). Where no keyframe near
     does, the furthest that comes out at all is taken (not of a table of decoding times, where others
     tell a picture's turn), and at last the beginning of the file (damage, recovery points without a
-    keyframe, a wrong index). `early`: frames that must be decoded before `first`.
+    keyframe, a wrong index). `early`: frames that must be decoded before `first`; `hwaccel`: as for `open_media`.
 
     Raises:
         InputError: the file cannot be opened.
@@ -240,7 +255,7 @@ def begin(
         if start == 0:
             likely = None
             break
-        decoding = Decoding.of_file(path, timeline, start, threads)
+        decoding = Decoding.of_file(path, timeline, start, threads, hwaccel)
         try:
             pictures = decoding.pictures(on_failure)
             head = next(pictures, None)
@@ -256,7 +271,7 @@ def begin(
             decoding.close()
             raise
         decoding.close()
-    decoding = Decoding.of_file(path, timeline, likely, threads)
+    decoding = Decoding.of_file(path, timeline, likely, threads, hwaccel)
     return started(decoding, on_failure)
 
 

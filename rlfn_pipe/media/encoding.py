@@ -16,17 +16,14 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from rlfn_pipe.errors import UsageError
-from rlfn_pipe.media.colour import frame_from_planes, planar_format
+from rlfn_pipe.media.colour import frame_from_planes, planar_format, reformatted
 from rlfn_pipe.media.encoders import EncodePlan
+from rlfn_pipe.media.hardware import NVIDIA_DEVICES, Surfaces
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.types import Frame
 
 # SVT-AV1 writes its settings to standard error unless told otherwise before it is loaded.
 os.environ.setdefault("SVT_LOG", "1")
-
-
-#: Where NVIDIA's driver is reached, on Linux itself and inside Windows.
-_NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 
 _GLOBAL_HEADER: int = cast(Any, FormatFlags.global_header).value
 
@@ -86,13 +83,21 @@ def configure(
         context.codec_tag = "hvc1"  # Apple's players want it
 
 
-def open_encoder(
-    plan: EncodePlan, rate: Fraction, *, name: str, sample_aspect_ratio: Fraction | None, threads: int
+def encoder_for(
+    plan: EncodePlan,
+    rate: Fraction,
+    *,
+    name: str,
+    sample_aspect_ratio: Fraction | None,
+    threads: int,
+    surfaces: Surfaces | None = None,
 ) -> VideoCodecContext:
-    """An opened encoder that stands alone, its headers where the plan's container wants them.
+    """An encoder that stands alone, its headers where the plan's container wants them. It is not open yet.
+
+    `surfaces`: it gets pictures of those.
 
     Raises:
-        UsageError: the encoder is not there or refuses its settings.
+        UsageError: the encoder is not there.
     """
     rate = encoder_rate(plan.codec, rate)
     try:
@@ -107,6 +112,19 @@ def open_encoder(
         context.flags |= Flags.global_header
     context.options = encoder_options(plan)
     configure(context, plan, rate, sample_aspect_ratio, threads)
+    if surfaces is not None:
+        context.pix_fmt, samples = surfaces.format_for(plan.pix_fmt)
+        if samples is not None:
+            context.sw_format = samples
+    return context
+
+
+def opened(context: VideoCodecContext, plan: EncodePlan, name: str) -> VideoCodecContext:
+    """An encoder of `encoder_for`, opened by itself.
+
+    Raises:
+        UsageError: it refuses its settings.
+    """
     try:
         context.open()
     except (av.error.FFmpegError, ValueError) as error:
@@ -122,7 +140,7 @@ def unusable(plan: EncodePlan, name: str, error: Exception) -> UsageError:
 
 def refused(plan: EncodePlan, name: str, error: Exception) -> UsageError:
     """The encoder does not open with its settings."""
-    if "nvenc" in plan.codec and not any(map(os.path.exists, _NVIDIA_DEVICES)):
+    if "nvenc" in plan.codec and not any(map(os.path.exists, NVIDIA_DEVICES)):
         return UsageError(
             f"{name}: {plan.codec} needs an NVIDIA GPU and its driver, and this machine shows none; choose another --codec"
         )
@@ -144,12 +162,18 @@ def check_options(context: VideoCodecContext, plan: EncodePlan) -> None:
         raise UsageError(f"--encoder-option {unknown[0]}: {plan.codec} has no such option")
 
 
-def picture_for(frame: Frame, plan: EncodePlan, index: int, time_base: Fraction) -> VideoFrame:
-    """The frame as the encoder takes it, shown at `index` ticks of `time_base`."""
-    planar = planar_format(plan.pix_fmt)
-    picture = frame_from_planes(frame.planes, planar, plan.width, plan.height)
-    if planar != plan.pix_fmt:
-        picture = picture.reformat(format=plan.pix_fmt)  # 8-bit RGB: the same samples, packed
+def picture_for(
+    frame: Frame, plan: EncodePlan, index: int, time_base: Fraction, surfaces: Surfaces | None = None
+) -> VideoFrame:
+    """The frame as the encoder takes it, shown at `index` ticks of `time_base`. `surfaces`: as in `encoder_for`."""
+    if surfaces is not None:
+        picture = surfaces.picture(frame.planes, plan.pix_fmt)
+    else:
+        planar = planar_format(plan.pix_fmt)
+        picture = frame_from_planes(frame.planes, planar, plan.width, plan.height)
+        if planar != plan.pix_fmt:
+            # 8-bit RGB: the same samples, packed.
+            picture = reformatted(picture, plan.pix_fmt, plan.width, plan.height)
     picture.colorspace = plan.tags.matrix
     picture.color_range = plan.tags.range
     picture.color_trc = plan.tags.transfer

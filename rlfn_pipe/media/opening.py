@@ -16,6 +16,7 @@ from typing import IO, Any, NoReturn
 import av
 import av.error
 import av.logging
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
@@ -58,17 +59,20 @@ def describe_av_error(error: BaseException) -> str:
 
 
 @contextmanager
-def open_media(path: Path, demuxer: str | None = None) -> Iterator[InputContainer]:
+def open_media(
+    path: Path, demuxer: str | None = None, *, hwaccel: HWAccel | None = None
+) -> Iterator[InputContainer]:
     """Open a media file for reading, with nested opens refused.
 
-    `demuxer` is its format where that is known; else it is told from the content.
+    `demuxer` is its format where that is known; else it is told from the content. `hwaccel`: what its streams are
+    decoded by, where that can.
 
     Raises:
         InputError: the file is missing, empty, unreadable or not media of a known kind.
     """
     file = _open_file(path)
     try:
-        container = _open_container(path, file, demuxer)
+        container = _open_container(path, file, demuxer, hwaccel)
         try:
             yield container
         finally:
@@ -104,9 +108,11 @@ def _open_file(path: Path) -> IO[bytes]:
     return file
 
 
-def _open_container(path: Path, file: IO[bytes], demuxer: str | None) -> InputContainer:
+def _open_container(
+    path: Path, file: IO[bytes], demuxer: str | None, hwaccel: HWAccel | None
+) -> InputContainer:
     try:
-        return _demux(file, demuxer)
+        return _demux(file, demuxer, hwaccel)
     except PermissionError:
         raise InputError(
             f"{path}: refers to other files, which is refused; give the media file itself"
@@ -117,13 +123,13 @@ def _open_container(path: Path, file: IO[bytes], demuxer: str | None) -> InputCo
         # A few packets are too little to be told from the content alone.
         file.seek(0)
         with suppress(av.error.FFmpegError, ValueError, OSError):
-            return _demux(file, "mpegts")
+            return _demux(file, "mpegts", hwaccel)
     raise InputError(
         f"{path}: is not media that can be opened ({reason}); check that the file is whole and really a video"
     )
 
 
-def _demux(file: IO[bytes], demuxer: str | None) -> InputContainer:
+def _demux(file: IO[bytes], demuxer: str | None, hwaccel: HWAccel | None) -> InputContainer:
     return av.open(
         file,
         "r",
@@ -132,4 +138,5 @@ def _demux(file: IO[bytes], demuxer: str | None) -> InputContainer:
         metadata_errors="replace",
         buffer_size=_READ_BUFFER,
         io_open=_refuse_nested,
+        hwaccel=hwaccel,
     )

@@ -22,7 +22,15 @@ from av.packet import Packet, PacketSideData, packet_sidedata_type_from_literal
 
 from rlfn_pipe.errors import MORE_ROOM, OutputError, is_full, reason_of
 from rlfn_pipe.media.encoders import EncodePlan
-from rlfn_pipe.media.encoding import encoder_rate, open_encoder, picture_for
+from rlfn_pipe.media.encoding import (
+    check_options,
+    encoder_for,
+    encoder_rate,
+    opened,
+    picture_for,
+    refused,
+)
+from rlfn_pipe.media.hardware import Surfaces
 from rlfn_pipe.media.opening import describe_av_error
 from rlfn_pipe.types import Frame
 
@@ -69,6 +77,7 @@ class SegmentSink:
         plan: the encoder's settings. Headers go where the plan's own container wants them.
         rate: nominal frames a second, for the encoder's rate control.
         threads: the encoder's (0: libav decides).
+        surfaces: makes the encoder's pictures, of semi-planar frames (see `Target`); the encoder is opened with the first.
 
     Raises:
         UsageError: the encoder refuses its settings.
@@ -84,24 +93,34 @@ class SegmentSink:
         name: str,
         sample_aspect_ratio: Fraction | None = None,
         threads: int = 0,
+        surfaces: Surfaces | None = None,
     ) -> None:
         self.pts: list[int] = []
-        self._plan, self._name = plan, name
+        self._plan, self._name, self._surfaces = plan, name, surfaces
         self._packets = self._keyframes = 0
-        self._context = open_encoder(
-            plan, rate, name=name, sample_aspect_ratio=sample_aspect_ratio, threads=threads
+        self._context = encoder_for(
+            plan, rate, name=name, sample_aspect_ratio=sample_aspect_ratio, threads=threads, surfaces=surfaces
         )
+        if surfaces is None:
+            opened(self._context, plan, name)
         self._time_base = 1 / encoder_rate(plan.codec, rate)
         self._last = -1
         try:
             self._file: IO[bytes] = path.open("wb")
         except OSError as error:
             raise self._failed(error) from None
+        self._begun = False
+        if surfaces is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Write what the opened encoder says of itself."""
         try:
-            self._put(_header_bytes(plan.codec, 1 / self._time_base, self._context))
+            self._put(_header_bytes(self._plan.codec, 1 / self._time_base, self._context))
         except BaseException:
             self.abort()
             raise
+        self._begun = True
 
     @property
     def frames(self) -> int:
@@ -113,7 +132,7 @@ class SegmentSink:
         assert frame.pts is not None
         if self.pts and frame.pts <= self.pts[-1]:
             raise ValueError(f"frame {len(self.pts)} has pts {frame.pts} after {self.pts[-1]}")
-        picture = picture_for(frame, self._plan, len(self.pts), self._time_base)
+        picture = picture_for(frame, self._plan, len(self.pts), self._time_base, self._surfaces)
         self.pts.append(frame.pts)
         self._encode(picture)
 
@@ -148,7 +167,12 @@ class SegmentSink:
         try:
             packets = self._context.encode(picture)
         except av.error.FFmpegError as error:
+            if not self._begun:
+                raise refused(self._plan, self._name, error) from None
             raise self._failed(error) from error
+        if not self._begun:
+            check_options(self._context, self._plan)
+            self._begin()
         for packet in packets:
             if not self._packets and not packet.is_keyframe:
                 self.abort()

@@ -8,21 +8,23 @@ repeated from the last good one, leading frames that cannot be decoded repeat th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 
 import av.error
+from av.codec.hwaccel import HWAccel
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import InputError
-from rlfn_pipe.media.colour import colour_of, is_transparent, planar_format, planes_of
+from rlfn_pipe.media.colour import colour_of, is_transparent, planar_format, planes_of, reformatted
 from rlfn_pipe.media.decoding import Run, begin, main_video, output_delay
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
+from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, by_hardware, not_followed, samples_of
 from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.matching import Item, Matcher
 from rlfn_pipe.media.matroska import Crop, pixel_crop
@@ -114,6 +116,8 @@ class VideoSource:
         part: the range to decode, of an opened source of the same file (`selection` and
             `bake_rotation` were settled there). Its frames equal those that the whole gives
             for these entries of the table, counted from 0; only what happens to them is counted.
+        hardware: what decodes a part of planar 4:2:0 (`rlfn_pipe.media.hardware.SEMI_PLANAR`) where it can; with
+            its `planes`, and where nothing but the engine wants to see a frame, those are what `Frame` has.
         on_step: called at each packet that is looked at and each picture that is decoded, also those that are
             not chosen; what it raises ends the reading.
     """
@@ -128,8 +132,10 @@ class VideoSource:
         bake_rotation: bool = False,
         threads: int = 0,
         part: Part | None = None,
+        hardware: Hardware | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
+        assert hardware is None or (part is not None and part.format.pix_fmt in SEMI_PLANAR)
         self.path = path
         self.concealed = 0
         self.damaged = 0
@@ -140,6 +146,7 @@ class VideoSource:
         self._bake = bake_rotation
         self._threads = threads
         self._given = part
+        self._hardware = hardware
         self._on_step = on_step
         self._stack = ExitStack()
         self._run: Run | None = None
@@ -193,16 +200,41 @@ class VideoSource:
             self.timeline, self.first, self.last = given.timeline, given.first, given.last
             self._counted = given.counted
         history = _FILTER_HISTORY if self._filters_in_time() else 0
-        run = begin(
-            self.path,
-            self.timeline,
-            self.first,
-            early=history,
-            threads=self._threads,
-            on_failure=self._decoding_failed,
-        )
+        with nullcontext() if self._hardware is None else self._hardware.inside():
+            accel = self._accel()
+            run = begin(
+                self.path,
+                self.timeline,
+                self.first,
+                early=history,
+                threads=self._threads,
+                on_failure=self._decoding_failed,
+                hwaccel=accel,
+            )
         self._stack.callback(run.decoding.close)
+        if accel is not None and run.head is not None and not by_hardware(run.head):
+            context = run.decoding.stream.codec_context
+            self.notes.append(not_followed(f"the GPU does not take this {context.name}"))
         self._begin(run)
+
+    def _accel(self) -> HWAccel | None:
+        """What the file is opened with, where a GPU is to decode it and can be had."""
+        if self._hardware is None:
+            return None
+        stays = self._stays()
+        hindrance = self._hardware.hindrance(stays=stays)
+        if hindrance is not None:
+            self.notes.append(hindrance)
+            return None
+        return self._hardware.accel(stays=stays)
+
+    def _stays(self) -> bool:
+        """Whether pictures may stay in a GPU's memory: no filter looks at them, nothing turns them."""
+        hardware, given = self._hardware, self._given
+        if hardware is None or hardware.planes is None or given is None:
+            return False
+        even = all(side % 2 == 0 for side in given.coded_size)
+        return even and given.baked is None and not self._filters_in_time()
 
     def _filters_in_time(self) -> bool:
         if self._given is not None and self._deinterlace == "auto":
@@ -288,7 +320,7 @@ class VideoSource:
             data.get("MASTERING_DISPLAY_METADATA"),
             data.get("CONTENT_LIGHT_LEVEL"),
             stereo_mode(data.get("STEREO3D")),
-            tags.alpha and is_transparent(planes_of(_reformatted(frame, pix_fmt, *self._size))[-1], tags),
+            tags.alpha and is_transparent(planes_of(reformatted(frame, pix_fmt, *self._size))[-1], tags),
         )
 
     # ----------------------------------------------------------------- decoding
@@ -399,23 +431,23 @@ class VideoSource:
                 yield item
 
     def _frame(self, decoded: VideoFrame) -> Frame:
-        if (decoded.width, decoded.height) != self._size or planar_format(
-            decoded.format.name
-        ) != self._pix_fmt:
+        samples = samples_of(decoded)
+        if (decoded.width, decoded.height) != self._size or planar_format(samples) != self._pix_fmt:
             note = "the picture changes size or format within the stream; all frames were brought to the first one's"
             if note not in self.notes:
                 self.notes.append(note)
             check_picture_size(self.path, decoded.width, decoded.height)
-            decoded = _reformatted(decoded, self._pix_fmt, *self._size)
-        elif decoded.format.name.replace("yuvj", "yuv") != self._pix_fmt:
-            decoded = _reformatted(decoded, self._pix_fmt, *self._size)
+            decoded = reformatted(decoded, self._pix_fmt, *self._size)
+        elif (
+            samples != decoded.format.name
+            and self._hardware is not None
+            and self._hardware.planes is not None
+        ):
+            planes = self._hardware.planes(decoded.planes, self._colour.bit_depth)
+            return Frame(planes, self._colour)
+        elif samples.replace("yuvj", "yuv") != self._pix_fmt:
+            decoded = reformatted(decoded, self._pix_fmt, *self._size)
         planes = planes_of(decoded)
         if self._orientation is not None:
             planes = tuple(self._orientation.apply(plane) for plane in planes)
         return Frame(planes, self._colour)
-
-
-def _reformatted(frame: VideoFrame, pix_fmt: str, width: int, height: int) -> VideoFrame:
-    """swscale to a planar format; ranges are left as they are."""
-    colour_range = int(frame.color_range) or None
-    return frame.reformat(width, height, pix_fmt, src_color_range=colour_range, dst_color_range=colour_range)

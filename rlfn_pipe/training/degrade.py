@@ -115,7 +115,7 @@ def through_codec(clip: list[np.ndarray], codec: str, quality: int, pix_fmt: str
             stream.options = {"crf": str(quality), "preset": "veryfast", **quiet}
         for image in clip:
             frame = av.VideoFrame.from_ndarray(np.pad(image, padding, mode="edge"), format="rgb24")
-            out.mux(stream.encode(frame.reformat(format=pix_fmt)))
+            out.mux(stream.encode(frame.reformat(format=pix_fmt, threads=1)))
         out.mux(stream.encode(None))
     buffer.seek(0)
     with av.open(buffer, "r") as opened:

@@ -1,0 +1,74 @@
+"""What `--hwaccel` comes to for a film: who decodes it, and which of its frames stay in the GPU's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, Surfaces, not_followed
+
+if TYPE_CHECKING:
+    from rlfn_pipe.engine.runner import Engine
+    from rlfn_pipe.media.encoders import EncodePlan
+    from rlfn_pipe.media.source import Part
+    from rlfn_pipe.options import UpscaleOptions
+    from rlfn_pipe.types import Target
+
+__all__ = ["Road", "hindrance", "road_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """`hardware`: a part's decoder (None: software); `target`, `surfaces`: the engine's and the encoder's share of it."""
+
+    target: Target
+    hardware: Hardware | None = None
+    surfaces: Surfaces | None = None
+
+
+def hindrance(options: UpscaleOptions, pix_fmt: str) -> str | None:
+    """What to say where frames of a planar format will not be decoded by the GPU that `--hwaccel` asks for, or None."""
+    if options.hwaccel == "none":
+        return None
+    if pix_fmt not in SEMI_PLANAR:
+        return not_followed(f"a GPU decodes {' and '.join(SEMI_PLANAR)} here, not {pix_fmt}")
+    return Hardware().hindrance(stays=False)
+
+
+def road_for(
+    options: UpscaleOptions, engine: Engine, part: Part, encoding: EncodePlan, target: Target
+) -> Road:
+    """The road of a part's frames through an engine to the encoder.
+
+    They stay in the memory of the GPU that computes them behind its decoder, unless they are compared (`--reuse`), which
+    is the host's work, and before its encoder.
+    """
+    road = Road(target)
+    if options.hwaccel == "none":
+        return road
+    if engine.device.type != "cuda":
+        return replace(road, hardware=_decoder(part, Hardware()))
+    import torch
+
+    from rlfn_pipe.pipeline.surfaces import context_of, planes_of
+
+    device = torch.device(str(engine.device))
+    number = device.index if device.index is not None else torch.cuda.current_device()
+    inside = partial(context_of, device)
+    planes = planes_of if options.reuse == "off" else None
+    road = replace(road, hardware=_decoder(part, Hardware(number, planes, inside)))
+    if not _takes_surfaces(encoding, target):
+        return road
+    return replace(road, target=replace(target, surface=True), surfaces=Surfaces(number, inside))
+
+
+def _decoder(part: Part, hardware: Hardware) -> Hardware | None:
+    return hardware if part.format.pix_fmt in SEMI_PLANAR else None
+
+
+def _takes_surfaces(encoding: EncodePlan, target: Target) -> bool:
+    """Whether an encoder is one of the GPU's, and its picture the engine's as it is."""
+    same = (encoding.width, encoding.height) == (target.width, target.height)
+    even = target.width % 2 == 0 and target.height % 2 == 0
+    return "nvenc" in encoding.codec and encoding.pix_fmt in SEMI_PLANAR and same and even
