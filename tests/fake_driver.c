@@ -1,7 +1,8 @@
-/* A stand-in for NVIDIA's driver as libav loads it (libcuda, libnvcuvid): its memory is the host's.
+/* A stand-in for NVIDIA's driver as libav loads it (libcuda, libnvcuvid, libnvidia-encode): its memory is the
+ * host's.
  *
- * Pictures are not decoded. A list that the test has made tells what the data of a coded picture mean: so all that
- * libav and the project do around the driver is real, and a frame is right only where all of that is.
+ * Pictures are not decoded: a list that the test has made tells what the data of a coded picture mean. Nor are they
+ * encoded. So all that libav and the project do around the driver is real, and a frame is right only where all of that is.
  * `fake_driver.py` adds the functions that nobody here calls, each of which succeeds.
  */
 #include <stdlib.h>
@@ -136,4 +137,114 @@ int cuvidMapVideoFrame64(Decoder *decoder, int number, Address *address, unsigne
 int cuvidUnmapVideoFrame64(void *decoder, Address address) {
     memset((void *)address, 0xaa, 64); /* nobody looks at it any more */
     return cuMemFree_v2(address);
+}
+
+/* ------------------------------------------------------------------- encoder */
+
+/* The heads of NVENC's structures. It "encodes" a picture as its luma and chroma without gaps, as it finds them from the
+ * one address and pitch that it is told. */
+typedef unsigned Word;
+typedef struct {
+    Word version, kind, width, height, pitch, index;
+    char *memory;
+    void *handle;
+    Word format;
+} Resource;
+typedef struct {
+    Word version, index;
+    void *unused, *handle, *mapped;
+    Word format;
+} Mapping;
+typedef struct {
+    Word version, width, height, pitch, flags, number;
+    unsigned long long time, duration;
+    Resource *input;
+    struct Coded *output;
+} Picture;
+typedef struct {
+    Word version, flags;
+    struct Coded *output;
+    Word *slices, number, status, count, bytes;
+    unsigned long long time, duration;
+    void *data;
+    Word kind, structure;
+} Lock;
+struct Coded {
+    unsigned long long time, duration;
+    size_t bytes;
+    char *data;
+    int first;
+};
+static int pictures_coded;
+
+static int open_session(const void *how, void **session) { return pictures_coded = 0, *session = malloc(1), 0; }
+static int close_session(void *session) { return free(session), 0; }
+static int count_codecs(void *session, Word *count) { return *count = 2, 0; }
+static int name_codecs(void *session, unsigned char (*names)[16], Word room, Word *count) {
+    /* H.264 and HEVC */
+    static const Word h264[] = {0x6bc82762, 0x4ca44e63, 0x501e85aa, 0xbff621f3};
+    static const Word hevc[] = {0x790cdc88, 0x4d7b4522, 0xa9bd2594, 0x03765f97};
+    return memcpy(names[0], h264, 16), memcpy(names[1], hevc, 16), *count = 2, 0;
+}
+static int tell_limit(void *session, unsigned long long a, unsigned long long b, const void *what, int *value) {
+    return *value = 8192, 0; /* whatever is asked for */
+}
+static int accept(void) { return 0; }
+static int make_input(void *session, char *made) {
+    Resource *input = calloc(1, sizeof *input);
+    input->width = *(Word *)(made + 4), input->height = *(Word *)(made + 8), input->format = *(Word *)(made + 16);
+    input->pitch = input->width * (input->format == 0x10000 ? 2 : 1);
+    input->memory = malloc(input->pitch * input->height * 3 / 2);
+    return *(void **)(made + 24) = input, 0;
+}
+static int drop_input(void *session, Resource *input) { return free(input->memory), free(input), 0; }
+static int lock_input(void *session, char *locked) {
+    Resource *input = *(void **)(locked + 8);
+    return *(void **)(locked + 16) = input->memory, *(Word *)(locked + 24) = input->pitch, 0;
+}
+static int make_output(void *session, char *made) {
+    return *(void **)(made + 16) = calloc(1, sizeof(struct Coded)), 0;
+}
+static int drop_output(void *session, struct Coded *coded) { return free(coded->data), free(coded), 0; }
+static int register_memory(void *session, Resource *given) {
+    Resource *kept = malloc(sizeof *kept);
+    return *kept = *given, given->handle = kept, 0;
+}
+static int forget_memory(void *session, void *kept) { return free(kept), 0; }
+static int map_memory(void *session, Mapping *mapping) {
+    return mapping->mapped = mapping->handle, mapping->format = ((Resource *)mapping->handle)->format, 0;
+}
+static int headers(void *session, char *told) {
+    static const char text[] = {0, 0, 0, 1, 0x67, 'o', 'f', ' ', 'i', 't', 's', ' ', 'o', 'w', 'n'};
+    memcpy(*(void **)(told + 16), text, sizeof text);
+    return **(Word **)(told + 24) = sizeof text, 0;
+}
+static int encode(void *session, Picture *picture) {
+    if (picture->flags & 8) return 0; /* the end */
+    Resource *from = picture->input;
+    size_t row = from->width * (from->format == 0x10000 ? 2 : 1), rows = from->height * 3 / 2;
+    struct Coded *coded = picture->output;
+    coded->data = realloc(coded->data, coded->bytes = row * rows);
+    for (size_t i = 0; i < rows; i++) memcpy(coded->data + i * row, from->memory + i * from->pitch, row);
+    coded->time = picture->time, coded->duration = picture->duration, coded->first = !pictures_coded++;
+    return 0;
+}
+static int lock(void *session, Lock *locked) {
+    struct Coded *coded = locked->output;
+    locked->data = coded->data, locked->bytes = coded->bytes, locked->kind = coded->first ? 3 : 0;
+    locked->time = coded->time, locked->duration = coded->duration, locked->structure = 1;
+    return 0;
+}
+static const char *last_words(void *session) { return "none"; }
+
+int NvEncodeAPIGetMaxSupportedVersion(Word *version) { return *version = 0xff0, 0; }
+int NvEncodeAPICreateInstance(char *list) {
+    void **functions = (void **)(list + 8);
+    for (int i = 0; i < 41; i++) functions[i] = accept;
+    functions[1] = count_codecs, functions[4] = name_codecs, functions[7] = tell_limit;
+    functions[12] = make_input, functions[13] = drop_input, functions[19] = lock_input;
+    functions[14] = make_output, functions[15] = drop_output, functions[16] = encode, functions[17] = lock;
+    functions[22] = headers, functions[25] = map_memory, functions[27] = close_session, functions[29] = open_session;
+    functions[30] = register_memory, functions[31] = forget_memory, functions[37] = last_words;
+    return 0;
 }

@@ -34,10 +34,12 @@ def load(folder: Path) -> Any:
     }
     rest = [name for name in sorted(name.decode() for name in asked) if f"int {name}(" not in text]
     text += "".join(f"int {name}(void) {{ return 0; }}\n" for name in rest)
-    _compile(folder / "libcuda.so.1", text)
-    # It has nothing of its own: what it is asked for is found in the other one.
-    _compile(folder / "libnvcuvid.so.1", "", str(folder / "libcuda.so.1"))
-    for name in ("libcuda.so.1", "libnvcuvid.so.1"):
+    first, *others = ("libcuda.so.1", "libnvcuvid.so.1", "libnvidia-encode.so.1")
+    _compile(folder / first, text)
+    for name in others:
+        # They have nothing of their own: what they are asked for is found in the first.
+        _compile(folder / name, "", str(folder / first))
+    for name in (first, *others):
         # A library whose name is loaded already is what dlopen gives.
         loaded = ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
     return loaded

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from av.codec.codec import Codec
 from av.codec.hwaccel import HWAccel
 from fake_driver import OnDevice, load, same, tell
 
+from rlfn_pipe.engine.host import Host
 from rlfn_pipe.media.colour import reformatted
+from rlfn_pipe.media.encoders import plan_encoding
 from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, Surfaces
+from rlfn_pipe.media.segment import SegmentSink, read_header, read_packets
 from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.pipeline.surfaces import planes_of
-from rlfn_pipe.types import Frame
+from rlfn_pipe.types import ColourInfo, Frame
 
 PIX_FMTS = {"libx264": "yuv420p", "libx265": "yuv420p10le"}
 
@@ -86,8 +90,6 @@ def contexts(driver: Any) -> dict[str, Any]:
 def surfaces(depth: int) -> dict[str, Any]:
     """Pictures for the GPU's encoder, made of planes that lie there, brought back by libav."""
     pix_fmt = {8: "yuv420p", 10: "yuv420p10le"}[depth]
-    from rlfn_pipe.engine.host import Host
-
     wanted = media_maker.noise(3, pix_fmt, (322, 178))
     maker, found = Surfaces(0), []
     for _ in range(2):
@@ -104,6 +106,46 @@ def surfaces(depth: int) -> dict[str, Any]:
     return {"pictures": found, "formats": maker.format_for(pix_fmt)}
 
 
+def encoding(folder: Path, codec: str) -> dict[str, Any]:
+    """Segments by the GPU's encoder: of surfaces, and of planes on the host that libav takes there."""
+    depth = 10 if codec == "hevc_nvenc" else 8
+    colour = ColourInfo(1, 1, 1, 1, bit_depth=depth)
+    pix_fmt, size = {8: "yuv420p", 10: "yuv420p10le"}[depth], (322, 178)
+    wanted = [media_maker.noise(i, pix_fmt, size) for i in range(70)]
+    plan = plan_encoding(folder / "out.mp4", tags=colour, resolved=colour, picture=size, codec=codec)
+    found: dict[str, Any] = {"pix_fmt": plan.pix_fmt}
+    for name, surfaces in (("surfaces", Surfaces(0)), ("planes", None)):
+        sink = SegmentSink(folder / name, plan, Fraction(25), name="film", threads=1, surfaces=surfaces)
+        for i, planes in enumerate(wanted):
+            given: Any = planes
+            if surfaces is not None:
+                given = [OnDevice(p, gpu=True) for p in Host().surface(planes, depth).tensors()]
+            sink.write(Frame(tuple(given), colour, i, i))
+        sink.close()
+        packets = list(read_packets(folder / name, "film"))
+        # libav hands 8 bit from the host over as YV12.
+        yv12 = surfaces is None and plan.pix_fmt == "yuv420p"
+        samples = [
+            b"".join(
+                p.tobytes() for p in (planes[::2] + planes[1:2] if yv12 else _without_gaps(planes, depth))
+            )
+            for planes in wanted
+        ]
+        found[name] = {
+            "pts": [packet.pts for packet in packets] == list(range(len(wanted))),
+            "same": [bytes(packet) for packet in packets] == samples,
+            "headers": read_header(folder / name, "film").extradata.hex(),
+        }
+    return found
+
+
+def _without_gaps(planes: Sequence[np.ndarray], depth: int) -> Iterator[np.ndarray]:
+    """Luma, then chroma in turns, as NVENC is to find them."""
+    luma, blue, red = (plane << (16 - depth if depth > 8 else 0) for plane in planes)
+    yield luma
+    yield np.stack([blue, red], axis=-1)
+
+
 def main() -> None:
     folder, check = Path(sys.argv[1]), sys.argv[2]
     before = Hardware().hindrance(stays=False)
@@ -112,6 +154,8 @@ def main() -> None:
     what, _, which = check.partition(" ")
     if what == "contexts":
         found = contexts(driver)
+    elif what == "encoded":
+        found = encoding(folder, which)
     elif what == "surfaces":
         found = surfaces(int(which))
     else:

@@ -101,6 +101,17 @@ def test_pictures_for_a_gpus_encoder(tmp_path: Path, depth: int) -> None:
     assert found["formats"] == ["cuda", {8: "nv12", 10: "p010le"}[depth]]
 
 
+@driver
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("h264_nvenc", "yuv420p"), ("hevc_nvenc", "p010le")])
+def test_a_gpus_encoder_sees_the_samples(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+    """From surfaces as from the host; more pictures than an encoder holds at once."""
+    found = ask(tmp_path, f"encoded {codec}")
+    assert found["pix_fmt"] == pix_fmt
+    for road in ("surfaces", "planes"):
+        assert found[road] == {"pts": True, "same": True, "headers": found["planes"]["headers"]}
+    assert found["planes"]["headers"]
+
+
 # -------------------------------------------------------------------------- without
 
 

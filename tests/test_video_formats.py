@@ -15,9 +15,10 @@ from media_maker import Clip, Sound, bars, decoded, flat, make, noise, to_frame,
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.jobs.plan import describe
 from rlfn_pipe.media.colour import planes_of, reformatted
-from rlfn_pipe.media.encoders import ENCODERS, MUXERS
+from rlfn_pipe.media.encoders import ENCODERS, MUXERS, plan_encoding
 from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.types import ColourInfo
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
 
@@ -27,6 +28,7 @@ FAST: dict[str, dict[str, Any]] = {
     "libsvtav1": {"encoder_preset": "12"},
     "libvpx-vp9": {"encoder_preset": "realtime", "encoder_option": ("cpu-used=8",)},
 }
+LIMITED_8 = ColourInfo(1, 1, 1, 1)
 SOFTWARE = [name for name in ENCODERS if "nvenc" not in name]
 DECODED_AS = {
     "libx264": "h264", "libx265": "hevc", "libsvtav1": "av1", "libvpx-vp9": "vp9", "prores_ks": "prores",
@@ -482,6 +484,28 @@ def test_hevc_in_mp4_is_tagged_as_apple_wants_it(tmp_path: Path, small_clip: Pat
 def test_name_without_a_container(tmp_path: Path, small_clip: Path) -> None:
     with pytest.raises(UsageError, match=r"\.xyz.*use one of \.avi"):
         upscale(small_clip, tmp_path / "out.xyz")
+
+
+@pytest.mark.parametrize(
+    ("codec", "subsampling", "depth", "pix_fmt"),
+    [
+        ("h264_nvenc", "420", 8, "yuv420p"),
+        ("h264_nvenc", "420", 10, "yuv420p"),
+        ("hevc_nvenc", "420", 10, "p010le"),
+        ("hevc_nvenc", "444", 8, "yuv444p"),
+        ("hevc_nvenc", "444", 10, "yuv444p16le"),
+        ("av1_nvenc", "420", 10, "p010le"),
+        ("av1_nvenc", "444", 8, "yuv420p"),
+    ],
+)
+def test_nvidias_encoders_get_what_they_hold(
+    tmp_path: Path, codec: str, subsampling: Any, depth: int, pix_fmt: str
+) -> None:
+    """Their lists are one for all of them, and what they have for 10 bit of 4:2:0 is no planar format."""
+    tags = ColourInfo(1, 1, 1, 1, bit_depth=depth, subsampling=subsampling)
+    path = tmp_path / "out.mkv"
+    plan = plan_encoding(path, tags=tags, resolved=tags, picture=(640, 480), codec=codec)
+    assert plan.pix_fmt == pix_fmt and bool(plan.notes) == (pix_fmt == "yuv420p" and tags != LIMITED_8)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rlfn_pipe.media.colour import planar_format
 from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, Surfaces, not_followed
 
 if TYPE_CHECKING:
@@ -71,4 +72,4 @@ def _takes_surfaces(encoding: EncodePlan, target: Target) -> bool:
     """Whether an encoder is one of the GPU's, and its picture the engine's as it is."""
     same = (encoding.width, encoding.height) == (target.width, target.height)
     even = target.width % 2 == 0 and target.height % 2 == 0
-    return "nvenc" in encoding.codec and encoding.pix_fmt in SEMI_PLANAR and same and even
+    return "nvenc" in encoding.codec and planar_format(encoding.pix_fmt) in SEMI_PLANAR and same and even

@@ -113,8 +113,18 @@ ENCODERS: dict[str, Encoder] = {
             "mpeg2video", _in("mpegts", "matroska", "mp4", "mov", "nut"), "qscale", 2, 1, 31, even=False, minimum=1,
             tags_range=False, limited=True, options={"g": "15"},
         ),
-        Encoder("h264_nvenc", _in(*_MAIN, "mpegts", "avi"), "cq", 19, 0, 51, minimum=146, preset="preset"),
-        Encoder("hevc_nvenc", _in(*_MAIN, "mpegts"), "cq", 21, 0, 51, minimum=130, preset="preset"),
-        Encoder("av1_nvenc", _in(*_OPEN), "cq", 28, 0, 63, minimum=192, preset="preset"),
+        # What NVIDIA's encoders claim is the same for all of them. 10 bit is for HEVC and AV1, all but 4:2:0 not for AV1.
+        Encoder(
+            "h264_nvenc", _in(*_MAIN, "mpegts", "avi"), "cq", 19, 0, 51, minimum=146, preset="preset",
+            refuses=frozenset({"yuv444p16le", "gbrp16le"}),
+        ),
+        Encoder(
+            "hevc_nvenc", _in(*_MAIN, "mpegts"), "cq", 21, 0, 51, minimum=130, preset="preset",
+            packed=frozenset({"p010le"}),
+        ),
+        Encoder(
+            "av1_nvenc", _in(*_OPEN), "cq", 28, 0, 63, minimum=192, preset="preset", packed=frozenset({"p010le"}),
+            refuses=frozenset({"yuv444p", "yuv444p16le", "gbrp", "gbrp16le"}),
+        ),
     )
 }  # fmt: skip

@@ -113,7 +113,7 @@ def encoder_for(
     context.options = encoder_options(plan)
     configure(context, plan, rate, sample_aspect_ratio, threads)
     if surfaces is not None:
-        context.pix_fmt, samples = surfaces.format_for(plan.pix_fmt)
+        context.pix_fmt, samples = surfaces.format_for(planar_format(plan.pix_fmt))
         if samples is not None:
             context.sw_format = samples
     return context
@@ -166,13 +166,13 @@ def picture_for(
     frame: Frame, plan: EncodePlan, index: int, time_base: Fraction, surfaces: Surfaces | None = None
 ) -> VideoFrame:
     """The frame as the encoder takes it, shown at `index` ticks of `time_base`. `surfaces`: as in `encoder_for`."""
+    planar = planar_format(plan.pix_fmt)
     if surfaces is not None:
-        picture = surfaces.picture(frame.planes, plan.pix_fmt)
+        picture = surfaces.picture(frame.planes, planar)
     else:
-        planar = planar_format(plan.pix_fmt)
         picture = frame_from_planes(frame.planes, planar, plan.width, plan.height)
         if planar != plan.pix_fmt:
-            # 8-bit RGB: the same samples, packed.
+            # The same samples, packed.
             picture = reformatted(picture, plan.pix_fmt, plan.width, plan.height)
     picture.colorspace = plan.tags.matrix
     picture.color_range = plan.tags.range
