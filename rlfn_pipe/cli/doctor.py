@@ -211,6 +211,9 @@ def _codecs() -> Iterator[Check]:
     hardware = [name for name in HARDWARE_ENCODERS if _has_codec(name, "w")]
     if hardware:
         yield Check("hardware encoders", "ok", f"compiled in (not tried): {' '.join(hardware)}")
+    from rlfn_pipe.media.hardware import Hardware
+
+    yield Check("hwaccel", "ok", Hardware().hindrance(stays=False) or "--hwaccel cuda decodes on the GPU")
 
 
 def _has_codec(name: str, mode: Mode) -> bool:
