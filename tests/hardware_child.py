@@ -148,7 +148,7 @@ def _without_gaps(planes: Sequence[np.ndarray], depth: int) -> Iterator[np.ndarr
 
 def main() -> None:
     folder, check = Path(sys.argv[1]), sys.argv[2]
-    before = Hardware().hindrance(stays=False)
+    before = Hardware().why_not(stays=False)
     driver = load(folder)
     driver.fake_runtime(0)
     what, _, which = check.partition(" ")
@@ -164,7 +164,7 @@ def main() -> None:
         found = decoding(
             driver, folder, which, stays=what == "stays", deinterlace="on" if what == "filtered" else "off"
         )
-    print(json.dumps({"without": before, "with": Hardware().hindrance(stays=False), **found}))
+    print(json.dumps({"without": before, "with": Hardware().why_not(stays=False), **found}))
 
 
 if __name__ == "__main__":

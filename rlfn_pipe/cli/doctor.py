@@ -213,7 +213,8 @@ def _codecs() -> Iterator[Check]:
         yield Check("hardware encoders", "ok", f"compiled in (not tried): {' '.join(hardware)}")
     from rlfn_pipe.media.hardware import Hardware
 
-    yield Check("hwaccel", "ok", Hardware().hindrance(stays=False) or "--hwaccel cuda decodes on the GPU")
+    reason = Hardware().why_not(stays=False)
+    yield Check("hardware decoders", "ok", "--hwaccel cuda has one" if reason is None else f"none: {reason}")
 
 
 def _has_codec(name: str, mode: Mode) -> bool:

@@ -34,7 +34,8 @@ def hindrance(options: UpscaleOptions, pix_fmt: str) -> str | None:
         return None
     if pix_fmt not in SEMI_PLANAR:
         return not_followed(f"a GPU decodes {' and '.join(SEMI_PLANAR)} here, not {pix_fmt}")
-    return Hardware().hindrance(stays=False)
+    reason = Hardware().why_not(stays=False)
+    return None if reason is None else not_followed(reason)
 
 
 def road_for(

@@ -58,16 +58,16 @@ class Hardware:
     planes: Callable[[Sequence[Any], int], tuple[np.ndarray, ...]] | None = None
     inside: Inside = nullcontext
 
-    def hindrance(self, *, stays: bool) -> str | None:
-        """What to say where `accel` cannot be had; None where it can."""
+    def why_not(self, *, stays: bool) -> str | None:
+        """Why `accel` cannot be had, in a few words; None where it can."""
         if "cuda" not in hwdevices_available():
-            return not_followed("this build of PyAV has no CUDA")
+            return "this build of PyAV has no CUDA"
         try:
             self.accel(stays=stays).create(Codec("h264", "r"))
         except (av.error.FFmpegError, NotImplementedError) as error:
             if any(map(os.path.exists, NVIDIA_DEVICES)):
-                return not_followed(f"NVIDIA's driver refuses it ({describe_av_error(error)})")
-            return not_followed("this machine shows no NVIDIA GPU")
+                return f"NVIDIA's driver refuses it ({describe_av_error(error)})"
+            return "this machine shows no NVIDIA GPU"
         return None
 
     def accel(self, *, stays: bool) -> HWAccel:

@@ -222,9 +222,9 @@ class VideoSource:
         if self._hardware is None:
             return None
         stays = self._stays()
-        hindrance = self._hardware.hindrance(stays=stays)
-        if hindrance is not None:
-            self.notes.append(hindrance)
+        reason = self._hardware.why_not(stays=stays)
+        if reason is not None:
+            self.notes.append(not_followed(reason))
             return None
         return self._hardware.accel(stays=stays)
 
