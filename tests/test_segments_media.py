@@ -21,9 +21,10 @@ from media_maker import B_FRAMES, Clip, bars, decoded, make, noise
 from rlfn_pipe.errors import InputError, OutputError
 from rlfn_pipe.media.encoders import ENCODERS, EncodePlan, plan_encoding
 from rlfn_pipe.media.encoding import encoder_for, encoder_options, opened, picture_for
+from rlfn_pipe.media.part import Selection
 from rlfn_pipe.media.segment import SegmentSink, count_segment, read_header, read_packets
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
-from rlfn_pipe.media.source import Selection, VideoSource
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.media.timing import Clock
 from rlfn_pipe.media.verify import Expectation, verify_video
 from rlfn_pipe.types import ColourInfo, Frame

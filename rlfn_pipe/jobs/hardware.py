@@ -12,7 +12,7 @@ from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, Surfaces, not_follow
 if TYPE_CHECKING:
     from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.media.encoders import EncodePlan
-    from rlfn_pipe.media.source import Part
+    from rlfn_pipe.media.part import Part
     from rlfn_pipe.options import UpscaleOptions
     from rlfn_pipe.types import Target
 

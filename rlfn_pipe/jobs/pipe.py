@@ -23,9 +23,10 @@ from rlfn_pipe.jobs.temporary import check_free, finished_by_rename, private_fil
 from rlfn_pipe.jobs.video_plan import check_matrix, encoding_for, odd_turn, sample_aspect
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, with_assumed_matrix
 from rlfn_pipe.media.opening import open_media
+from rlfn_pipe.media.part import Selection
 from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
-from rlfn_pipe.media.source import Selection, VideoSource
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.media.timing import clock_for
 from rlfn_pipe.media.verify import verify_video
 from rlfn_pipe.media.y4m import STANDARD_INPUT, Y4M_FORMATS, PipeSink, PipeSource

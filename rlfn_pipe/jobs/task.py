@@ -16,8 +16,9 @@ from rlfn_pipe.errors import OutputError
 from rlfn_pipe.jobs.hardware import road_for
 from rlfn_pipe.media.colour import is_transparent
 from rlfn_pipe.media.encoders import EncodePlan
+from rlfn_pipe.media.part import Part
 from rlfn_pipe.media.segment import SegmentSink
-from rlfn_pipe.media.source import Part, VideoSource
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.pipeline.stages import Pipeline, StageClock
 from rlfn_pipe.types import Frame, StageTimes, Target

@@ -18,9 +18,10 @@ from rlfn_pipe.media.encoders import ROTATING_MUXERS, EncodePlan, muxer_for, pla
 from rlfn_pipe.media.matroska import Crop
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.orientation import DisplayMatrix
+from rlfn_pipe.media.part import Part, Selection, SourceFormat
 from rlfn_pipe.media.side_data import side_by_side
 from rlfn_pipe.media.sink import SinkTimes
-from rlfn_pipe.media.source import Part, Selection, SourceFormat, VideoSource
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.media.streams import StreamPlan, earliest, plan_streams
 from rlfn_pipe.media.tags import MATROSKA_FAMILY, later_timecode, stream_tags
 from rlfn_pipe.media.timing import Clock, Timeline, clock_for

@@ -20,7 +20,8 @@ from rlfn_pipe.errors import InputError, OutputError, UsageError
 from rlfn_pipe.media.colour import LAYOUTS
 from rlfn_pipe.media.decoding import Decoding, started
 from rlfn_pipe.media.opening import describe_av_error
-from rlfn_pipe.media.source import Selection, VideoSource
+from rlfn_pipe.media.part import Selection
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.media.timing import Timeline, select_by_rate
 from rlfn_pipe.types import RANGE_FULL, RANGE_LIMITED, ColourInfo, Frame
 
