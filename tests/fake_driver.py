@@ -1,8 +1,9 @@
-"""Loads `fake_driver.c` in the place of NVIDIA's driver, into this process."""
+"""Puts `fake_driver.c` in the place of NVIDIA's driver, in this process or in others."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import struct
@@ -24,8 +25,8 @@ def libraries() -> list[Path]:
     return sorted([*folder.glob("libavutil*"), *folder.glob("libavcodec*")])
 
 
-def load(folder: Path) -> Any:
-    """The stand-in, with every function that libav asks a driver for. Raises AssertionError where it does not compile."""
+def build(folder: Path) -> list[Path]:
+    """Compile it, with every function that libav asks a driver for; the libraries, to be loaded in this order."""
     text = SOURCE.read_text()
     asked = {
         name
@@ -34,15 +35,18 @@ def load(folder: Path) -> Any:
     }
     rest = [name for name in sorted(name.decode() for name in asked) if f"int {name}(" not in text]
     text += "".join(f"int {name}(void) {{ return 0; }}\n" for name in rest)
-    first, *others = ("libcuda.so.1", "libnvcuvid.so.1", "libnvidia-encode.so.1")
-    _compile(folder / first, text)
-    for name in others:
+    first, *others = (folder / name for name in ("libcuda.so.1", "libnvcuvid.so.1", "libnvidia-encode.so.1"))
+    _compile(first, text)
+    for library in others:
         # They have nothing of their own: what they are asked for is found in the first.
-        _compile(folder / name, "", str(folder / first))
-    for name in (first, *others):
-        # A library whose name is loaded already is what dlopen gives.
-        loaded = ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
-    return loaded
+        _compile(library, "", str(first))
+    return [first, *others]
+
+
+def load(folder: Path) -> Any:
+    """The stand-in, compiled and loaded: a library whose name is loaded already is what dlopen gives."""
+    first, *_ = [ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL) for library in build(folder)]
+    return first
 
 
 def _compile(library: Path, text: str, *more: str) -> None:
@@ -56,8 +60,8 @@ def _compile(library: Path, text: str, *more: str) -> None:
     assert found.returncode == 0, found.stderr
 
 
-def tell(driver: Any, path: Path, pix_fmt: str) -> int:
-    """Tell the stand-in what the pictures of a film are, by libav's software; how many there are.
+def pictures_of(path: Path, pix_fmt: str) -> tuple[int, bytes]:
+    """How many pictures a film has, and what they are by libav's software, as `fake_pictures` takes it.
 
     `pix_fmt`: nv12 or p010le.
     """
@@ -70,12 +74,26 @@ def tell(driver: Any, path: Path, pix_fmt: str) -> int:
                 packets[packet.pts] = bytes(packet)
             for frame in packet.decode():
                 sum_ = zlib.adler32(b"".join(_slices(packets[frame.pts], codec)))
-                entries.append(struct.pack("<I", sum_) + _samples(frame.reformat(format=pix_fmt)))
-    blob = b"".join(entries)
-    kept = ctypes.create_string_buffer(blob, len(blob))
+                samples = _samples(frame.reformat(format=pix_fmt, threads=1))
+                entries.append(struct.pack("<I", sum_) + samples)
+    return len(entries), b"".join(entries)
+
+
+def tell(driver: Any, path: Path, pix_fmt: str) -> None:
+    """Tell the loaded stand-in what the pictures of a film are."""
+    count, entries = pictures_of(path, pix_fmt)
+    kept = ctypes.create_string_buffer(entries, len(entries))
     driver.kept = [*getattr(driver, "kept", []), kept]
-    driver.fake_pictures(kept, ctypes.c_size_t(len(entries)), ctypes.c_size_t(len(entries[0]) - 4))
-    return len(entries)
+    driver.fake_pictures(kept, ctypes.c_size_t(count), ctypes.c_size_t(len(entries) // count - 4))
+
+
+def environment(folder: Path, film: Path, pix_fmt: str) -> dict[str, str]:
+    """What programs are started with that are to find the stand-in, which knows a film's pictures."""
+    count, entries = pictures_of(film, pix_fmt)
+    told = folder / "pictures"
+    told.write_bytes(struct.pack("<QQ", count, len(entries) // count - 4) + entries)
+    preloaded = ":".join(map(str, build(folder)))
+    return {**os.environ, "LD_PRELOAD": preloaded, "FAKE_DRIVER_PICTURES": str(told)}
 
 
 def _samples(frame: av.VideoFrame) -> bytes:

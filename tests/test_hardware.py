@@ -112,6 +112,25 @@ def test_a_gpus_encoder_sees_the_samples(tmp_path: Path, codec: str, pix_fmt: st
     assert found["planes"]["headers"]
 
 
+@driver
+def test_the_command_by_a_gpus_decoder(tmp_path: Path) -> None:
+    """Through a worker, in two segments, which begin within the film."""
+    film = media_maker.make(
+        tmp_path / "in.mp4", frames=30, size=(192, 160), options={**media_maker.B_FRAMES, "g": "12"},
+        picture=lambda i: media_maker.noise(i, "yuv420p", (192, 160)),
+    )  # fmt: skip
+    environment = fake_driver.environment(tmp_path, film, "nv12")
+    said = {}
+    for name, more in (("plain", []), ("gpu", ["--hwaccel", "cuda"])):
+        command = [sys.executable, "-m", "rlfn_pipe", "upscale", str(film), str(tmp_path / f"{name}.mkv")]
+        command += ["-s", "2", "--codec", "ffv1", "--segment", "0.6", "--no-reuse", *more]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        said[name] = [line for line in run.stderr.splitlines() if line.startswith(("warning", "note"))]
+    assert (tmp_path / "plain.mkv").read_bytes() == (tmp_path / "gpu.mkv").read_bytes()
+    assert said["plain"] == said["gpu"] and not any("hwaccel" in line for line in said["gpu"])
+
+
 # -------------------------------------------------------------------------- without
 
 
