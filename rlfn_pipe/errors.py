@@ -5,6 +5,7 @@
     RlfnPipeError                 exit 1
     ├── UsageError                exit 2   wrong option, preset, model name or size
     ├── InputError                exit 1   input missing, unreadable or without pictures
+    ├── HardwareFailed                     a GPU's decoder cannot go on; software takes over
     ├── OutputError               exit 1   output exists, cannot be written, or fails its end check
     │   └── Taken                          another process has made it meanwhile, or is making it
     ├── WeightsError              exit 1   a weights file that is damaged or of another kind
@@ -41,6 +42,13 @@ class UsageError(RlfnPipeError):
 
 class InputError(RlfnPipeError):
     """The input is missing, unreadable, or holds nothing to upscale."""
+
+
+class HardwareFailed(RlfnPipeError):
+    """A GPU's decoder cannot go on, for the given `reason`; whoever asked for it begins again in software."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"--hwaccel cuda is not followed, the video is decoded in software: {reason}")
 
 
 class OutputError(RlfnPipeError):

@@ -209,7 +209,7 @@ class UpscaleOptions:
     )
     hwaccel: str = _option(
         "none",
-        "Decode on a GPU, and keep frames there up to its encoder: none or cuda (nobody has measured it yet).",
+        "Decode on a GPU (with --reuse off frames stay there, results for its encoders do): none or cuda; unmeasured.",
         COMPUTE,
         values.choice("none", "cuda"),
         metavar="none|cuda",

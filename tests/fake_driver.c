@@ -13,35 +13,51 @@ typedef unsigned long long Address;
 
 /* ------------------------------------------------------------------ contexts */
 
-static int primary, primary_active, others;
-static unsigned primary_flags;
-static void *current;
+enum { GPUS = 2 };
+static int primary[GPUS], primary_active[GPUS], others;
+static unsigned primary_flags[GPUS];
+/* Contexts are pushed and popped by each thread for itself. */
+static __thread void *stack[16];
+static __thread int depth;
 
-/* PyTorch's runtime was here first: the primary context exists, with its flags, and is current. */
-void fake_runtime(unsigned flags) {
-    primary_active = 1;
-    primary_flags = flags;
-    current = &primary;
+/* PyTorch's runtime was here first: a GPU's primary context exists, with its flags, and is this thread's. */
+void fake_runtime(int device, unsigned flags) {
+    primary_active[device] = 1;
+    primary_flags[device] = flags;
+    if (!depth) depth = 1;
+    stack[depth - 1] = primary + device;
+}
+/* The GPU whose primary context is this thread's, or -1. */
+int fake_device(void) {
+    for (int i = 0; i < GPUS && depth; i++)
+        if (stack[depth - 1] == primary + i) return i;
+    return -1;
 }
 
 /* How many contexts were made besides. */
 int fake_contexts(void) { return others; }
 
-int cuDeviceGetCount(int *count) { return *count = 1, 0; }
-int cuDeviceGet(int *device, int number) { return *device = number, number ? 101 : 0; }
+int cuDeviceGetCount(int *count) { return *count = GPUS, 0; }
+int cuDeviceGet(int *device, int number) { return *device = number, number < GPUS ? 0 : 101; }
 int cuDeviceGetName(char *name, int length, int device) { return strncpy(name, "stand-in", length), 0; }
 int cuDeviceComputeCapability(int *major, int *minor, int device) { return *major = 9, *minor = 0, 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { return *value = 256, 0; }
-int cuCtxCreate_v2(void **context, unsigned flags, int device) { return others++, current = *context = malloc(1), 0; }
-int cuCtxDestroy_v2(void *context) { return free(context), 0; }
-int cuCtxGetCurrent(void **context) { return *context = current, 0; }
-int cuCtxGetDevice(int *device) { return *device = 0, 0; }
-int cuCtxPushCurrent_v2(void *context) { return current = context, 0; }
-int cuCtxPopCurrent_v2(void **context) { return context ? *context = current, 0 : 0; }
-int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
-    return *flags = primary_flags, *active = primary_active, 0;
+int cuCtxPushCurrent_v2(void *context) { return depth == 16 ? 999 : (stack[depth++] = context, 0); }
+int cuCtxPopCurrent_v2(void **context) {
+    void *top = depth ? stack[--depth] : NULL;
+    return context ? *context = top, 0 : 0;
 }
-int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = &primary, 0; }
+int cuCtxCreate_v2(void **context, unsigned flags, int device) {
+    others++;
+    return cuCtxPushCurrent_v2(*context = malloc(1));
+}
+int cuCtxDestroy_v2(void *context) { return free(context), 0; }
+int cuCtxGetCurrent(void **context) { return *context = depth ? stack[depth - 1] : NULL, 0; }
+int cuCtxGetDevice(int *device) { return *device = fake_device(), *device < 0 ? 201 : 0; }
+int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
+    return *flags = primary_flags[device], *active = primary_active[device], 0;
+}
+int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = primary + device, 0; }
 int cuGetErrorName(int error, const char **text) { return *text = "an error", 0; }
 int cuGetErrorString(int error, const char **text) { return *text = "an error of the stand-in", 0; }
 
@@ -79,27 +95,30 @@ int cuMemFree_v2(Address address) { return free((void *)address), 0; }
 /* ------------------------------------------------------------------- decoder */
 
 static const unsigned char *known;
-static size_t known_count, known_bytes;
-static int decoded, missed, unwilling;
+static size_t known_count, known_row, known_height, known_bytes;
+static int decoded, missed, unwilling, lasts = 1 << 30;
 
-/* `list`: for each coded picture its checksum (see `sum_of`) in 4 bytes, and its `bytes` of luma and chroma without gaps. */
-void fake_pictures(const void *list, size_t count, size_t bytes) {
-    known = list, known_count = count, known_bytes = bytes;
+/* `list`: for each coded picture its checksum (see `sum_of`) in 4 bytes, and its luma and chroma, rows of `row` bytes. */
+void fake_pictures(const void *list, size_t count, size_t row, size_t height) {
+    known = list, known_count = count, known_row = row, known_height = height, known_bytes = row * height * 3 / 2;
 }
-/* The same by a file, for processes that nobody can call: count and bytes in 8 bytes each, then the list. */
+
+/* The same by a file, for processes that nobody can call: the numbers in 8 bytes each, then the list. */
 __attribute__((constructor)) static void read_pictures(void) {
-    const char *path = getenv("FAKE_DRIVER_PICTURES");
+    const char *path = getenv("FAKE_DRIVER_PICTURES"), *last = getenv("FAKE_DRIVER_LASTS");
+    if (last) lasts = atoi(last);
     FILE *file = path ? fopen(path, "rb") : NULL;
-    unsigned long long head[2];
-    if (!file || fread(head, 8, 2, file) != 2) return;
-    size_t size = head[0] * (head[1] + 4);
+    unsigned long long head[3];
+    if (!file || fread(head, 8, 3, file) != 3) return;
+    size_t size = head[0] * (head[1] * head[2] * 3 / 2 + 4);
     void *list = malloc(size);
-    if (fread(list, 1, size, file) == size) fake_pictures(list, head[0], head[1]);
+    if (fread(list, 1, size, file) == size) fake_pictures(list, head[0], head[1], head[2]);
     fclose(file);
 }
 
-/* From now on it decodes nothing. */
+/* From now on it decodes nothing; or nothing more after so many pictures. */
 void fake_refuse(void) { unwilling = 1; }
+void fake_fail_after(int pictures) { lasts = pictures; }
 int fake_decoded(void) { return decoded; }
 int fake_missed(void) { return missed; }
 
@@ -122,6 +141,8 @@ int cuvidGetDecoderCaps(unsigned char *caps) {
     return 0;
 }
 int cuvidCreateDecoder(void **made, const unsigned char *info) {
+    /* What NVIDIA's stop at. */
+    if (*(const unsigned long *)(info + 16) > 32) return 1;
     Decoder *decoder = calloc(1, sizeof *decoder);
     decoder->sample = *(const int *)(info + 88) ? 2 : 1;
     decoder->width = *(const unsigned long *)(info + 96);
@@ -132,19 +153,23 @@ int cuvidDestroyDecoder(void *decoder) { return free(decoder), 0; }
 int cuvidDecodePicture(Decoder *decoder, const unsigned char *picture) {
     unsigned sum = sum_of(*(const unsigned char *const *)(picture + 32), *(const unsigned *)(picture + 24));
     const unsigned char **shown = decoder->shown + *(const int *)(picture + 8) % SURFACES;
-    *shown = NULL, decoded++;
+    if (decoded++ >= lasts) return 999;
+    *shown = NULL;
     for (size_t i = 0; i < known_count; i++)
         if (!memcmp(known + i * (known_bytes + 4), &sum, 4)) *shown = known + i * (known_bytes + 4) + 4;
     missed += !*shown;
     return 0;
 }
 int cuvidMapVideoFrame64(Decoder *decoder, int number, Address *address, unsigned *pitch, const void *how) {
-    size_t row = decoder->width * decoder->sample, gap;
+    size_t gap;
     const unsigned char *picture = decoder->shown[number % SURFACES];
-    cuMemAllocPitch_v2(address, &gap, row, decoder->height * 3 / 2, 16);
+    cuMemAllocPitch_v2(address, &gap, decoder->width * decoder->sample, decoder->height * 3 / 2, 16);
     *pitch = gap;
-    for (size_t i = 0; picture && i < decoder->height * 3 / 2; i++)
-        memcpy((char *)*address + i * gap, picture + i * row, row);
+    /* Whole macroblocks, of which the known picture is the upper left; chroma is below all of them. */
+    for (size_t i = 0; picture && i < known_height * 3 / 2; i++) {
+        size_t line = i < known_height ? i : i - known_height + decoder->height;
+        memcpy((char *)*address + line * gap, picture + i * known_row, known_row);
+    }
     return 0;
 }
 int cuvidUnmapVideoFrame64(void *decoder, Address address) {

@@ -60,8 +60,8 @@ def _compile(library: Path, text: str, *more: str) -> None:
     assert found.returncode == 0, found.stderr
 
 
-def pictures_of(path: Path, pix_fmt: str) -> tuple[int, bytes]:
-    """How many pictures a film has, and what they are by libav's software, as `fake_pictures` takes it.
+def pictures_of(path: Path, pix_fmt: str) -> tuple[bytes, int, int, int]:
+    """What the pictures of a film are by libav's software, as `fake_pictures` takes it: list, count, row and height.
 
     `pix_fmt`: nv12 or p010le.
     """
@@ -76,22 +76,23 @@ def pictures_of(path: Path, pix_fmt: str) -> tuple[int, bytes]:
                 sum_ = zlib.adler32(b"".join(_slices(packets[frame.pts], codec)))
                 samples = _samples(frame.reformat(format=pix_fmt, threads=1))
                 entries.append(struct.pack("<I", sum_) + samples)
-    return len(entries), b"".join(entries)
+        row = stream.width * (1 if pix_fmt == "nv12" else 2)
+        return b"".join(entries), len(entries), row, stream.height
 
 
 def tell(driver: Any, path: Path, pix_fmt: str) -> None:
     """Tell the loaded stand-in what the pictures of a film are."""
-    count, entries = pictures_of(path, pix_fmt)
+    entries, *numbers = pictures_of(path, pix_fmt)
     kept = ctypes.create_string_buffer(entries, len(entries))
     driver.kept = [*getattr(driver, "kept", []), kept]
-    driver.fake_pictures(kept, ctypes.c_size_t(count), ctypes.c_size_t(len(entries) // count - 4))
+    driver.fake_pictures(kept, *map(ctypes.c_size_t, numbers))
 
 
 def environment(folder: Path, film: Path, pix_fmt: str) -> dict[str, str]:
     """What programs are started with that are to find the stand-in, which knows a film's pictures."""
-    count, entries = pictures_of(film, pix_fmt)
+    entries, *numbers = pictures_of(film, pix_fmt)
     told = folder / "pictures"
-    told.write_bytes(struct.pack("<QQ", count, len(entries) // count - 4) + entries)
+    told.write_bytes(struct.pack("<QQQ", *numbers) + entries)
     preloaded = ":".join(map(str, build(folder)))
     return {**os.environ, "LD_PRELOAD": preloaded, "FAKE_DRIVER_PICTURES": str(told)}
 
@@ -116,17 +117,22 @@ def _slices(packet: bytes, codec: str) -> Iterator[bytes]:
 
 
 class OnDevice:
-    """An array, or what else has ``__dlpack__``, that says it lies in the other memory: on the GPU, or on the host."""
+    """An array, or what else has ``__dlpack__``, that says it lies in the other memory: on a GPU of `driver`, or the host."""
 
-    def __init__(self, lies: Any, *, gpu: bool) -> None:
-        self._lies, self._kind = lies, 2 if gpu else 1
+    def __init__(self, lies: Any, driver: Any = None, gpu: int = 0) -> None:
+        self._lies, self._driver, self._gpu = lies, driver, gpu
+        self._kind = 1 if driver is None else 2
 
     def __dlpack__(self, **_: object) -> Any:
+        if self._driver is not None and self._driver.fake_device() != self._gpu:
+            raise BufferError("as PyTorch, which hands out what lies on its current GPU only")
         capsule = self._lies.__dlpack__()
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
         # After the address of the data: the kind of device, then its number.
-        ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = self._kind
+        place = pointer(capsule, b"dltensor") + 8
+        ctypes.c_int32.from_address(place).value = self._kind
+        ctypes.c_int32.from_address(place + 4).value = self._gpu
         return capsule
 
 

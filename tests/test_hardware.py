@@ -9,8 +9,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,16 @@ from nearest import nearest_factory, nearest_spec
 from rlfn_pipe.engine.host import Host
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.tensors import Tensors
-from rlfn_pipe.errors import UsageError
+from rlfn_pipe.errors import HardwareFailed, UsageError
+from rlfn_pipe.jobs import hardware as roads
 from rlfn_pipe.jobs import task
 from rlfn_pipe.jobs.hardware import Road, road_for
 from rlfn_pipe.media.encoders import plan_encoding
-from rlfn_pipe.media.hardware import Hardware, Surfaces
+from rlfn_pipe.media.hardware import Hardware, Surfaces, why_not
 from rlfn_pipe.media.segment import SegmentSink, read_header, read_packets
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.options import UpscaleOptions
+from rlfn_pipe.pipeline import surfaces as surfaces_module
 from rlfn_pipe.pipeline.surfaces import planes_of
 from rlfn_pipe.types import MATRIX_BT709, RANGE_LIMITED, ColourInfo, Frame, Target
 
@@ -73,29 +78,48 @@ def test_contexts(tmp_path: Path) -> None:
 
 
 @driver
-@pytest.mark.parametrize("codec", ["libx264", "libx265"])
-@pytest.mark.parametrize("road", ["host", "stays", "filtered"])
-def test_a_gpu_decodes_what_software_does(tmp_path: Path, road: str, codec: str) -> None:
-    found = ask(tmp_path, f"{road} {codec}")
+@pytest.mark.parametrize(
+    ("codec", "kind"),
+    [("libx264", "plain"), ("libx265", "plain"), ("libx264", "short"), ("libx264", "filtered")],
+)
+@pytest.mark.parametrize("road", ["host", "stays"])
+def test_a_gpu_decodes_what_software_does(tmp_path: Path, road: str, codec: str, kind: str) -> None:
+    """Also what ends within a macroblock. What is filtered comes to the host."""
+    found = ask(tmp_path, f"{road} {kind} {codec}")
+    kept = road == "stays" and kind != "filtered"
     for part in ("whole", "later"):
-        assert found[part] == {"same": True, "arrays": road != "stays", "notes": []}
+        assert found[part] == {"same": True, "arrays": not kept, "notes": []}
     assert found["decoded"] >= 38 and found["missed"] == 0
 
 
 @driver
-def test_software_decodes_what_a_gpu_does_not(tmp_path: Path) -> None:
-    found = ask(tmp_path, "refused libx264")
-    assert found["whole"]["same"] and found["later"]["same"] and found["decoded"] == 0
-    assert found["whole"]["notes"] == [
-        "--hwaccel cuda is not followed, the video is decoded in software: the GPU does not take this h264"
-    ]
+def test_a_gpus_decoder_has_pictures_enough_on_many_cores(tmp_path: Path) -> None:
+    """It has 32 at most, and libav asks for some for each thread, beside the stream's own."""
+    found = ask(tmp_path, "host references libx264")
+    assert found["whole"]["same"] and found["later"]["same"]
 
 
 @driver
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_pictures_for_a_gpus_encoder(tmp_path: Path, depth: int) -> None:
-    """Two of them: the second one has the context of the first."""
-    found = ask(tmp_path, f"surfaces {depth}")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("refused", "the GPU does not take this h264"),
+        ("cropped", "the GPU gives 176x144 instead of 176x128"),
+        ("failing", "its decoder failed (generic error in an external library)"),
+    ],
+)
+def test_what_a_gpu_does_otherwise_is_told(tmp_path: Path, kind: str, reason: str) -> None:
+    """Libav does not cut off what a stream hides on the left; and a GPU that is gone harms no packet."""
+    found = ask(tmp_path, f"stays {kind} libx264")
+    for part in ("whole", "later"):
+        said = f"--hwaccel cuda is not followed, the video is decoded in software: {reason}"
+        assert found[part] == said or (kind == "failing" and part == "later" and found[part]["same"])
+
+
+@driver
+@pytest.mark.parametrize(("depth", "device"), [(8, 0), (10, 0), (8, 1)])
+def test_pictures_for_a_gpus_encoder(tmp_path: Path, depth: int, device: int) -> None:
+    found = ask(tmp_path, f"surfaces {depth} {device}")
     pitch = 512 if depth == 8 else 768
     assert found["pictures"] == [{"format": "cuda", "same": True, "rows": [pitch, pitch]}] * 2
     assert found["formats"] == ["cuda", {8: "nv12", 10: "p010le"}[depth]]
@@ -108,27 +132,31 @@ def test_a_gpus_encoder_sees_the_samples(tmp_path: Path, codec: str, pix_fmt: st
     found = ask(tmp_path, f"encoded {codec}")
     assert found["pix_fmt"] == pix_fmt
     for road in ("surfaces", "planes"):
-        assert found[road] == {"pts": True, "same": True, "headers": found["planes"]["headers"]}
-    assert found["planes"]["headers"]
+        assert found[road].pop("headers").endswith(b"of its own".hex())
+        assert found[road] == {"pts": True, "same": True}
 
 
 @driver
-def test_the_command_by_a_gpus_decoder(tmp_path: Path) -> None:
-    """Through a worker, in two segments, which begin within the film."""
+@pytest.mark.parametrize("lasts", [None, 20])
+def test_the_command_by_a_gpus_decoder(tmp_path: Path, lasts: int | None) -> None:
+    """Through a worker, in two segments, which begin within the film; and one that fails in the second."""
     film = media_maker.make(
         tmp_path / "in.mp4", frames=30, size=(192, 160), options={**media_maker.B_FRAMES, "g": "12"},
         picture=lambda i: media_maker.noise(i, "yuv420p", (192, 160)),
     )  # fmt: skip
     environment = fake_driver.environment(tmp_path, film, "nv12")
+    if lasts is not None:
+        environment["FAKE_DRIVER_LASTS"] = str(lasts)
     said = {}
     for name, more in (("plain", []), ("gpu", ["--hwaccel", "cuda"])):
         command = [sys.executable, "-m", "rlfn_pipe", "upscale", str(film), str(tmp_path / f"{name}.mkv")]
         command += ["-s", "2", "--codec", "ffv1", "--segment", "0.6", "--no-reuse", *more]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
-        said[name] = [line for line in run.stderr.splitlines() if line.startswith(("warning", "note"))]
+        said[name] = [line for line in run.stderr.splitlines() if "hwaccel" in line]
     assert (tmp_path / "plain.mkv").read_bytes() == (tmp_path / "gpu.mkv").read_bytes()
-    assert said["plain"] == said["gpu"] and not any("hwaccel" in line for line in said["gpu"])
+    assert said["plain"] == [] and len(said["gpu"]) == (lasts is not None)
+    assert all("in software: its decoder failed" in line for line in said["gpu"])
 
 
 # -------------------------------------------------------------------------- without
@@ -188,16 +216,25 @@ def test_an_encoder_is_opened_by_its_first_surface(tmp_path: Path) -> None:
     assert written["planes"] == written["surfaces"] and len(written["planes"][0]) == 5
 
 
-def test_an_encoder_that_refuses_its_first_surface_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("profile", "baseless"), "film: libx264 does not accept these settings"),
+        (("nonsense", "1"), "--encoder-option nonsense: libx264 has no such option"),
+    ],
+)
+def test_an_encoder_that_refuses_its_first_surface_says_so(
+    tmp_path: Path, option: tuple[str, str], said: str
+) -> None:
     plan = plan_encoding(
         tmp_path / "out.mp4", tags=LAYOUT, resolved=LAYOUT, picture=SIZE, codec="libx264",
-        encoder_options=(("profile", "baseless"),),
+        encoder_options=dict([option]),
     )  # fmt: skip
     sink = SegmentSink(
         tmp_path / "segment", plan, Fraction(25), name="film", threads=1, surfaces=Surfaces(None)
     )
     (frame,) = frames_of(8, 1)
-    with pytest.raises(UsageError, match="film: libx264 does not accept these settings"):
+    with pytest.raises(UsageError, match=said):
         sink.write(replace(frame, planes=tuple(Host().surface(frame.planes, 8).tensors())))
     sink.abort()
 
@@ -207,21 +244,21 @@ def test_a_film_by_surfaces_is_the_same_film(
 ) -> None:
     source = media_maker.make(tmp_path / "in.mp4", frames=12)
     plain = media_maker.upscale(source, tmp_path / "plain.mp4")
-    roads = []
+    taken = []
 
     def by_surfaces(*arguments: Any) -> Road:
         road = road_for(*arguments)
-        roads.append(road)
+        taken.append(road)
         return replace(road, target=replace(road.target, surface=True), surfaces=Surfaces(None))
 
     monkeypatch.setattr(task, "road_for", by_surfaces)
     other = media_maker.upscale(source, tmp_path / "surfaces.mp4")
     assert plain.path.read_bytes() == other.path.read_bytes()
-    assert len(roads) == 1 and roads[0].hardware is roads[0].surfaces is None
+    assert len(taken) == 1 and taken[0].hardware is taken[0].surfaces is None
 
 
 def test_without_a_gpu_it_is_said_and_done_without(tmp_path: Path, nearest_engine: None) -> None:
-    if Hardware().why_not(stays=False) is None:
+    if why_not(0) is None:
         pytest.skip("there is a GPU")
     source = media_maker.make(tmp_path / "in.mp4")
     plain = media_maker.upscale(source, tmp_path / "plain.mp4")
@@ -229,14 +266,72 @@ def test_without_a_gpu_it_is_said_and_done_without(tmp_path: Path, nearest_engin
     assert plain.path.read_bytes() == other.path.read_bytes()
     (said,) = other.warned
     assert said.startswith("--hwaccel cuda is not followed, the video is decoded in software: ")
+    assert said.endswith(str(why_not(0)))
 
 
-def test_what_no_gpu_decodes_here_is_named(tmp_path: Path, nearest_engine: None) -> None:
-    source = media_maker.make(tmp_path / "in.mkv", codec="libx264", pix_fmt="yuv444p")
-    other = media_maker.upscale(source, tmp_path / "other.mkv", hwaccel="cuda")
+@pytest.mark.parametrize(
+    ("clip", "more", "reason"),
+    [
+        ({"pix_fmt": "yuv444p"}, {}, "not h264 in yuv444p"),
+        ({"codec": "mpeg4"}, {}, "not mpeg4 in yuv420p"),
+        (
+            {},
+            {"on_error": "fail"},
+            "a GPU does not tell of harmed pictures, which --on-error fail is to find",
+        ),
+    ],
+)
+def test_what_is_not_for_a_gpu_is_named(
+    tmp_path: Path, nearest_engine: None, clip: dict[str, Any], more: dict[str, Any], reason: str
+) -> None:
+    source = media_maker.make(tmp_path / "in.mkv", **clip)
+    (said,) = media_maker.upscale(source, tmp_path / "other.mkv", hwaccel="cuda", **more).warned
+    assert said.startswith("--hwaccel cuda is not followed, the video is decoded in software: ")
+    assert said.endswith(reason)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_memory_for_planes_is_looked_for_twice(monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+    surface = Host().surface(frames_of(8, 1)[0].planes, 8).tensors()
+    surface[1] = surface[1].reshape(surface[1].shape[0], -1, 2)
+    real, calls = surfaces_module._apart, []
+
+    def short_of_memory(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(surfaces_module, "_apart", short_of_memory)
+    if fails == 1:
+        assert fake_driver.same(planes_of(surface, 8), frames_of(8, 1)[0].planes)
+    else:
+        with pytest.raises(HardwareFailed, match="cpu has no memory left for its pictures"):
+            planes_of(surface, 8)
+
+
+def test_a_segment_is_made_again_in_software(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nearest_engine: None
+) -> None:
+    """Whatever the GPU's decoder does, and wherever."""
+    source = media_maker.make(tmp_path / "in.mp4", frames=12)
+    plain = media_maker.upscale(source, tmp_path / "plain.mp4")
+
+    class Failing(VideoSource):
+        def __iter__(self) -> Iterator[Frame]:
+            yield from islice(super().__iter__(), 5)
+            raise HardwareFailed("it has had enough")
+
+    def once(*arguments: Any, hardware: Any, **named: Any) -> VideoSource:
+        kind = VideoSource if hardware is None else Failing
+        return kind(*arguments, **named)
+
+    monkeypatch.setattr(task, "VideoSource", once)
+    monkeypatch.setattr(task, "road_for", lambda *given: replace(road_for(*given), hardware=Hardware()))
+    other = media_maker.upscale(source, tmp_path / "other.mp4")
+    assert plain.path.read_bytes() == other.path.read_bytes()
     assert other.warned == [
-        "--hwaccel cuda is not followed, the video is decoded in software: "
-        "a GPU decodes yuv420p and yuv420p10le here, not yuv444p"
+        "--hwaccel cuda is not followed, the video is decoded in software: it has had enough"
     ]
 
 
@@ -263,6 +358,7 @@ class _Gpu:
 )
 def test_roads(
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     options: dict[str, Any],
     device: str,
     codec: str,
@@ -270,8 +366,7 @@ def test_roads(
     stays: bool,
     surface: bool,
 ) -> None:
-    from rlfn_pipe.media.source import VideoSource
-
+    monkeypatch.setattr(roads, "why_not", lambda device: None)
     with VideoSource(media_maker.make(tmp_path / "in.mp4")) as source:
         part = source.part(source.first, source.last)
     plan = plan_encoding(tmp_path / "out.mp4", tags=LAYOUT, resolved=LAYOUT, picture=SIZE, codec=codec)

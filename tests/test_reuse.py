@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -180,6 +181,22 @@ def test_repeated_frames_are_not_computed() -> None:
 
 
 @only_native
+@pytest.mark.parametrize(("reuse", "kept"), [("off", 0), ("exact", 8)])
+def test_frames_are_kept_where_they_are_looked_at(reuse: str, kept: int) -> None:
+    """Where nothing is reused a frame goes with its result: it may lie in a GPU's memory, which is short."""
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def fresh() -> Iterator[tuple[Frame, Target]]:
+        for seed in range(12):
+            (frame,) = clip(planes(np.random.default_rng(seed), YUV, (32, 32)))
+            alive.append(weakref.ref(frame.planes[0]))
+            yield replace(frame, index=seed, pts=seed), target_of(frame)
+        gc.collect()
+        assert sum(one() is not None for one in alive[:-3]) == max(0, kept - 3)
+
+    assert sum(1 for _ in engine(reuse).run(fresh())) == 12
+
+
 def test_within_a_frame_only_what_changed_is_computed() -> None:
     """The cursor's seven frames: two as a whole, since layers are kept from the second on, three in part."""
     frames = clip(*moving(planes(np.random.default_rng(1), YUV, (160, 240))))

@@ -18,7 +18,7 @@ from rlfn_pipe.media.colour import planes_of, reformatted
 from rlfn_pipe.media.encoders import ENCODERS, MUXERS, plan_encoding
 from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.options import UpscaleOptions
-from rlfn_pipe.types import ColourInfo
+from rlfn_pipe.types import ColourInfo, Frame
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
 
@@ -521,20 +521,27 @@ def test_threads_of_a_conversion_do_not_write_over_one_another(packed: str, plan
         assert all(np.array_equal(p, q) for p, q in zip(planes_of(back), planes, strict=True))
 
 
-def test_packed_samples_are_read_as_they_are(tmp_path: Path) -> None:
-    path, size = tmp_path / "in.mkv", (322, 178)
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("rawvideo", rate=25)
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = *size, "y210le"
-        for i in range(8):
-            frame = reformatted(to_frame(noise(i, "yuv422p10le", size), "yuv422p10le"), "y210le", *size)
-            frame.pts = i
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    with VideoSource(path) as source:
-        frames = list(source)
-        assert source.format.pix_fmt == "yuv422p10le"
-    for i, frame in enumerate(frames):
-        assert all(map(np.array_equal, frame.planes, noise(i, "yuv422p10le", size)))
-    assert len(frames) == 8
+@pytest.mark.parametrize("deinterlace", ["off", "on"])
+def test_packed_samples_are_read_as_they_are(tmp_path: Path, deinterlace: str) -> None:
+    size, planar = (322, 178), "yuv422p10le"
+    films: dict[str, list[Frame]] = {}
+    for codec, pix_fmt in (("rawvideo", "y210le"), ("ffv1", planar)):
+        path = tmp_path / f"{codec}.mkv"
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream(codec, rate=25)
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+            for i in range(8):
+                frame = to_frame(noise(i, planar, size), planar)
+                if pix_fmt != planar:
+                    frame = reformatted(frame, pix_fmt, *size)
+                frame.pts = i
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        with VideoSource(path, deinterlace=deinterlace) as source:
+            films[codec] = list(source)
+            assert source.format.pix_fmt == planar
+    assert len(films["rawvideo"]) == 8
+    for i, (one, other) in enumerate(zip(films["rawvideo"], films["ffv1"], strict=True)):
+        assert all(map(np.array_equal, one.planes, other.planes))
+        assert all(map(np.array_equal, one.planes, noise(i, planar, size))) == (deinterlace == "off")

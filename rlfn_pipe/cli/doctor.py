@@ -211,9 +211,9 @@ def _codecs() -> Iterator[Check]:
     hardware = [name for name in HARDWARE_ENCODERS if _has_codec(name, "w")]
     if hardware:
         yield Check("hardware encoders", "ok", f"compiled in (not tried): {' '.join(hardware)}")
-    from rlfn_pipe.media.hardware import Hardware
+    from rlfn_pipe.media.hardware import why_not
 
-    reason = Hardware().why_not(stays=False)
+    reason = why_not(0)
     yield Check("hardware decoders", "ok", "--hwaccel cuda has one" if reason is None else f"none: {reason}")
 
 

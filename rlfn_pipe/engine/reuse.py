@@ -178,6 +178,10 @@ class Gallery(Generic[T]):
     def __init__(self) -> None:
         self._shown: list[tuple[Frame, Target, T]] = []
 
+    def forget(self) -> None:
+        """Drop what is kept."""
+        self._shown = []
+
     def find(self, frame: Frame, target: Target) -> T | None:
         """What belongs to a frame equal to `frame`; the latest if several."""
         for shown, its_target, item in self._shown:

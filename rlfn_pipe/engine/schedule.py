@@ -78,7 +78,8 @@ class Run:
             job = self._with_room(lambda: self._open(frame, target), frame)
         self._jobs.append(job)
         if job.repeats is None:
-            self._recent.add(frame, target, job)
+            if self._engine.reuse != "off":
+                self._recent.add(frame, target, job)
             job.remember = remember
             if job.lone is None:
                 self._cut(job)
@@ -406,6 +407,7 @@ class Run:
         Whether networks had kept anything.
         """
         forgot = self._engine.forget()
+        self._recent.forget()
         self._arrays.release()
         try:
             for job in self._leaving:

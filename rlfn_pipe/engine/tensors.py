@@ -55,9 +55,9 @@ class Tensors:
 
     def surface(self, planes: Sequence[torch.Tensor], bit_depth: int) -> Arrival:
         luma = planes[0]
-        room = torch.empty(
-            surface_shape(luma.shape, luma.element_size()), dtype=luma.dtype, device=luma.device
-        )
+        shape = surface_shape(luma.shape, luma.element_size())
+        with transfer.lasting(luma.device):
+            room = torch.empty(shape, dtype=luma.dtype, device=luma.device)
         made = semi_planar(planes, room, bit_depth)
         return transfer.stay([part.view(torch.uint16) if bit_depth > 8 else part for part in made])
 

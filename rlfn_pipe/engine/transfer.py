@@ -6,14 +6,16 @@ has an engine for each, beside that for kernels.
 
 from __future__ import annotations
 
+import atexit
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-__all__ = ["Arrival", "apart", "fetch", "send", "send_together", "stay", "together"]
+__all__ = ["Arrival", "apart", "fetch", "lasting", "send", "send_together", "stay", "together"]
 
 
 def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -110,6 +112,26 @@ def stay(tensors: Sequence[torch.Tensor]) -> _Stay:
     device = tensors[0].device
     done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
     return _Stay(list(tensors), done)
+
+
+@contextmanager
+def lasting(device: torch.device) -> Iterator[None]:
+    """Within, memory comes from what the device keeps for this, however little is left there.
+
+    Encoders know pictures by their address, so that it must not be given to others and come back.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.use_mem_pool(_lasting_memory(device)):
+        yield
+
+
+@lru_cache(maxsize=8)
+def _lasting_memory(device: torch.device) -> torch.cuda.MemPool:
+    # It has to go before CUDA does.
+    atexit.register(_lasting_memory.cache_clear)
+    return torch.cuda.MemPool()
 
 
 @lru_cache(maxsize=8)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
+from rlfn_pipe.errors import HardwareFailed
 from rlfn_pipe.media.colour import planar_format
-from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, Surfaces, not_followed
+from rlfn_pipe.media.hardware import EXACT, SEMI_PLANAR, Hardware, Surfaces, why_not
 
 if TYPE_CHECKING:
     from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.media.encoders import EncodePlan
-    from rlfn_pipe.media.part import Part
+    from rlfn_pipe.media.part import Part, SourceFormat
     from rlfn_pipe.options import UpscaleOptions
     from rlfn_pipe.types import Target
 
@@ -28,14 +29,26 @@ class Road:
     surfaces: Surfaces | None = None
 
 
-def hindrance(options: UpscaleOptions, pix_fmt: str) -> str | None:
-    """What to say where frames of a planar format will not be decoded by the GPU that `--hwaccel` asks for, or None."""
+def hindrance(options: UpscaleOptions, form: SourceFormat, device: int | None = None) -> str | None:
+    """What to say where a video will not be decoded by the GPU that `--hwaccel` asks for, or None.
+
+    `device`: the GPU's number (None: what `--device` says of it).
+    """
     if options.hwaccel == "none":
         return None
-    if pix_fmt not in SEMI_PLANAR:
-        return not_followed(f"a GPU decodes {' and '.join(SEMI_PLANAR)} here, not {pix_fmt}")
-    reason = Hardware().why_not(stays=False)
-    return None if reason is None else not_followed(reason)
+    if form.codec not in EXACT or form.pix_fmt not in SEMI_PLANAR:
+        codecs, formats = ", ".join(EXACT), " or ".join(SEMI_PLANAR)
+        reason: str | None = f"a GPU decodes {codecs} in {formats} here, not {form.codec} in {form.pix_fmt}"
+    elif options.on_error == "fail":
+        reason = "a GPU does not tell of harmed pictures, which --on-error fail is to find"
+    else:
+        reason = why_not(_first_gpu(options) if device is None else device)
+    return None if reason is None else str(HardwareFailed(reason))
+
+
+def _first_gpu(options: UpscaleOptions) -> int:
+    named = re.match(r"cuda:(\d+)", options.device)
+    return int(named[1]) if named else 0
 
 
 def road_for(
@@ -50,23 +63,23 @@ def road_for(
     if options.hwaccel == "none":
         return road
     if engine.device.type != "cuda":
-        return replace(road, hardware=_decoder(part, Hardware()))
+        return replace(road, hardware=_decoder(options, part, Hardware()))
     import torch
 
-    from rlfn_pipe.pipeline.surfaces import context_of, planes_of
+    from rlfn_pipe.pipeline.surfaces import Context, planes_of
 
     device = torch.device(str(engine.device))
     number = device.index if device.index is not None else torch.cuda.current_device()
-    inside = partial(context_of, device)
+    inside = Context(device)
     planes = planes_of if options.reuse == "off" else None
-    road = replace(road, hardware=_decoder(part, Hardware(number, planes, inside)))
+    road = replace(road, hardware=_decoder(options, part, Hardware(number, planes, inside)))
     if not _takes_surfaces(encoding, target):
         return road
     return replace(road, target=replace(target, surface=True), surfaces=Surfaces(number, inside))
 
 
-def _decoder(part: Part, hardware: Hardware) -> Hardware | None:
-    return hardware if part.format.pix_fmt in SEMI_PLANAR else None
+def _decoder(options: UpscaleOptions, part: Part, hardware: Hardware) -> Hardware | None:
+    return hardware if hindrance(options, part.format, hardware.device) is None else None
 
 
 def _takes_surfaces(encoding: EncodePlan, target: Target) -> bool:

@@ -7,13 +7,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlfn_pipe.errors import OutputError
-from rlfn_pipe.jobs.hardware import road_for
+from rlfn_pipe.errors import HardwareFailed, OutputError
+from rlfn_pipe.jobs.hardware import Road, road_for
 from rlfn_pipe.media.colour import is_transparent
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.part import Part
@@ -115,15 +115,30 @@ def run_segment(
     on_progress: Callable[[SegmentProgress], None],
     stop: threading.Event,
 ) -> SegmentResult:
-    """Decode, upscale and encode one segment into its file.
+    """Decode, upscale and encode one segment into its file, once more where a GPU's decoder fails.
 
     Raises:
         RlfnPipeError: it failed or `stop` was set; the file is of no use then.
     """
-    options, part = task.options, task.part
     engine = room.engine_for(task.factor)
+    road = road_for(task.options, engine, task.part, task.encoding, task.target)
+    try:
+        return _made(task, engine, road, on_progress, stop)
+    except HardwareFailed as error:
+        made = _made(task, engine, replace(road, hardware=None), on_progress, stop)
+        return replace(made, notes=[str(error), *made.notes])
+
+
+def _made(
+    task: SegmentTask,
+    engine: Engine,
+    road: Road,
+    on_progress: Callable[[SegmentProgress], None],
+    stop: threading.Event,
+) -> SegmentResult:
+    """`run_segment` by one road."""
+    options, part = task.options, task.part
     before = asdict(engine.statistics)
-    road = road_for(options, engine, part, task.encoding, task.target)
     source = VideoSource(
         task.input,
         on_error=options.on_error,

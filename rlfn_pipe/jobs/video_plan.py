@@ -118,7 +118,7 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
     )
     encoding = encoding_for(item.output, options, form, (geometry.width, geometry.height))
     notes = [*source.notes, *encoding.notes, *shape_notes(options, geometry, form.width, form.height)]
-    if (hindered := hindrance(options, form.pix_fmt)) is not None:
+    if (hindered := hindrance(options, form)) is not None:
         notes.append(hindered)
     tags = _video_tags(source, encoding.muxer)
     two_eyes = form.stereo != "" or source.stream.metadata.get("stereo_mode", "mono") != "mono"

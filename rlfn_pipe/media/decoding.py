@@ -24,9 +24,9 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rlfn_pipe.errors import InputError
+from rlfn_pipe.errors import HardwareFailed, InputError
 from rlfn_pipe.media.limits import max_pixels
-from rlfn_pipe.media.opening import open_media
+from rlfn_pipe.media.opening import describe_av_error, open_media
 from rlfn_pipe.media.timing import Timeline
 
 #: Of the decoders for these codecs only libvpx's reads the alpha that WebM keeps beside the picture.
@@ -65,7 +65,8 @@ def main_video(container: InputContainer, path: Path) -> VideoStream:
 class Decoding:
     """An opened file and its decoder. Iterate `pictures` once, `close` in any case.
 
-    `start`: table index of the keyframe to begin at, None for the beginning of the file.
+    `start`: table index of the keyframe to begin at, None for the beginning of the file; `accelerated`: a GPU
+    decodes, or is to.
     `errors` counts packets that did not decode. Where the table has a `delay`, pictures get the
     times at which it is their turn.
     """
@@ -78,8 +79,10 @@ class Decoding:
         *,
         start: int | None = None,
         threads: int = 0,
+        accelerated: bool = False,
     ) -> None:
         self.errors = 0
+        self._accelerated = accelerated
         self.start = start
         self.stream = stream
         self._container, self._timeline, self._threads = container, timeline, threads
@@ -106,7 +109,15 @@ class Decoding:
         """Open a file for one run. Raises InputError as `open_media` and `main_video` do."""
         with ExitStack() as stack:
             container = stack.enter_context(open_media(path, hwaccel=hwaccel))
-            decoding = cls(container, main_video(container, path), timeline, start=start, threads=threads)
+            decoding = cls(
+                container,
+                main_video(container, path),
+                timeline,
+                start=start,
+                # A GPU decodes no faster by more, and its decoder wants pictures for each.
+                threads=threads if hwaccel is None else 1,
+                accelerated=hwaccel is not None,
+            )
             decoding._stack = stack.pop_all()
         return decoding
 
@@ -115,7 +126,11 @@ class Decoding:
         self._stack.close()
 
     def pictures(self, on_failure: OnFailure) -> Iterator[VideoFrame]:
-        """Decoded pictures in the order in which they are shown; none when the keyframe is not found."""
+        """Decoded pictures in the order in which they are shown; none when the keyframe is not found.
+
+        Raises:
+            HardwareFailed: where it is accelerated.
+        """
         for packet in self._packets(on_failure):
             if packet is not None and packet.pts is not None and packet.dts is not None:
                 self._lead = packet.pts - packet.dts
@@ -124,6 +139,9 @@ class Decoding:
             except av.error.EOFError:
                 continue
             except av.error.FFmpegError as error:
+                if self._accelerated and not isinstance(error, av.error.InvalidDataError):
+                    # Not the packet's fault, so that the next ones would fail, too.
+                    raise HardwareFailed(f"its decoder failed ({describe_av_error(error)})") from error
                 self.errors += 1
                 on_failure(error, packet)
                 continue

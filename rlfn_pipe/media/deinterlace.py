@@ -11,8 +11,6 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rlfn_pipe.media.colour import LAYOUTS, planar_format, reformatted
-
 #: AVFieldOrder values above 1 (progressive) are the interlaced ones.
 _PROGRESSIVE = 1
 
@@ -61,8 +59,6 @@ class Deinterlacer:
             yield frame
 
     def _deinterlaced(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-        # libavfilter would convert what bwdif does not take, by several threads (see `reformatted`).
-        frames = map(_planar, frames)
         first = next(frames)
         time_base = self._stream.time_base or Fraction(1, 90000)
         graph = Graph()
@@ -100,8 +96,3 @@ class Deinterlacer:
         for frame in frames:
             yield from push(frame)
         yield from push(None)
-
-
-def _planar(frame: VideoFrame) -> VideoFrame:
-    name = planar_format(frame.format.name)
-    return frame if frame.format.name in LAYOUTS else reformatted(frame, name, frame.width, frame.height)

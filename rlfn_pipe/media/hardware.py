@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import av.error
@@ -21,13 +22,14 @@ from av.video.frame import CudaContext, VideoFrame
 from rlfn_pipe.media.opening import describe_av_error
 
 __all__ = [
+    "EXACT",
     "NVIDIA_DEVICES",
     "SEMI_PLANAR",
     "Hardware",
     "Surfaces",
     "by_hardware",
-    "not_followed",
     "samples_of",
+    "why_not",
 ]
 
 #: Where NVIDIA's driver is reached, on Linux itself and inside Windows.
@@ -35,13 +37,16 @@ NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 #: What NVIDIA's decoders give and its encoders take, by the planar format of the same samples: chroma interleaved, the
 #: samples of 10 bit in the high bits of 16.
 SEMI_PLANAR = {"yuv420p": "nv12", "yuv420p10le": "p010le"}
+#: libav's decoders that hand over to a GPU's, of formats whose samples are the same whoever decodes them. (PyAV takes
+#: another one for AV1.)
+EXACT = ("h264", "hevc", "vp8", "vp9")
 #: Semi-planar formats and the GPU's own, of which software decoders give none.
 _OF_HARDWARE = frozenset({"cuda", "nv12", "p010le", "p012le", "p016le", "nv16", "p210le", "p216le"})
 #: In the context that PyTorch has made current. Asked for as "the primary one" it is refused, since PyTorch has made
 #: it with other flags.
 _IN_THIS_CONTEXT = {"primary_ctx": "0", "current_ctx": "1"}
 
-#: Within, the GPU's context is the calling thread's.
+#: Within, the GPU is PyTorch's current one and its context the calling thread's.
 Inside = Callable[[], AbstractContextManager[object]]
 
 
@@ -50,25 +55,15 @@ class Hardware:
     """A decoder on NVIDIA's GPU with the number `device`.
 
     `planes` makes the planes of a `Frame` from a surface's (which have ``__dlpack__``; luma (h, w), chroma
-    (h / 2, w / 2, 2)) and its bit depth, in the GPU's memory and apart from the surface; None: pictures are brought to the
-    host. With it the decoder is opened `inside` the context that its planes belong to.
+    (h / 2, w / 2, 2)) and its bit depth, in the GPU's memory; None: pictures are brought to the host. With it the decoder is
+    opened `inside` the context that its planes belong to.
+
+    A GPU does not tell that the data of a picture are harmed.
     """
 
     device: int = 0
     planes: Callable[[Sequence[Any], int], tuple[np.ndarray, ...]] | None = None
     inside: Inside = nullcontext
-
-    def why_not(self, *, stays: bool) -> str | None:
-        """Why `accel` cannot be had, in a few words; None where it can."""
-        if "cuda" not in hwdevices_available():
-            return "this build of PyAV has no CUDA"
-        try:
-            self.accel(stays=stays).create(Codec("h264", "r"))
-        except (av.error.FFmpegError, NotImplementedError) as error:
-            if any(map(os.path.exists, NVIDIA_DEVICES)):
-                return f"NVIDIA's driver refuses it ({describe_av_error(error)})"
-            return "this machine shows no NVIDIA GPU"
-        return None
 
     def accel(self, *, stays: bool) -> HWAccel:
         """What PyAV opens a file with; streams that the GPU does not decode are decoded in software.
@@ -87,9 +82,18 @@ class Hardware:
         )
 
 
-def not_followed(reason: str) -> str:
-    """What to say where somebody asked for a GPU's decoder in vain."""
-    return f"--hwaccel cuda is not followed, the video is decoded in software: {reason}"
+@cache
+def why_not(device: int) -> str | None:
+    """Why the decoders of a GPU cannot be had, in a few words; None where they can be tried. Asked once a process."""
+    if "cuda" not in hwdevices_available():
+        return "this build of PyAV has no CUDA"
+    try:
+        Hardware(device).accel(stays=False).create(Codec("h264", "r"))
+    except (av.error.FFmpegError, NotImplementedError) as error:
+        if any(map(os.path.exists, NVIDIA_DEVICES)):
+            return f"NVIDIA's driver refuses it ({describe_av_error(error)})"
+        return "this machine shows no NVIDIA GPU"
+    return None
 
 
 def samples_of(frame: VideoFrame) -> str:
@@ -124,10 +128,8 @@ class Surfaces:
         samples = SEMI_PLANAR[pix_fmt]
         if self._device is None:
             return VideoFrame.from_dlpack(tuple(planes), format=samples)
-        if self._context is not None:
-            return VideoFrame.from_dlpack(tuple(planes), format=samples, cuda_context=self._context)
-        context = CudaContext(self._device, primary_ctx=False, current_ctx=True)
+        if self._context is None:
+            self._context = CudaContext(self._device, primary_ctx=False, current_ctx=True)
+        # PyTorch hands out what lies on its current GPU only, and libav takes the context of that.
         with self._inside():
-            picture = VideoFrame.from_dlpack(tuple(planes), format=samples, cuda_context=context)
-        self._context = context
-        return picture
+            return VideoFrame.from_dlpack(tuple(planes), format=samples, cuda_context=self._context)

@@ -21,7 +21,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 
-from rlfn_pipe.errors import InputError, reason_of
+from rlfn_pipe.errors import HardwareFailed, InputError, reason_of
 
 #: libavformat demuxers that read one file and never open another (names as in `ffmpeg -demuxers`).
 ALLOWED_DEMUXERS = (
@@ -69,6 +69,7 @@ def open_media(
 
     Raises:
         InputError: the file is missing, empty, unreadable or not media of a known kind.
+        HardwareFailed: it cannot be opened with `hwaccel`.
     """
     file = _open_file(path)
     try:
@@ -111,8 +112,14 @@ def _open_file(path: Path) -> IO[bytes]:
 def _open_container(
     path: Path, file: IO[bytes], demuxer: str | None, hwaccel: HWAccel | None
 ) -> InputContainer:
+    if hwaccel is not None:
+        try:
+            return _demux(file, demuxer, hwaccel)
+        except (av.error.FFmpegError, ValueError, OSError) as error:
+            # Where it is the file's fault, that is told when it is opened without.
+            raise HardwareFailed(f"its decoder cannot be had ({describe_av_error(error)})") from error
     try:
-        return _demux(file, demuxer, hwaccel)
+        return _demux(file, demuxer)
     except PermissionError:
         raise InputError(
             f"{path}: refers to other files, which is refused; give the media file itself"
@@ -123,13 +130,13 @@ def _open_container(
         # A few packets are too little to be told from the content alone.
         file.seek(0)
         with suppress(av.error.FFmpegError, ValueError, OSError):
-            return _demux(file, "mpegts", hwaccel)
+            return _demux(file, "mpegts")
     raise InputError(
         f"{path}: is not media that can be opened ({reason}); check that the file is whole and really a video"
     )
 
 
-def _demux(file: IO[bytes], demuxer: str | None, hwaccel: HWAccel | None) -> InputContainer:
+def _demux(file: IO[bytes], demuxer: str | None, hwaccel: HWAccel | None = None) -> InputContainer:
     return av.open(
         file,
         "r",

@@ -29,7 +29,7 @@ class Selection:
 class SourceFormat:
     """What the first decoded frame tells of all of them.
 
-    `width`, `height`: stored picture as the frames are handed out (after baking a rotation);
+    `codec`: name of its decoder; `width`, `height`: stored picture as the frames are handed out (after baking a rotation);
     `pix_fmt`: planar format of the planes; `tags`: colour as found; `colour`: resolved;
     `matrix`: display matrix that the output must carry (None: upright or baked; other angles than
     multiples of 90 degrees are never baked);
@@ -46,6 +46,7 @@ class SourceFormat:
     matrix: DisplayMatrix | None
     mastering: bytes | None
     light_level: bytes | None
+    codec: str = ""
     stereo: str | None = ""
     transparent: bool = False
 

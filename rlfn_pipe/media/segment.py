@@ -132,7 +132,10 @@ class SegmentSink:
         assert frame.pts is not None
         if self.pts and frame.pts <= self.pts[-1]:
             raise ValueError(f"frame {len(self.pts)} has pts {frame.pts} after {self.pts[-1]}")
-        picture = picture_for(frame, self._plan, len(self.pts), self._time_base, self._surfaces)
+        try:
+            picture = picture_for(frame, self._plan, len(self.pts), self._time_base, self._surfaces)
+        except av.error.FFmpegError as error:
+            raise self._failed(error) from error
         self.pts.append(frame.pts)
         self._encode(picture)
 
@@ -167,7 +170,7 @@ class SegmentSink:
         try:
             packets = self._context.encode(picture)
         except av.error.FFmpegError as error:
-            if not self._begun:
+            if not self._context.is_open:
                 raise refused(self._plan, self._name, error) from None
             raise self._failed(error) from error
         if not self._begun:

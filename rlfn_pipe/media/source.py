@@ -15,16 +15,15 @@ from itertools import chain, islice
 from pathlib import Path
 
 import av.error
-from av.codec.hwaccel import HWAccel
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rlfn_pipe.errors import InputError
+from rlfn_pipe.errors import HardwareFailed, InputError
 from rlfn_pipe.media.colour import colour_of, is_transparent, planar_format, planes_of, reformatted
 from rlfn_pipe.media.decoding import Run, begin, main_video, output_delay
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
-from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, by_hardware, not_followed, samples_of
+from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, by_hardware, samples_of
 from rlfn_pipe.media.limits import check_picture_size
 from rlfn_pipe.media.matching import Item, Matcher
 from rlfn_pipe.media.matroska import Crop, pixel_crop
@@ -60,7 +59,8 @@ class VideoSource:
             `bake_rotation` were settled there). Its frames equal those that the whole gives
             for these entries of the table, counted from 0; only what happens to them is counted.
         hardware: what decodes a part of planar 4:2:0 (`rlfn_pipe.media.hardware.SEMI_PLANAR`) where it can; with
-            its `planes`, and where nothing but the engine wants to see a frame, those are what `Frame` has.
+            its `planes`, and where nothing but the engine wants to see a frame, those are what `Frame` has. What fails
+            of it, at entering or later, is a HardwareFailed; the same part may be read without it.
         on_step: called at each packet that is looked at and each picture that is decoded, also those that are
             not chosen; what it raises ends the reading.
     """
@@ -143,8 +143,8 @@ class VideoSource:
             self.timeline, self.first, self.last = given.timeline, given.first, given.last
             self._counted = given.counted
         history = _FILTER_HISTORY if self._filters_in_time() else 0
-        with nullcontext() if self._hardware is None else self._hardware.inside():
-            accel = self._accel()
+        hardware = self._hardware
+        with nullcontext() if hardware is None else hardware.inside():
             run = begin(
                 self.path,
                 self.timeline,
@@ -152,24 +152,12 @@ class VideoSource:
                 early=history,
                 threads=self._threads,
                 on_failure=self._decoding_failed,
-                hwaccel=accel,
+                hwaccel=None if hardware is None else hardware.accel(stays=self._stays()),
             )
         self._stack.callback(run.decoding.close)
-        if accel is not None and run.head is not None and not by_hardware(run.head):
-            context = run.decoding.stream.codec_context
-            self.notes.append(not_followed(f"the GPU does not take this {context.name}"))
+        if hardware is not None and (run.head is None or not by_hardware(run.head)):
+            raise HardwareFailed(f"the GPU does not take this {run.decoding.stream.codec_context.name}")
         self._begin(run)
-
-    def _accel(self) -> HWAccel | None:
-        """What the file is opened with, where a GPU is to decode it and can be had."""
-        if self._hardware is None:
-            return None
-        stays = self._stays()
-        reason = self._hardware.why_not(stays=stays)
-        if reason is not None:
-            self.notes.append(not_followed(reason))
-            return None
-        return self._hardware.accel(stays=stays)
 
     def _stays(self) -> bool:
         """Whether pictures may stay in a GPU's memory: no filter looks at them, nothing turns them."""
@@ -262,6 +250,7 @@ class VideoSource:
             matrix,
             data.get("MASTERING_DISPLAY_METADATA"),
             data.get("CONTENT_LIGHT_LEVEL"),
+            context.name,
             stereo_mode(data.get("STEREO3D")),
             tags.alpha and is_transparent(planes_of(reformatted(frame, pix_fmt, *self._size))[-1], tags),
         )
@@ -375,6 +364,11 @@ class VideoSource:
 
     def _frame(self, decoded: VideoFrame) -> Frame:
         samples = samples_of(decoded)
+        if self._hardware is not None and (decoded.width, decoded.height) != self._size:
+            # Of what is to be cut off on the left and at the top libav cuts nothing off a GPU's pictures.
+            raise HardwareFailed(
+                f"the GPU gives {decoded.width}x{decoded.height} instead of {self._size[0]}x{self._size[1]}"
+            )
         if (decoded.width, decoded.height) != self._size or planar_format(samples) != self._pix_fmt:
             note = "the picture changes size or format within the stream; all frames were brought to the first one's"
             if note not in self.notes:
