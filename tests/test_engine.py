@@ -628,7 +628,7 @@ def test_frames_on_their_way_while_others_are_computed(
     for frame in engine.run(work(frames, 2)):
         got.append(frame)
         if not bright:  # else some planes are made again, and nobody waits for the first ones
-            assert sum(len(each._copies) == 3 for each in slow_way.underway) <= 2
+            assert sum(len(each._tensors) == 3 for each in slow_way.underway) <= 2
     assert slow_way.most >= 3, "planes of two frames, and flags"
     check_identity(frames, got, 2)
     assert bool(said) == bool(bright)

@@ -60,18 +60,17 @@ def together(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 class Arrival:
-    """Tensors on their way to the host; `landed` where somebody carries them there."""
+    """Tensors that are on their way, or being computed; `landed` once they are there, where somebody else does that."""
 
-    def __init__(self, copies: list[torch.Tensor], landed: torch.cuda.Event | None) -> None:
-        self._copies, self._landed = copies, landed
+    def __init__(self, tensors: list[torch.Tensor], landed: torch.cuda.Event | None) -> None:
+        self._tensors, self._landed = tensors, landed
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors on the host, once they are there."""
+        """The tensors, once they are there."""
         if self._landed is not None:
             self._landed.synchronize()
             self._landed = None
-        self._copies = [copy.cpu() for copy in self._copies]
-        return self._copies
+        return self._tensors
 
 
 def fetch(tensors: Sequence[torch.Tensor]) -> Arrival:
@@ -81,7 +80,7 @@ def fetch(tensors: Sequence[torch.Tensor]) -> Arrival:
     """
     device = tensors[0].device
     if device.type != "cuda":
-        return Arrival(list(tensors), None)
+        return Arrival([tensor.cpu() for tensor in tensors], None)
     _, down = _streams(device)
     down.wait_stream(torch.cuda.current_stream(device))
     one = together(tensors)
@@ -94,24 +93,11 @@ def fetch(tensors: Sequence[torch.Tensor]) -> Arrival:
     return Arrival(copies if one is None else apart(copies[0], [t.shape for t in tensors]), landed)
 
 
-class _Stay:
-    """Tensors that are being computed; `done` where somebody else does that."""
-
-    def __init__(self, tensors: list[torch.Tensor], done: torch.cuda.Event | None) -> None:
-        self._tensors, self._done = tensors, done
-
-    def tensors(self) -> list[torch.Tensor]:
-        if self._done is not None:
-            self._done.synchronize()
-            self._done = None
-        return self._tensors
-
-
-def stay(tensors: Sequence[torch.Tensor]) -> _Stay:
+def stay(tensors: Sequence[torch.Tensor]) -> Arrival:
     """Tensors of one device that stay there, for somebody who asks no stream whether they have been computed."""
     device = tensors[0].device
     done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-    return _Stay(list(tensors), done)
+    return Arrival(list(tensors), done)
 
 
 @contextmanager
