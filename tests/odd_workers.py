@@ -55,7 +55,9 @@ def defect(connection: Connection) -> None:
     """Has a defect at its second segment."""
 
     def act() -> None:
-        raise ZeroDivisionError("by design")
+        error = ZeroDivisionError("by design")
+        error.add_note("while reading frame 0")
+        raise error
 
     _odd(connection, act)
 

@@ -59,9 +59,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The work failed with an error of ours (`error`), or by a defect (`trace`)."""
+    """The work failed with an error of ours (`error`), or by a defect: what it is, where it was met, and its `trace`."""
 
     error: RlfnPipeError | None = None
+    defect: str = ""
     trace: str = ""
     interrupted: bool = False
 
@@ -166,8 +167,10 @@ def serve(connection: Connection) -> None:
             send(Failed(interrupted=True))
         except RlfnPipeError as error:
             send(Failed(error))
-        except Exception:
-            send(Failed(trace=traceback.format_exc()))
+        except Exception as error:
+            met = getattr(error, "__notes__", [])
+            said = ", ".join([f"{type(error).__name__}: {error}", *met])
+            send(Failed(defect=said, trace=traceback.format_exc()))
 
 
 def _wants_torch(options: UpscaleOptions) -> bool:

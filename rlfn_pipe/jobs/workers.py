@@ -344,6 +344,6 @@ def _raised(failed: Failed, stop: threading.Event) -> BaseException:
         return interrupted(stop)
     if failed.error is not None:
         return failed.error
-    defect = TaskDefect(failed.trace.rstrip().rpartition("\n")[2])
+    defect = TaskDefect(failed.defect)
     defect.add_note(failed.trace)
     return defect
