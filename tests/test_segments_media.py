@@ -20,7 +20,7 @@ from media_maker import B_FRAMES, Clip, bars, decoded, make, noise
 
 from rlfn_pipe.errors import InputError, OutputError
 from rlfn_pipe.media.encoders import ENCODERS, EncodePlan, plan_encoding
-from rlfn_pipe.media.encoding import encoder_for, encoder_options, opened, picture_for
+from rlfn_pipe.media.encoding import encoder_options, open_encoder, picture_for
 from rlfn_pipe.media.part import Selection
 from rlfn_pipe.media.segment import SegmentSink, count_segment, read_header, read_packets
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
@@ -358,8 +358,7 @@ def pictures(count: int, times: list[int] | None = None, pix_fmt: str = "yuv420p
 def coded(frames: list[Frame], plan: EncodePlan, **changes: str) -> list[Any]:
     """The packets of PyAV's encoder, by hand."""
     plan = replace(plan, options={**plan.options, **changes})
-    context = encoder_for(plan, Fraction(25), name="by hand", sample_aspect_ratio=None, threads=1)
-    opened(context, plan, "by hand")
+    context = open_encoder(plan, Fraction(25), name="by hand", sample_aspect_ratio=None, threads=1)
     packets = []
     for i, frame in enumerate(frames):
         packets += context.encode(picture_for(frame, plan, i, context.time_base))

@@ -20,7 +20,7 @@ from rlfn_pipe.jobs.video import header_of
 from rlfn_pipe.jobs.video_plan import open_source, plan_video
 from rlfn_pipe.jobs.work import foreseen
 from rlfn_pipe.media.encoders import muxer_for
-from rlfn_pipe.media.encoding import encoder_for, opened
+from rlfn_pipe.media.encoding import open_encoder
 from rlfn_pipe.media.images import (
     check_output_size,
     conversion_notes,
@@ -118,9 +118,9 @@ def _describe_video(
         form, encoding, geometry = source.format, plan.encoding, plan.geometry
         if options.encoder_options or "nvenc" in encoding.codec:
             # What only the encoder itself can tell.
-            name = str(item.output)
-            encoder = encoder_for(encoding, plan.times.rate, name=name, sample_aspect_ratio=None, threads=1)
-            opened(encoder, encoding, name)
+            open_encoder(
+                encoding, plan.times.rate, name=str(item.output), sample_aspect_ratio=None, threads=1
+            )
         frames = plan.frames
         warnings = source_warnings(source)
         swapped = plan.matrix is not None and form.matrix is not None and form.matrix.swaps_axes

@@ -65,8 +65,7 @@ def main_video(container: InputContainer, path: Path) -> VideoStream:
 class Decoding:
     """An opened file and its decoder. Iterate `pictures` once, `close` in any case.
 
-    `start`: table index of the keyframe to begin at, None for the beginning of the file; `accelerated`: a GPU
-    decodes, or is to.
+    `start`: table index of the keyframe to begin at, None for the beginning of the file.
     `errors` counts packets that did not decode. Where the table has a `delay`, pictures get the
     times at which it is their turn.
     """
@@ -79,10 +78,11 @@ class Decoding:
         *,
         start: int | None = None,
         threads: int = 0,
-        accelerated: bool = False,
     ) -> None:
         self.errors = 0
-        self._accelerated = accelerated
+        self._accelerated = stream.codec_context.is_hwaccel
+        if self._accelerated:
+            threads = 1  # a GPU decodes no faster by more, and its decoder wants pictures for each
         self.start = start
         self.stream = stream
         self._container, self._timeline, self._threads = container, timeline, threads
@@ -109,15 +109,7 @@ class Decoding:
         """Open a file for one run. Raises InputError as `open_media` and `main_video` do."""
         with ExitStack() as stack:
             container = stack.enter_context(open_media(path, hwaccel=hwaccel))
-            decoding = cls(
-                container,
-                main_video(container, path),
-                timeline,
-                start=start,
-                # A GPU decodes no faster by more, and its decoder wants pictures for each.
-                threads=threads if hwaccel is None else 1,
-                accelerated=hwaccel is not None,
-            )
+            decoding = cls(container, main_video(container, path), timeline, start=start, threads=threads)
             decoding._stack = stack.pop_all()
         return decoding
 
@@ -129,7 +121,7 @@ class Decoding:
         """Decoded pictures in the order in which they are shown; none when the keyframe is not found.
 
         Raises:
-            HardwareFailed: where it is accelerated.
+            HardwareFailed: a GPU that was to decode cannot go on.
         """
         for packet in self._packets(on_failure):
             if packet is not None and packet.pts is not None and packet.dts is not None:

@@ -83,7 +83,7 @@ def configure(
         context.codec_tag = "hvc1"  # Apple's players want it
 
 
-def encoder_for(
+def open_encoder(
     plan: EncodePlan,
     rate: Fraction,
     *,
@@ -92,12 +92,12 @@ def encoder_for(
     threads: int,
     surfaces: Surfaces | None = None,
 ) -> VideoCodecContext:
-    """An encoder that stands alone, its headers where the plan's container wants them. It is not open yet.
+    """An opened encoder that stands alone, its headers where the plan's container wants them.
 
-    `surfaces`: it gets pictures of those.
+    With `surfaces` it gets pictures of those, and is opened by the first of them, which knows its memory.
 
     Raises:
-        UsageError: the encoder is not there.
+        UsageError: the encoder is not there or refuses its settings.
     """
     rate = encoder_rate(plan.codec, rate)
     try:
@@ -116,15 +116,7 @@ def encoder_for(
         context.pix_fmt, samples = surfaces.format_for(planar_format(plan.pix_fmt))
         if samples is not None:
             context.sw_format = samples
-    return context
-
-
-def opened(context: VideoCodecContext, plan: EncodePlan, name: str) -> VideoCodecContext:
-    """An encoder of `encoder_for`, opened by itself.
-
-    Raises:
-        UsageError: it refuses its settings.
-    """
+        return context
     try:
         context.open()
     except (av.error.FFmpegError, ValueError) as error:
@@ -165,7 +157,7 @@ def check_options(context: VideoCodecContext, plan: EncodePlan) -> None:
 def picture_for(
     frame: Frame, plan: EncodePlan, index: int, time_base: Fraction, surfaces: Surfaces | None = None
 ) -> VideoFrame:
-    """The frame as the encoder takes it, shown at `index` ticks of `time_base`. `surfaces`: as in `encoder_for`."""
+    """The frame as the encoder takes it, shown at `index` ticks of `time_base`. `surfaces`: as in `open_encoder`."""
     planar = planar_format(plan.pix_fmt)
     if surfaces is not None:
         picture = surfaces.picture(frame.planes, planar)

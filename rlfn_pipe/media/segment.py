@@ -24,9 +24,8 @@ from rlfn_pipe.errors import MORE_ROOM, OutputError, is_full, reason_of
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.encoding import (
     check_options,
-    encoder_for,
     encoder_rate,
-    opened,
+    open_encoder,
     picture_for,
     refused,
 )
@@ -97,20 +96,16 @@ class SegmentSink:
     ) -> None:
         self.pts: list[int] = []
         self._plan, self._name, self._surfaces = plan, name, surfaces
-        self._packets = self._keyframes = 0
-        self._context = encoder_for(
+        self._packets = 0
+        self._context = open_encoder(
             plan, rate, name=name, sample_aspect_ratio=sample_aspect_ratio, threads=threads, surfaces=surfaces
         )
-        if surfaces is None:
-            opened(self._context, plan, name)
         self._time_base = 1 / encoder_rate(plan.codec, rate)
-        self._last = -1
         try:
             self._file: IO[bytes] = path.open("wb")
         except OSError as error:
             raise self._failed(error) from None
-        self._begun = False
-        if surfaces is None:
+        if self._context.is_open:
             self._begin()
 
     def _begin(self) -> None:
@@ -120,7 +115,6 @@ class SegmentSink:
         except BaseException:
             self.abort()
             raise
-        self._begun = True
 
     @property
     def frames(self) -> int:
@@ -167,13 +161,14 @@ class SegmentSink:
             return  # what could not be written is being thrown away
 
     def _encode(self, picture: Any) -> None:
+        opens = not self._context.is_open
         try:
             packets = self._context.encode(picture)
         except av.error.FFmpegError as error:
             if not self._context.is_open:
                 raise refused(self._plan, self._name, error) from None
             raise self._failed(error) from error
-        if not self._begun:
+        if opens:
             check_options(self._context, self._plan)
             self._begin()
         for packet in packets:

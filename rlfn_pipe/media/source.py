@@ -375,13 +375,9 @@ class VideoSource:
                 self.notes.append(note)
             check_picture_size(self.path, decoded.width, decoded.height)
             decoded = reformatted(decoded, self._pix_fmt, *self._size)
-        elif (
-            samples != decoded.format.name
-            and self._hardware is not None
-            and self._hardware.planes is not None
-        ):
-            planes = self._hardware.planes(decoded.planes, self._colour.bit_depth)
-            return Frame(planes, self._colour)
+        elif samples != decoded.format.name:
+            assert self._hardware is not None and self._hardware.planes is not None, "see `_stays`"
+            return Frame(self._hardware.planes(decoded.planes, self._colour.bit_depth), self._colour)
         elif samples.replace("yuvj", "yuv") != self._pix_fmt:
             decoded = reformatted(decoded, self._pix_fmt, *self._size)
         planes = planes_of(decoded)
