@@ -72,6 +72,14 @@ def main() -> int:
         signal.signal(signum, _not_begun)
     # PyTorch looks once, at its first tensor; see `rlfn_pipe.allocator`.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from rlfn_pipe.jobs.process import early_worker
+
+    with early_worker(sys.argv[1:]):
+        return _command(heard)
+
+
+def _command(heard: list[signal.Signals]) -> int:
+    """Load the command, which now answers the signals that are `heard`, and run it."""
     from rlfn_pipe.cli.app import main as command
     from rlfn_pipe.errors import Interrupted
 

@@ -28,7 +28,8 @@ from rlfn_pipe.errors import Interrupted, OutputError, UsageError
 from rlfn_pipe.jobs import images, temporary
 from rlfn_pipe.jobs import run as run_module
 from rlfn_pipe.jobs.geometry import MAXIMUM_PIXELS, output_geometry
-from rlfn_pipe.jobs.images import ImageRun, ImageTask
+from rlfn_pipe.jobs.image_task import ImageTask
+from rlfn_pipe.jobs.images import ImageRun
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.plan import describe
 from rlfn_pipe.jobs.room import EngineRoom

@@ -78,32 +78,54 @@ def test_the_command_leaves_torch_to_its_worker(tmp_path: Path) -> None:
 
 
 EARLY = """
-import importlib.abc, multiprocessing, os, sys
+import importlib.abc, os, sys
+from pathlib import Path
+
+def children():
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 class Watch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "av":
-            (worker,) = multiprocessing.active_children()
-            print("nice", os.getpriority(os.PRIO_PROCESS, worker.pid))
+        if name in ("typer", "av"):
+            print(name, *(os.getpriority(os.PRIO_PROCESS, int(child)) for child in children()))
 
-if __name__ == "__main__":
-    sys.meta_path.insert(0, Watch())
-    from rlfn_pipe.cli.app import main
-    code = main(sys.argv[1:])
-    print("code", code, "left", len(multiprocessing.active_children()))
+sys.meta_path.insert(0, Watch())
+from rlfn_pipe.__main__ import main
+code = main()
+print("code", code, "left", len(children()))
 """
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_worker_begins_before_the_program_is_loaded(tmp_path: Path, broken: bool) -> None:
-    """PyTorch is what takes long; a worker that turns out not to be needed is ended."""
+@pytest.mark.parametrize("more", [[], ["--nice", "3"], ["--preset", "web"], ["--dry-run"]], ids=" ".join)
+def test_the_worker_begins_before_the_program_is_loaded(
+    tmp_path: Path, broken: bool, more: list[str]
+) -> None:
+    """Before the command line is understood, if it is one that wants a worker; one that nobody wants is ended."""
     (tmp_path / "program.py").write_text(EARLY, encoding="utf-8")
     # A file is refused as the place of several before anybody works.
     source, output = (BUNNY.parent, BUNNY) if broken else (BUNNY, tmp_path / "out.mkv")
-    done = one_frame(tmp_path, source, output, "--nice", "3")
-    code = 1 if broken else 0
-    nice = os.getpriority(os.PRIO_PROCESS, 0) + 3
-    assert done.stdout.splitlines() == [f"nice {min(nice, 19)}", f"code {code} left 0"], done.stderr
+    done = one_frame(tmp_path, source, output, *more)
+    told = [line.split() for line in done.stdout.splitlines() if line.startswith(("typer", "av", "code"))]
+    usual = str(os.getpriority(os.PRIO_PROCESS, 0))
+    nice = str(min(int(usual) + 3, 19)) if "--nice" in more else usual
+    early = ["typer"] if more else ["typer", usual]
+    then = ["av"] if "--dry-run" in more else ["av", nice]
+    assert told == [early, then, ["code", "1" if broken else "0", "left", "0"]], done.stderr
+    assert output.exists() == (broken or "--dry-run" not in more)
+
+
+def test_a_command_that_wants_no_worker_starts_none(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(EARLY, encoding="utf-8")
+    for arguments in (["probe", str(BUNNY)], ["upscale", "absent.mp4", "out.mp4"], ["upscale", "--help"], []):
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "program.py"), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.stdout.splitlines()[0] == "typer", done.stdout + done.stderr
 
 
 def test_what_starts_a_worker_loads_nothing_else() -> None:
@@ -114,6 +136,26 @@ def test_what_starts_a_worker_loads_nothing_else() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.split() == []
+
+
+def test_a_film_waits_for_nothing_that_pictures_or_downloads_need(tmp_path: Path) -> None:
+    """OpenCV, Pillow and the network's libraries: in the command and in its worker."""
+    watch = tmp_path / "sitecustomize.py"
+    watch.write_text(
+        "import sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name in ('cv2', 'PIL', 'ssl', 'numpy.ma', 'av'): print(name, file=sys.stderr, flush=True)\n"
+        "sys.meta_path.insert(0, Watch())\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = one_frame(tmp_path, BUNNY, tmp_path / "out.mkv", PYTHONPATH=path)
+    assert done.returncode == 0 and done.stderr.split() == ["av", "av"]
+    picture = BUNNY.parent / "bunny" / "face.png"
+    done = one_frame(tmp_path, picture, tmp_path / "out.png", PYTHONPATH=path)
+    assert done.returncode == 0 and {"cv2", "PIL"} <= set(done.stderr.split())
 
 
 def test_nothing_of_pytorch_is_loaded_where_the_compiled_part_does_it_all(tmp_path: Path) -> None:
@@ -208,7 +250,8 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path, signum: 
 
 
 def test_a_terminal_that_is_closed_asks_once() -> None:
-    before = signal.getsignal(signal.SIGHUP)
+    # Who was asked to stop hears none of them any more: other tests' commands would have that from this process.
+    before = {signum: signal.getsignal(signum) for signum in process.STOPPING}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         with stop_on_signals() as stop:
@@ -220,4 +263,5 @@ def test_a_terminal_that_is_closed_asks_once() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop.is_set()
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -22,7 +22,7 @@ import torch
 from rlfn_pipe.cli.app import main
 from rlfn_pipe.errors import OutputError, UsageError, WeightsError
 from rlfn_pipe.files import cache_folder
-from rlfn_pipe.models import official, registry, weights
+from rlfn_pipe.models import fetch, official, registry, weights
 from rlfn_pipe.models.architectures import ARCHITECTURES, architecture, shapes
 from rlfn_pipe.models.rlfn import RLFN
 
@@ -258,12 +258,12 @@ def test_fetched_weights_are_kept_and_usable_by_name(
     file = pinned(folder / "file.pth")
     monkeypatch.setattr(registry, "OFFICIAL", (file,))
     seen: list[int] = []
-    path = official.fetch(file, url, lambda done, _total: seen.append(done))
+    path = fetch.fetch(file, url, lambda done, _total: seen.append(done))
     assert seen[-1] == path.stat().st_size == (folder / "file.pth").stat().st_size
     spec, _ = weights.load("official-rlfn-ntire")
     assert (spec.input_range, spec.path, spec.psnr) == (255.0, path, {"Set5": 32.1})
     (folder / "file.pth").unlink()
-    assert official.fetch(file, url) == path, "a good file is not fetched again"
+    assert fetch.fetch(file, url) == path, "a good file is not fetched again"
     monkeypatch.setattr(official, "OFFICIAL", (file,))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(
@@ -278,9 +278,9 @@ def test_another_content_is_not_kept(server: tuple[str, Path]) -> None:
     file = pinned(folder / "file.pth")
     (folder / "file.pth").write_bytes(b"other")
     with pytest.raises(WeightsError, match="SHA-256"):
-        official.fetch(file, url)
+        fetch.fetch(file, url)
     with pytest.raises(WeightsError, match="cannot be fetched"):
-        official.fetch(replace(file, file="absent.pth"), url)
+        fetch.fetch(replace(file, file="absent.pth"), url)
     assert list(cache_folder("weights").iterdir()) == []
 
 
@@ -297,7 +297,7 @@ def test_a_connection_that_breaks_is_no_change_of_the_file(
 
     monkeypatch.setattr(Quiet, "copyfile", copyfile)
     with pytest.raises(WeightsError, match="connection broke"):
-        official.fetch(file, url)
+        fetch.fetch(file, url)
     assert list(cache_folder("weights").iterdir()) == []
 
 
@@ -320,12 +320,12 @@ def test_a_server_that_answers_rubbish_is_one_sentence(
 
     monkeypatch.setattr(Quiet, "do_GET", get)
     with pytest.raises(WeightsError, match=message):
-        official.fetch(pinned(folder / "file.pth"), url)
+        fetch.fetch(pinned(folder / "file.pth"), url)
 
 
 def test_unreachable_server_is_one_sentence() -> None:
     with pytest.raises(WeightsError, match="cannot be fetched"):
-        official.fetch(official.OFFICIAL[0], "http://127.0.0.1:9/")
+        fetch.fetch(official.OFFICIAL[0], "http://127.0.0.1:9/")
 
 
 def test_choosing_official_files() -> None:

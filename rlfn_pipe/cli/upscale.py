@@ -135,13 +135,13 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
 
 @contextmanager
 def _first_worker(input: str, output: str) -> Iterator[WorkerProcess | None]:
-    """A worker that loads PyTorch while this process loads the rest, where it is likely that one is needed."""
-    from rlfn_pipe.jobs.process import WorkerProcess
+    """A worker that loads its program while this process loads the rest, where it is likely that one is needed."""
+    from rlfn_pipe.jobs.process import first_worker
 
     if "-" in (input, output) or not os.path.exists(input):
         yield None
         return
-    worker = WorkerProcess()
+    worker = first_worker()
     try:
         yield worker
     finally:

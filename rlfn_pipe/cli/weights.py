@@ -185,7 +185,8 @@ def fetch_weights(
     They are Apache-2.0, are checked by SHA-256, and go into the user's cache folder
     (RLFN_PIPE_CACHE chooses another).
     """
-    from rlfn_pipe.models.official import BASE_URL, choose, fetch
+    from rlfn_pipe.models.fetch import BASE_URL, fetch
+    from rlfn_pipe.models.official import choose
 
     base = (url.rstrip("/") + "/") if url else BASE_URL
     shows = sys.stderr.isatty() and not json

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlfn_pipe.errors import EngineError, OutputError, RlfnPipeError, Taken, reason_of
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
     from joblib import Parallel
 
     from rlfn_pipe.engine.runner import Engine
+    from rlfn_pipe.jobs.image_task import ImageTask
     from rlfn_pipe.jobs.inputs import Item
     from rlfn_pipe.jobs.room import EngineRoom
-    from rlfn_pipe.options import UpscaleOptions
 
 
 #: Bytes of results that wait to be written: three of 12 megapixels at x4.
@@ -60,28 +59,6 @@ class Unreadable:
     index: int
     item: Item
     error: RlfnPipeError
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTask:
-    """Images to work on. Picklable.
-
-    `workers`: threads that read and write; `total`: items of the whole run; `offset`: items of it
-    that come before these; `before`: images of this task that earlier attempts have dealt with;
-    `replaceable`: outputs that were there at the start and may be replaced.
-    """
-
-    items: tuple[Item, ...]
-    options: UpscaleOptions
-    workers: int
-    total: int
-    offset: int = 0
-    before: int = 0
-    replaceable: frozenset[Path] = frozenset()
-
-    def run(self, room: EngineRoom, on_event: Callable[[Event], None], stop: threading.Event) -> None:
-        """Work through all items; see `ImageRun.run`."""
-        ImageRun(self, room, on_event, stop).run()
 
 
 class ImageRun:

@@ -1,26 +1,38 @@
 """A worker's process, which begins before the program that gives it work is loaded itself.
 
-Loading takes most of a short job's time, so nothing is imported here but what starts a process.
+Loading takes most of a short job's time, so nothing is imported here but what starts a process. `multiprocessing`
+would start one more beside the first worker, to keep account of semaphores, and load the caller's main module anew.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 
 #: What asks the command to stop; its workers, which a terminal asks as well, leave it to the command.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-#: What the tracker of Python's semaphores, which takes its options from here, says when a second Ctrl-C leaves it some.
-_LEFT_BEHIND = "ignore:resource_tracker"
+#: What a worker's interpreter runs: modules are looked for where its parent does.
+_PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; from rlfn_pipe.jobs.process import arrive; arrive({target!r}, {end})"
+)
+#: A worker that is killed leaves semaphores behind (joblib's), which Python's tracker of them would talk about.
+_QUIET = "-Wignore:resource_tracker"
+#: Options with which `begin_early` does not know what `upscale` will want: nothing, or another priority.
+_UNCLEAR = ("-", "-h", "--help", "--dry-run"), ("--nice", "--preset", "-p")
+
+
+def arrive(target: str, end: int) -> None:
+    """The first step of a new process: run `target` (module:function) with its end of the pipe, a descriptor."""
+    module, _, name = target.partition(":")
+    getattr(importlib.import_module(module), name)(Connection(end))
 
 
 def begin(connection: Connection) -> None:
@@ -76,10 +88,6 @@ def _signals_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # It lets signals through again when it starts its own process, which must not be now.
-    if _LEFT_BEHIND not in sys.warnoptions:
-        sys.warnoptions.append(_LEFT_BEHIND)
-    resource_tracker.ensure_running()
     held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -90,21 +98,24 @@ def _signals_held() -> Iterator[None]:
 class WorkerProcess:
     """A process that is started at once and waits at the other end of `connection`.
 
+    It ends when that is closed, also by the death of this process, provided that `target` heeds it.
+
     Args:
-        target: what it runs, importable there, given its end of the pipe.
+        target: what it runs, a function that can be imported there, given its end of the pipe.
     """
 
     def __init__(self, target: Callable[[Connection], None] = begin) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self._process = context.Process(target=target, args=(other,), name="rlfn-pipe worker", daemon=True)
-        with _signals_held():
-            self._process.start()
-        other.close()
+        self.connection, other = Pipe()
+        end, name = other.fileno(), f"{target.__module__}:{target.__qualname__}"
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+        program = _PROGRAM.format(path=sys.path, target=name, end=end)
+        with other, _signals_held():
+            self._process = subprocess.Popen(
+                [sys.executable, *flags, _QUIET, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[end]
+            )
 
     @property
     def pid(self) -> int:
-        assert self._process.pid is not None
         return self._process.pid
 
     def kill(self) -> None:
@@ -113,15 +124,54 @@ class WorkerProcess:
             return
         self.connection.close()
         self._process.kill()
-        self._process.join()
-        self._process.close()
+        self._process.wait()
 
     def fate(self) -> str:
         """What became of a process that is there no more, to be read after "the worker"."""
-        self._process.join(5)
-        code = self._process.exitcode
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        code = self._process.returncode
         if code is not None and code < 0:
             with suppress(ValueError):
                 name = signal.Signals(-code).name
                 return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         return "closed its pipe" if code is None else f"ended with code {code}"
+
+
+class _Early:
+    """A worker that waits for whoever wants one."""
+
+    worker: WorkerProcess | None = None
+
+
+@contextmanager
+def early_worker(arguments: Sequence[str]) -> Iterator[None]:
+    """Within, a worker is there for `first_worker`, where a command line with these arguments is likely to want one.
+
+    It loads its program while the command line is read. One that nobody wanted is ended.
+    """
+    if _is_work(arguments):
+        with suppress(OSError):  # whoever wants one tries again, and says why there is none
+            _Early.worker = WorkerProcess()
+    try:
+        yield
+    finally:
+        if _Early.worker is not None:
+            _Early.worker.kill()
+            _Early.worker = None
+
+
+def first_worker() -> WorkerProcess:
+    """The worker that was started early, or a new one; it is the caller's."""
+    worker, _Early.worker = _Early.worker, None
+    return worker or WorkerProcess()
+
+
+def _is_work(arguments: Sequence[str]) -> bool:
+    """Whether arguments ask for `upscale` with a file that is there, and in this process' priority."""
+    named, begun = _UNCLEAR
+    return (
+        arguments[:1] == ["upscale"]
+        and not any(each in named or each.startswith(begun) for each in arguments)
+        and any(os.path.exists(each) for each in arguments[1:])
+    )

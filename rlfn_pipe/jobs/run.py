@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlfn_pipe.allowance import cores
 from rlfn_pipe.errors import EngineError, InputError, OutputError, RlfnPipeError, Taken
-from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.image_task import ImageTask
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
 from rlfn_pipe.jobs.ledger import Ledger
 from rlfn_pipe.jobs.pipe import PIPE, upscale_pipe
@@ -23,8 +23,7 @@ from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video import upscale_video
 from rlfn_pipe.jobs.work import has_work
 from rlfn_pipe.jobs.workers import Workers, workers_for
-from rlfn_pipe.media.images import DEFAULT_QUALITY
-from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS, IMAGE_FORMATS
+from rlfn_pipe.media.signatures import DEFAULT_QUALITY, IMAGE_EXTENSIONS, IMAGE_FORMATS
 from rlfn_pipe.options import QUALITY_IMAGES, VIDEOS, UpscaleOptions
 from rlfn_pipe.pipeline.stages import interrupted
 from rlfn_pipe.presets import load_preset, without_effect
@@ -96,8 +95,7 @@ def run(
         on_event: called with each event, one at a time, from several threads.
         stop: when set, the run ends at its next step; finished segments are kept, what is
             unfinished is removed.
-        isolate: compute in worker processes, which may die without taking the run along. The
-            caller's main module must then be importable, as `multiprocessing` asks. Workers have
+        isolate: compute in worker processes, which may die without taking the run along. They have
             the caller's priority; `options.nice` is the caller's to heed.
         worker: one of these processes that was started before; it is ended with the others.
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rlfn_pipe.errors import Interrupted, RlfnPipeError
-from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.image_task import ImageTask
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.process import STOPPING, load_torch_beside
 from rlfn_pipe.jobs.room import EngineRoom

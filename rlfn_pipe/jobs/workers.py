@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlfn_pipe.errors import EngineError, RlfnPipeError
-from rlfn_pipe.jobs.images import ImageTask
+from rlfn_pipe.jobs.image_task import ImageTask
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.patience import Patience
 from rlfn_pipe.jobs.process import WorkerProcess

@@ -42,10 +42,8 @@ from rlfn_pipe.media.image_metadata import (
     xmp_for,
 )
 from rlfn_pipe.media.limits import check_output_size
+from rlfn_pipe.media.signatures import DEFAULT_QUALITY
 from rlfn_pipe.types import ColourInfo, Frame
-
-#: `--quality` where none is given; the lossless formats have none.
-DEFAULT_QUALITY = {"jpg": 95, "webp": 90, "avif": 80}
 
 #: From this quality on JPEG and AVIF keep full chroma resolution.
 _FULL_CHROMA_FROM = 75

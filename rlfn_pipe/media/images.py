@@ -25,13 +25,12 @@ from rlfn_pipe.media.image_metadata import (
     jpeg_iptc,
 )
 from rlfn_pipe.media.image_read import read_image
-from rlfn_pipe.media.image_write import DEFAULT_QUALITY, output_depth, stays_grey, write_image
+from rlfn_pipe.media.image_write import output_depth, stays_grey, write_image
 from rlfn_pipe.media.limits import check_output_size
 from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS, format_named, format_of
 from rlfn_pipe.types import RANGE_FULL, ColourInfo, Frame, PictureInfo
 
 __all__ = [
-    "DEFAULT_QUALITY",
     "IMAGE_EXTENSIONS",
     "ImageMeta",
     "check_output_size",

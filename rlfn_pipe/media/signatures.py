@@ -23,6 +23,8 @@ IMAGE_FORMATS = {
     ".avif": "avif",
 }
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(IMAGE_FORMATS)
+#: Name of an image format -> `--quality` where none is given; the lossless ones have none.
+DEFAULT_QUALITY = {"jpg": 95, "webp": 90, "avif": 80}
 
 #: How many first bytes `sniff` wants to see.
 HEAD_BYTES = 600

@@ -132,7 +132,7 @@ def scan(
         if last_pts is None or packet.pts >= last_pts:
             last_pts, last_duration = packet.pts, packet.duration or 0
     found = np.array(pts, dtype=np.int64)
-    table = np.unique(found)
+    table = _distinct(found)
     trusted = trusted and _in_order(found)
     numbered = False
     if len(table) < len(found):
@@ -159,11 +159,17 @@ def scan(
     # Matroska files may state absurd default durations (1 ms for a 60 fps film).
     if last_duration * time_base * rate * 4 < 1:
         last_duration = max(1, round(1 / (rate * time_base)))
-    keyframes = np.searchsorted(table, np.unique(np.array(keys, dtype=np.int64)))
+    keyframes = np.searchsorted(table, _distinct(np.array(keys, dtype=np.int64)))
     delay = 0 if unordered and len(table) else None
     return Timeline(
         table, time_base, last_duration, rate, constant, trusted, packets, numbered, keyframes, delay
     )
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """Each value once, in order. `numpy.unique` loads numpy's masked arrays, which takes longer than a short job's table."""
+    ordered = np.sort(values)
+    return ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0]
 
 
 def _spread(pts: np.ndarray) -> np.ndarray | None:
