@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlfn_pipe.models.native import library as native
+from rlfn_pipe.models.native import results
 from rlfn_pipe.models.native.network import NativeNetwork
 from rlfn_pipe.models.native.results import Results
 from rlfn_pipe.models.weights import load_weights
@@ -52,17 +53,15 @@ def test_another_size_takes_no_buffer_and_leaves_none() -> None:
     assert not ready._spare
 
 
-def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("least", "most", "waiting"), [(2, 1, 2), (0, 1, 1), (0, 3, 3), (4, 3, 4)])
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch, least: int, most: int, waiting: int) -> None:
+    """By bytes, but one result for each that computes waits however large it is."""
+    monkeypatch.setattr(results, "LEAST_SPARE", least * 4 * 3 * 40 * 50)
     ready = Results()
-    size = 4 * 3 * 40 * 50
-    ready.most = 2 * size
+    ready.most = most
     held = [ready.empty(SHAPE) for _ in range(5)]
     del held
-    assert len(ready._spare) == 2
-    ready.most = size - 1
-    ready.release()
-    ready.empty(SHAPE)
-    assert not ready._spare
+    assert len(ready._spare) == waiting
 
 
 def test_threads_never_share_a_buffer() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from rlfn_pipe.allowance import cores
 from rlfn_pipe.models.folding import Conv, Folded, Weights, bilinear, folded
 from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, library
-from rlfn_pipe.models.native.results import LEAST_SPARE, Results
+from rlfn_pipe.models.native.results import Results
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 #: picture is cut changes no bit.
 TILE_WIDTH = 320
 TILE_HEIGHT = {"bf16": 96, "fp32": 256}
-#: Bytes of workspaces and results that wait for the next frames where each has a thread (but see `LEAST_SPARE`): 960x540
-#: at x4 is a twelfth faster in memory that was there (docs/performance.md, "Memory").
-MOST_WAITING = 640 << 20
 #: Points of the Winograd transform besides 0 and infinity, as in winograd.hpp: those with the least error in bf16.
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
@@ -147,8 +144,7 @@ class NativeNetwork:
         size = self.library.workspace(self.net, job)
         workspace = self._room(size)
         # Alone this thread is one of several as a rule, each with its frame.
-        beside = 0 if threads > 1 else MOST_WAITING - size * self._cores
-        self.results.most = max(LEAST_SPARE, beside)
+        self.results.most = 1 if threads > 1 else self._cores
         job.workspace = _aligned(workspace)
         job.stretch, kept = _whole(h, w) if place is None else _stretch(*place)
         job.picture, job.result = picture.ctypes.data, result.ctypes.data

@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["Results"]
 
-#: Bytes of buffers that may wait for the next results in any case.
+#: Bytes of buffers that may wait for the next results, however many they are.
 LEAST_SPARE = 64 << 20
 
 
@@ -31,8 +31,8 @@ class _Lent:
 class Results:
     """Float32 arrays whose memory comes back when the last view of them is gone, whoever holds it.
 
-    Up to `most` bytes of it wait for the next ones; what is beyond is mapped for each result, which leaves nothing
-    behind. Several threads may ask at once.
+    The memory of `most` results waits for the next ones, or that of more small ones; what is beyond is mapped for each
+    result, which leaves nothing behind. Several threads may ask at once.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Results:
         self._spare: deque[np.ndarray] = deque()
         #: The numbers in a buffer of the size that was last asked for; only such buffers wait.
         self._size = 0
-        self.most = LEAST_SPARE
+        self.most = 1
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """What `numpy.empty` gives for float32, in memory of a former result of this size if there is any."""
@@ -64,5 +64,7 @@ class Results:
         return np.empty(size, np.float32)
 
     def _give_back(self, buffer: np.ndarray) -> None:
-        if len(buffer) == self._size and (len(self._spare) + 1) * buffer.nbytes <= self.most:
+        waiting = len(self._spare) + 1
+        fits = waiting <= self.most or waiting * buffer.nbytes <= LEAST_SPARE
+        if len(buffer) == self._size and fits:
             self._spare.append(buffer)
