@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 def _not_begun(signum: int, frame: FrameType | None) -> Never:
     os.write(2, b"rlfn-pipe: error: stopped before it began\n")
+    starter = sys.modules.get("rlfn_pipe.jobs.process")
+    if starter is not None and hasattr(starter, "end_early"):  # loaded, to its end
+        starter.end_early()
     os._exit(128 + signum)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
@@ -111,12 +110,3 @@ def crash_at_opening(connection: Connection) -> None:
 
     video_plan.open_source = odd
     nearest(connection)
-
-
-def with_a_semaphore(connection: Connection) -> None:
-    """Makes a semaphore and goes at once when nobody is there any more."""
-    semaphore = multiprocessing.get_context("spawn").Semaphore()
-    connection.send("made")
-    with pytest.raises(EOFError):
-        connection.recv()
-    os._exit(int(semaphore is None))

@@ -138,7 +138,7 @@ def test_roads_on_the_cpu_are_passed_in_a_process_that_keeps_its_memory() -> Non
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(EngineError, match="was ended by SIGKILL"):
             plain.roads["copy"]()
-    assert children() == before
+    assert not children() - before
     with (
         pytest.raises(UsageError, match="no weights are called"),
         plain_roads(replace(wanted, model="unheard-of")),

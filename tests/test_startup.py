@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,17 +117,97 @@ def test_the_worker_begins_before_the_program_is_loaded(
     assert output.exists() == (broken or "--dry-run" not in more)
 
 
-def test_a_command_that_wants_no_worker_starts_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "begins"),
+    [
+        ([], None),
+        (["probe", "in.mp4"], None),
+        (["upscale", "absent.mp4", "out.mp4"], None),
+        (["upscale", "in.mp4", "-"], None),
+        (["upscale", "in.mp4", "out.mp4", "--dry-run"], None),
+        (["upscale", "in.mp4", "out.mp4", "--nice=3"], None),
+        (["upscale", "in.mp4", "out.mp4", "-pweb"], None),
+        (["upscale", "--help", "in.mp4"], None),
+        (["upscale", "in.mp4", "out.mp4", "-s", "2"], process.begin),
+        (["upscale", "in.PNG", "out.png"], process.begin_with_pictures),
+        (["upscale", "folder", "out"], process.begin_with_pictures),
+    ],
+)
+def test_a_worker_begins_early_where_it_is_plain_that_one_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], begins: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.mp4", "in.PNG"):
+        Path(name).touch()
+    Path("folder").mkdir()
+    begun: list[Any] = []
+    monkeypatch.setattr(process, "WorkerProcess", begun.append)
+    monkeypatch.setattr(process, "end_early", lambda: None)
+    with process.early_worker(arguments):
+        pass
+    assert begun == ([] if begins is None else [begins])
+
+
+def test_a_worker_that_cannot_begin_early_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wants one says why there is none."""
+
+    def refuse(*how: Any) -> None:
+        raise OSError("by design")
+
+    monkeypatch.setattr(process, "WorkerProcess", refuse)
+    with process.early_worker(["upscale", str(tmp_path), "out"]):
+        assert process.taken_early() is None
+
+
+def test_many_inputs_take_the_worker_that_began_early(tmp_path: Path) -> None:
+    """A pattern or a list is no file that is there, though the folder that it goes to may be: one worker, not two."""
     (tmp_path / "program.py").write_text(EARLY, encoding="utf-8")
-    for arguments in (["probe", str(BUNNY)], ["upscale", "absent.mp4", "out.mp4"], ["upscale", "--help"], []):
-        done = subprocess.run(
-            [sys.executable, str(tmp_path / "program.py"), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
-        assert done.stdout.splitlines()[0] == "typer", done.stdout + done.stderr
+    large, names = tmp_path / "large", tmp_path / "list.txt"
+    large.mkdir()
+    names.write_text(f"{BUNNY}\n", encoding="utf-8")
+    usual = str(os.getpriority(os.PRIO_PROCESS, 0))
+    done = one_frame(tmp_path, Path(f"@{names}"), large)
+    told = [line.split() for line in done.stdout.splitlines()]
+    assert told == [["typer", usual], ["av", usual], ["code", "0", "left", "0"]], done.stderr
+    # Typer reads `-yp` as `-y -p`; a preset's priority is its worker's.
+    slow = tmp_path / "slow.toml"
+    slow.write_text("nice = 3\n", encoding="utf-8")
+    done = one_frame(tmp_path, BUNNY, tmp_path / "out.mkv", "-yp", str(slow))
+    told = [line.split() for line in done.stdout.splitlines()]
+    nice = str(min(int(usual) + 3, 19))
+    assert told == [["typer", usual], ["av", nice], ["code", "0", "left", "0"]], done.stderr
+
+
+def test_a_folder_that_is_gone_starts_nothing(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    (tmp_path / "program.py").write_text("import os\nos.rmdir(os.getcwd())\n" + EARLY, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), "upscale", str(BUNNY), str(tmp_path / "out.mkv")],
+        capture_output=True,
+        text=True,
+        cwd=gone,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["typer", "code 1 left 0"] and "called in is gone" in done.stderr
+
+
+def test_modules_are_looked_for_where_the_parent_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which entries that are no text are none."""
+    (tmp_path / "only_here.py").write_text(
+        "def tell(connection):\n    connection.send('here')\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(sys, "path", [tmp_path, str(tmp_path), *sys.path])
+    worker = process.WorkerProcess(importlib.import_module("only_here").tell)
+    try:
+        assert worker.connection.poll(60) and worker.connection.recv() == "here"
+    finally:
+        worker.kill()
 
 
 def test_what_starts_a_worker_loads_nothing_else() -> None:
@@ -140,6 +222,8 @@ def test_what_starts_a_worker_loads_nothing_else() -> None:
 
 def test_a_film_waits_for_nothing_that_pictures_or_downloads_need(tmp_path: Path) -> None:
     """OpenCV, Pillow and the network's libraries: in the command and in its worker."""
+    if not process._only_compiled():
+        pytest.skip("no compiled part, or a GPU is here: PyTorch loads some of them")
     watch = tmp_path / "sitecustomize.py"
     watch.write_text(
         "import sys\n"

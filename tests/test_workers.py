@@ -386,7 +386,6 @@ def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    # Python's own helper for resources ends when its pipe does.
     deadline = time.monotonic() + 10
     while any(alive(pid) for pid in below) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -429,24 +428,3 @@ def test_ctrl_c_while_a_worker_starts_is_one_sentence(tmp_path: Path, delay: flo
     assert process.returncode == 130
     assert "Traceback" not in said and "ended by" not in said and "stopped before" in said
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_worker_that_is_killed_leaves_no_remarks_of_pythons_own() -> None:
-    """The semaphores that it leaves are tidied up by a process that said so on standard error."""
-    lines = (
-        "import os\n"
-        "from odd_workers import with_a_semaphore\n"
-        "from rlfn_pipe.jobs.process import WorkerProcess\n"
-        "worker = WorkerProcess(with_a_semaphore)\n"
-        "assert worker.connection.recv() == 'made'\n"
-        "os._exit(130)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", lines],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-    )
-    assert (done.returncode, done.stderr) == (130, "")

@@ -129,23 +129,26 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
         if os.path.realpath(log) in map(os.path.realpath, taken):
             raise UsageError(f"--log-file {log} is the input, the output or the preset; choose another file")
     lower_priority(options.nice)
-    with stop_on_signals() as stop, _first_worker(input, output) as worker:
+    with stop_on_signals() as stop, _first_worker(input, output, options.nice) as worker:
         return _report(input, output, options, stop, worker)
 
 
 @contextmanager
-def _first_worker(input: str, output: str) -> Iterator[WorkerProcess | None]:
+def _first_worker(input: str, output: str, nice: int) -> Iterator[WorkerProcess | None]:
     """A worker that loads its program while this process loads the rest, where it is likely that one is needed."""
-    from rlfn_pipe.jobs.process import first_worker
+    from rlfn_pipe.jobs.process import WorkerProcess, taken_early
 
-    if "-" in (input, output) or not os.path.exists(input):
-        yield None
-        return
-    worker = first_worker()
+    piped, worker = "-" in (input, output), taken_early()
+    if worker is not None and (piped or nice):  # it has another priority
+        worker.kill()
+        worker = None
+    if worker is None and not piped and os.path.exists(input):
+        worker = WorkerProcess()
     try:
         yield worker
     finally:
-        worker.kill()
+        if worker is not None:
+            worker.kill()
 
 
 def _report(

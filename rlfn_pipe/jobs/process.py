@@ -17,16 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 
+from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS
+
 #: What asks the command to stop; its workers, which a terminal asks as well, leave it to the command.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 #: What a worker's interpreter runs: modules are looked for where its parent does.
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; from rlfn_pipe.jobs.process import arrive; arrive({target!r}, {end})"
 )
-#: A worker that is killed leaves semaphores behind (joblib's), which Python's tracker of them would talk about.
-_QUIET = "-Wignore:resource_tracker"
-#: Options with which `begin_early` does not know what `upscale` will want: nothing, or another priority.
-_UNCLEAR = ("-", "-h", "--help", "--dry-run"), ("--nice", "--preset", "-p")
+#: Arguments with which `upscale` wants no worker, or none in this process' priority (a preset may set another).
+_WITHOUT = frozenset({"-", "-h", "--help", "--dry-run"})
+_PERHAPS_NICE = ("--nice", "--preset", "-p")
 
 
 def arrive(target: str, end: int) -> None:
@@ -35,8 +36,11 @@ def arrive(target: str, end: int) -> None:
     getattr(importlib.import_module(module), name)(Connection(end))
 
 
-def begin(connection: Connection) -> None:
-    """What a new process does: load our own program, and PyTorch beside it where it will be wanted, then serve."""
+def begin(connection: Connection, *besides: str) -> None:
+    """What a new process does: load our own program, and PyTorch beside it where it will be wanted, then serve.
+
+    `besides`: modules that its first task will ask for.
+    """
     # All that is made while modules load stays: to look through it again and again for rubbish took
     # a seventh of the time.
     gc.disable()
@@ -45,9 +49,16 @@ def begin(connection: Connection) -> None:
         load_torch_beside()
     from rlfn_pipe.jobs.serve import serve
 
+    for module in besides:
+        importlib.import_module(module)
     if not beside:
         _all_is_made()
     serve(connection)
+
+
+def begin_with_pictures(connection: Connection) -> None:
+    """`begin`, with what a film need not wait for: OpenCV, Pillow, joblib."""
+    begin(connection, "rlfn_pipe.jobs.images", "joblib")
 
 
 def _only_compiled() -> bool:
@@ -101,17 +112,23 @@ class WorkerProcess:
     It ends when that is closed, also by the death of this process, provided that `target` heeds it.
 
     Args:
-        target: what it runs, a function that can be imported there, given its end of the pipe.
+        target: what it runs, a function that can be imported there, given its end of the pipe, a descriptor that it
+            inherits.
+
+    Raises:
+        OSError: the system starts no process.
     """
 
     def __init__(self, target: Callable[[Connection], None] = begin) -> None:
         self.connection, other = Pipe()
         end, name = other.fileno(), f"{target.__module__}:{target.__qualname__}"
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
-        program = _PROGRAM.format(path=sys.path, target=name, end=end)
+        # Python passes over entries of other types.
+        path = [entry for entry in sys.path if isinstance(entry, str)]
+        program = _PROGRAM.format(path=path, target=name, end=end)
         with other, _signals_held():
             self._process = subprocess.Popen(
-                [sys.executable, *flags, _QUIET, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[end]
+                [sys.executable, *flags, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[end]
             )
 
     @property
@@ -146,32 +163,47 @@ class _Early:
 
 @contextmanager
 def early_worker(arguments: Sequence[str]) -> Iterator[None]:
-    """Within, a worker is there for `first_worker`, where a command line with these arguments is likely to want one.
+    """Within, `taken_early` has a worker, where a command line with these arguments is likely to want one.
 
-    It loads its program while the command line is read. One that nobody wanted is ended.
+    It loads its program while the command line is read. One that nobody took is ended.
     """
-    if _is_work(arguments):
+    begin_so = _beginning(arguments)
+    if begin_so is not None:
         with suppress(OSError):  # whoever wants one tries again, and says why there is none
-            _Early.worker = WorkerProcess()
+            _Early.worker = WorkerProcess(begin_so)
     try:
         yield
     finally:
-        if _Early.worker is not None:
-            _Early.worker.kill()
-            _Early.worker = None
+        end_early()
 
 
-def first_worker() -> WorkerProcess:
-    """The worker that was started early, or a new one; it is the caller's."""
+def taken_early() -> WorkerProcess | None:
+    """The worker that was started early, which is the caller's from now on, if there is one."""
     worker, _Early.worker = _Early.worker, None
-    return worker or WorkerProcess()
+    return worker
 
 
-def _is_work(arguments: Sequence[str]) -> bool:
-    """Whether arguments ask for `upscale` with a file that is there, and in this process' priority."""
-    named, begun = _UNCLEAR
-    return (
-        arguments[:1] == ["upscale"]
-        and not any(each in named or each.startswith(begun) for each in arguments)
-        and any(os.path.exists(each) for each in arguments[1:])
+def end_early() -> None:
+    """End the worker that was started early, unless somebody has taken it."""
+    worker = taken_early()
+    if worker is not None:
+        worker.kill()
+
+
+def _beginning(arguments: Sequence[str]) -> Callable[[Connection], None] | None:
+    """How a worker for these arguments begins; None where it is not plain that `upscale` will want one."""
+    if arguments[:1] != ["upscale"] or any(
+        each in _WITHOUT or each.startswith(_PERHAPS_NICE) for each in arguments
+    ):
+        return None
+    try:
+        os.getcwd()
+    except OSError:
+        return None  # the command says so
+    there = [each for each in arguments[1:] if os.path.exists(each)]
+    if not there:
+        return None
+    pictures = any(
+        os.path.splitext(each)[1].lower() in IMAGE_EXTENSIONS or os.path.isdir(each) for each in there
     )
+    return begin_with_pictures if pictures else begin
