@@ -33,6 +33,7 @@ from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.tensors import DTYPES
 from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.weights import load, load_weights
+from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 from rlfn_pipe.types import Target
 
 SIZES = ("96x96", "176x144", "320x180", "480x270", "640x360", "960x540", "1280x720", "1920x1080")
@@ -65,7 +66,8 @@ def measure_size(options: argparse.Namespace) -> None:
 
 def _engines(options: argparse.Namespace, settings: Iterable[dict[str, Any]]) -> list[Engine]:
     spec, weights = load_weights(options.model, options.scale)
-    return [Engine(InferenceFactory(spec, weights), spec, **each) for each in settings]
+    conversions = {"to_rgb": to_rgb, "to_planes": from_rgb}
+    return [Engine(InferenceFactory(spec, weights), spec, **conversions, **each) for each in settings]
 
 
 def _engine_times(
