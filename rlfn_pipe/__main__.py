@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _not_begun(signum: int, frame: FrameType | None) -> Never:
     os.write(2, b"rlfn-pipe: error: stopped before it began\n")
-    starter = sys.modules.get("rlfn_pipe.jobs.process")
+    starter = sys.modules.get("rlfn_pipe.cli.early")
     if starter is not None and hasattr(starter, "end_early"):  # loaded, to its end
         starter.end_early()
     os._exit(128 + signum)
@@ -75,7 +75,7 @@ def main() -> int:
         signal.signal(signum, _not_begun)
     # PyTorch looks once, at its first tensor; see `rlfn_pipe.allocator`.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from rlfn_pipe.jobs.process import early_worker
+    from rlfn_pipe.cli.early import early_worker
 
     with early_worker(sys.argv[1:]):
         return _command(heard)

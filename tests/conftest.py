@@ -64,7 +64,7 @@ def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EngineRoom, "spec_for", lambda self, factor: nearest_spec(native(factor)))
     # A patched class does not reach other processes.
     monkeypatch.setattr(run, "workers_for", lambda options, on_warning, **how: Inline(options, on_warning))
-    monkeypatch.setattr(upscale, "_first_worker", lambda input, output: nullcontext())
+    monkeypatch.setattr(upscale, "_first_worker", lambda input, output, nice: nullcontext())
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rlfn_pipe.cli import early
 from rlfn_pipe.cli.signals import stop_on_signals
 from rlfn_pipe.jobs import process
 from rlfn_pipe.models.rlfn import RLFN
@@ -141,9 +142,9 @@ def test_a_worker_begins_early_where_it_is_plain_that_one_is_wanted(
         Path(name).touch()
     Path("folder").mkdir()
     begun: list[Any] = []
-    monkeypatch.setattr(process, "WorkerProcess", begun.append)
-    monkeypatch.setattr(process, "end_early", lambda: None)
-    with process.early_worker(arguments):
+    monkeypatch.setattr(early, "WorkerProcess", begun.append)
+    monkeypatch.setattr(early, "end_early", lambda: None)
+    with early.early_worker(arguments):
         pass
     assert begun == ([] if begins is None else [begins])
 
@@ -156,9 +157,9 @@ def test_a_worker_that_cannot_begin_early_is_no_error(
     def refuse(*how: Any) -> None:
         raise OSError("by design")
 
-    monkeypatch.setattr(process, "WorkerProcess", refuse)
-    with process.early_worker(["upscale", str(tmp_path), "out"]):
-        assert process.taken_early() is None
+    monkeypatch.setattr(early, "WorkerProcess", refuse)
+    with early.early_worker(["upscale", str(tmp_path), "out"]):
+        assert early.taken_early() is None
 
 
 def test_many_inputs_take_the_worker_that_began_early(tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def _run(input: str, output: str, options: UpscaleOptions) -> int:
 @contextmanager
 def _first_worker(input: str, output: str, nice: int) -> Iterator[WorkerProcess | None]:
     """A worker that loads its program while this process loads the rest, where it is likely that one is needed."""
-    from rlfn_pipe.jobs.process import WorkerProcess, taken_early
+    from rlfn_pipe.cli.early import taken_early
+    from rlfn_pipe.jobs.process import WorkerProcess
 
     piped, worker = "-" in (input, output), taken_early()
     if worker is not None and (piped or nice):  # it has another priority

@@ -13,11 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
-
-from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS
 
 #: What asks the command to stop; its workers, which a terminal asks as well, leave it to the command.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -25,9 +23,6 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; from rlfn_pipe.jobs.process import arrive; arrive({target!r}, {end})"
 )
-#: Arguments with which `upscale` wants no worker, or none in this process' priority (a preset may set another).
-_WITHOUT = frozenset({"-", "-h", "--help", "--dry-run"})
-_PERHAPS_NICE = ("--nice", "--preset", "-p")
 
 
 def arrive(target: str, end: int) -> None:
@@ -153,57 +148,3 @@ class WorkerProcess:
                 name = signal.Signals(-code).name
                 return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         return "closed its pipe" if code is None else f"ended with code {code}"
-
-
-class _Early:
-    """A worker that waits for whoever wants one."""
-
-    worker: WorkerProcess | None = None
-
-
-@contextmanager
-def early_worker(arguments: Sequence[str]) -> Iterator[None]:
-    """Within, `taken_early` has a worker, where a command line with these arguments is likely to want one.
-
-    It loads its program while the command line is read. One that nobody took is ended.
-    """
-    begin_so = _beginning(arguments)
-    if begin_so is not None:
-        with suppress(OSError):  # whoever wants one tries again, and says why there is none
-            _Early.worker = WorkerProcess(begin_so)
-    try:
-        yield
-    finally:
-        end_early()
-
-
-def taken_early() -> WorkerProcess | None:
-    """The worker that was started early, which is the caller's from now on, if there is one."""
-    worker, _Early.worker = _Early.worker, None
-    return worker
-
-
-def end_early() -> None:
-    """End the worker that was started early, unless somebody has taken it."""
-    worker = taken_early()
-    if worker is not None:
-        worker.kill()
-
-
-def _beginning(arguments: Sequence[str]) -> Callable[[Connection], None] | None:
-    """How a worker for these arguments begins; None where it is not plain that `upscale` will want one."""
-    if arguments[:1] != ["upscale"] or any(
-        each in _WITHOUT or each.startswith(_PERHAPS_NICE) for each in arguments
-    ):
-        return None
-    try:
-        os.getcwd()
-    except OSError:
-        return None  # the command says so
-    there = [each for each in arguments[1:] if os.path.exists(each)]
-    if not there:
-        return None
-    pictures = any(
-        os.path.splitext(each)[1].lower() in IMAGE_EXTENSIONS or os.path.isdir(each) for each in there
-    )
-    return begin_with_pictures if pictures else begin
