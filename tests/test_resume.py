@@ -265,6 +265,30 @@ def test_finished_segments_are_not_made_again(
     assert report.finished[0].frames == FRAMES
 
 
+def test_a_film_that_was_only_to_be_put_together_is_kept_and_that_is_said(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlfn_pipe.media.sink import VideoSink
+
+    source, output = clip(tmp_path / "in.mkv"), tmp_path / "out.mkv"
+    options = UpscaleOptions(scale=2, threads=1, **CHILD)
+    stop, write = threading.Event(), VideoSink.write_segment
+
+    def stopping(self: VideoSink, *given: Any, **more: Any) -> None:
+        stop.set()
+        write(self, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoSink, "write_segment", stopping)
+        with pytest.raises(Interrupted, match="computed and kept, the same command puts it together"):
+            run(str(source), str(output), options, stop=stop)
+    assert not output.exists() and len(list(work_path(output).glob("segment-*"))) == 3
+    events: list[Event] = []
+    run(str(source), str(output), options, on_event=events.append)
+    assert "3 of 3 segments done" in next(e.description for e in events if isinstance(e, Started))
+    assert output.exists() and not work_path(output).exists()
+
+
 def test_a_plan_tells_what_a_run_would_make_of_earlier_work(tmp_path: Path, nearest_engine: None) -> None:
     source, output, options = interrupted_job(tmp_path)
     kept = len(list(work_path(output).glob("segment-*")))

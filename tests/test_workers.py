@@ -416,7 +416,8 @@ def test_a_large_picture_is_left_when_asked_to_stop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
 def test_ctrl_c_while_a_worker_starts_is_one_sentence(tmp_path: Path, delay: float) -> None:
     """A terminal sends it to the whole group: Python starting up in a worker must not answer with a traceback."""
-    command = [sys.executable, "-m", "rlfn_pipe", "upscale", str(BUNNY), str(tmp_path / "out.mp4")]
+    # With --tta none of it is finished before the signal, which would be kept.
+    command = [sys.executable, "-m", "rlfn_pipe", "upscale", str(BUNNY), str(tmp_path / "out.mp4"), "--tta"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 20

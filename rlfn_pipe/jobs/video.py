@@ -78,9 +78,9 @@ def upscale_video(
             tasks = [segment for segment in segments if segment.number not in work.done]
             try:
                 job.make(tasks, meter, stop)
-            except RlfnPipeError as error:
-                raise _with_hint(error, work, segments, options) from error.__cause__
-            joined = join(item, options, plan, work, segments, stop)
+                joined = join(item, options, plan, work, segments, stop)
+            except Interrupted as stopped:
+                raise _with_what_is_kept(stopped, work, segments, options) from stopped.__cause__
         folder.spent()
         finished = _finished(item, plan, work, segments, joined, folder.notes, begin, on_event)
         on_event(finished)
@@ -260,16 +260,16 @@ def _is_whole(path: Path, done: Done) -> bool:
         return False
 
 
-def _with_hint(
-    error: RlfnPipeError, work: Work, segments: tuple[Segment, ...], options: UpscaleOptions
-) -> RlfnPipeError:
-    """The error, with what is kept for the next run."""
-    if isinstance(error, Interrupted):
-        if not work.done or not options.resume:
-            return error
-        kept = f"{len(work.done)} of {len(segments)} segments are kept, the same command goes on from there"
-        return Interrupted(error.signum, f"stopped before the end; {kept}")
-    return error
+def _with_what_is_kept(
+    stopped: Interrupted, work: Work, segments: tuple[Segment, ...], options: UpscaleOptions
+) -> Interrupted:
+    """The same, with what is kept for the next run."""
+    if not work.done or not options.resume:
+        return stopped
+    kept = f"{len(work.done)} of {len(segments)} segments are kept, the same command goes on from there"
+    if len(work.done) == len(segments):
+        kept = "the film is computed and kept, the same command puts it together"
+    return Interrupted(stopped.signum, f"stopped before the end; {kept}")
 
 
 def _describe(plan: VideoPlan, facts: EngineFacts) -> str:
