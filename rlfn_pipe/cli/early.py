@@ -1,6 +1,6 @@
 """A worker that begins before the command line is read, where that is plainly one that wants it.
 
-Reading it takes a fifth of a short job's time. Nothing is imported here but what starts a process.
+Reading it takes a sixth of a short job's time. Nothing is imported here but what starts a process.
 """
 
 from __future__ import annotations

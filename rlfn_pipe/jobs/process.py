@@ -45,7 +45,8 @@ def begin(connection: Connection, *besides: str) -> None:
     from rlfn_pipe.jobs.serve import serve
 
     for module in besides:
-        importlib.import_module(module)
+        with suppress(Exception):  # whoever needs it imports it again, and is told what is wrong
+            importlib.import_module(module)
     if not beside:
         _all_is_made()
     serve(connection)
@@ -71,8 +72,7 @@ def load_torch_beside() -> None:
 
 
 def _load_torch() -> None:
-    # Whoever needs it imports it again, and is told what is wrong.
-    with suppress(Exception):
+    with suppress(Exception):  # as above
         importlib.import_module("torch")
     _all_is_made()
 
