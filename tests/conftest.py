@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,15 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(SKIPPED_REASON)
     return SHARED
+
+
+def children_of(pid: int) -> set[int]:
+    """Process numbers of a process' children; of one that is gone there are none."""
+    found: set[int] = set()
+    with suppress(OSError):
+        for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+            found |= {int(child) for child in listed.read_text(encoding="ascii").split()}
+    return found
 
 
 def use_nearest_engine(monkeypatch: pytest.MonkeyPatch) -> None:

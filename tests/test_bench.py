@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import children_of
 
 from rlfn_pipe.bench import baselines as baselines_module
 from rlfn_pipe.bench import machine as machine_module
@@ -120,25 +121,19 @@ def test_ceilings_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------- baselines
 
 
-def children() -> set[int]:
-    """Process numbers of this process' children."""
-    listed = Path("/proc/self/task").glob("*/children")
-    return {int(pid) for path in listed for pid in path.read_text().split()}
-
-
 def test_roads_on_the_cpu_are_passed_in_a_process_that_keeps_its_memory() -> None:
     """The ceilings of the engine's process, which maps large buffers anew, would be half of what the machine can do."""
-    wanted, before = Wanted("rlfn-s", 4, (32, 24), "cpu", "fp32", 1, ("official",)), children()
+    wanted, before = Wanted("rlfn-s", 4, (32, 24), "cpu", "fp32", 1, ("official",)), children_of(os.getpid())
     with plain_roads(wanted) as plain:
         assert set(plain.roads) == {"baseline official", "convolution", "matrix", "copy"}
         assert [(one.name, one.road, one.refused) for one in plain.baselines] == [("official", None, None)]
         for road in plain.roads.values():
             road()
-        (worker,) = children() - before
+        (worker,) = children_of(os.getpid()) - before
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(EngineError, match="was ended by SIGKILL"):
             plain.roads["copy"]()
-    assert not children() - before
+    assert not children_of(os.getpid()) - before
     with (
         pytest.raises(UsageError, match="no weights are called"),
         plain_roads(replace(wanted, model="unheard-of")),

@@ -221,21 +221,25 @@ def test_what_starts_a_worker_loads_nothing_else() -> None:
     assert done.stdout.split() == []
 
 
+def watched(folder: Path, *modules: str) -> str:
+    """PYTHONPATH with which `folder`/program.py and its workers tell on standard error that they load one of these."""
+    (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name in {modules!r}: print(name, file=sys.stderr, flush=True)\n"
+        "sys.meta_path.insert(0, Watch())\n",
+        encoding="utf-8",
+    )
+    return os.pathsep.join([str(folder), str(ROOT)])
+
+
 def test_a_film_waits_for_nothing_that_pictures_or_downloads_need(tmp_path: Path) -> None:
     """OpenCV, Pillow and the network's libraries: in the command and in its worker."""
     if not process._only_compiled():
         pytest.skip("no compiled part, or a GPU is here: PyTorch loads some of them")
-    watch = tmp_path / "sitecustomize.py"
-    watch.write_text(
-        "import sys\n"
-        "class Watch:\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name in ('cv2', 'PIL', 'ssl', 'numpy.ma', 'av'): print(name, file=sys.stderr, flush=True)\n"
-        "sys.meta_path.insert(0, Watch())\n",
-        encoding="utf-8",
-    )
-    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    path = watched(tmp_path, "cv2", "PIL", "ssl", "numpy.ma", "av")
     done = one_frame(tmp_path, BUNNY, tmp_path / "out.mkv", PYTHONPATH=path)
     assert done.returncode == 0 and done.stderr.split() == ["av", "av"]
     picture = BUNNY.parent / "bunny" / "face.png"
@@ -247,16 +251,7 @@ def test_nothing_of_pytorch_is_loaded_where_the_compiled_part_does_it_all(tmp_pa
     """It would take longer than a picture. What has no compiled form loads it."""
     if not process._only_compiled():
         pytest.skip("no compiled part, or a GPU is here")
-    watch = tmp_path / "sitecustomize.py"
-    watch.write_text(
-        "import sys\n"
-        "class Watch:\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'torch._C': print('torch', file=sys.stderr, flush=True)\n"
-        "sys.meta_path.insert(0, Watch())\n",
-        encoding="utf-8",
-    )
-    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    path = watched(tmp_path, "torch._C")
     picture = BUNNY.parent / "bunny" / "face.png"
     clear = tmp_path / "clear.png"
     with Image.open(picture) as opened:
@@ -272,9 +267,7 @@ def test_nothing_of_pytorch_is_loaded_where_the_compiled_part_does_it_all(tmp_pa
             (["--precision", "fp16"], True),
         ):
             output = tmp_path / f"{source.stem}-{len(more)}-{loaded}.{suffix}"
-            done = one_frame(
-                *(tmp_path, source, output, *more), PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])
-            )
+            done = one_frame(tmp_path, source, output, *more, PYTHONPATH=path)
             assert done.returncode == 0 and output.exists(), done.stderr
             assert ("torch" in done.stderr) == loaded, (source, more, done.stderr)
 

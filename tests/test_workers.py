@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import odd_workers
 import pytest
+from conftest import children_of
 from PIL import Image
 from test_resume import clip, packets, stop_after
 from test_video_errors import damaged
@@ -309,13 +310,6 @@ def test_an_image_that_kills_fails_alone(tmp_path: Path, serve_with: Any, pids: 
 # ------------------------------------------------------------------- the command
 
 
-def children_of(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    return [int(line) for line in listed.stdout.split()]
-
-
 def command(*arguments: str) -> subprocess.Popen[str]:
     """`rlfn-pipe upscale`, begun, on one thread and with events."""
     return subprocess.Popen(
@@ -419,9 +413,8 @@ def test_ctrl_c_while_a_worker_starts_is_one_sentence(tmp_path: Path, delay: flo
     # With --tta none of it is finished before the signal, which would be kept.
     command = [sys.executable, "-m", "rlfn_pipe", "upscale", str(BUNNY), str(tmp_path / "out.mp4"), "--tta"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 20
-    while not children.read_text().split() and time.monotonic() < deadline:
+    while not children_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)

@@ -139,11 +139,11 @@ def _first_worker(input: str, output: str, nice: int) -> Iterator[WorkerProcess 
     from rlfn_pipe.cli.early import taken_early
     from rlfn_pipe.jobs.process import WorkerProcess
 
-    piped, worker = "-" in (input, output), taken_early()
-    if worker is not None and (piped or nice):  # it has another priority
+    worker = taken_early()  # where no pipe is meant
+    if worker is not None and nice:  # it has another priority
         worker.kill()
         worker = None
-    if worker is None and not piped and os.path.exists(input):
+    if worker is None and "-" not in (input, output) and os.path.exists(input):
         worker = WorkerProcess()
     try:
         yield worker

@@ -1,4 +1,4 @@
-"""Results' buffers used again: fresh pages for each cost two threads on small frames a quarter of their time."""
+"""Results' buffers used again: fresh pages for each can cost two threads a quarter of their time."""
 
 from __future__ import annotations
 
