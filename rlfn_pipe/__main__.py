@@ -90,9 +90,18 @@ def _command(heard: list[signal.Signals]) -> int:
         # KeyboardInterrupt would become a silent exit on its way through Typer.
         raise Interrupted(signum, "stopped before the end")
 
-    for signum in heard:
-        signal.signal(signum, unwind)
-    return command()
+    try:
+        for signum in heard:
+            signal.signal(signum, unwind)
+        return command()
+    except Interrupted as stopped:  # between the two, or as the command returned
+        print(f"rlfn-pipe: error: {stopped}", file=sys.stderr)
+        return stopped.exit_code
+    finally:
+        # Nobody is there any more to catch what it raises.
+        for signum in heard:
+            if signal.getsignal(signum) is unwind:
+                signal.signal(signum, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -313,6 +313,49 @@ def test_signals_before_the_work_are_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+BESIDE_THE_WORK = """
+import atexit, os, signal, sys
+import rlfn_pipe.cli.app
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+moment, number = sys.argv[1], int(sys.argv[2])
+
+def stop():
+    os.kill(os.getpid(), number)
+
+def command():
+    if moment == "before":
+        stop()
+    return 0
+
+if moment == "after":
+    atexit.register(stop)
+rlfn_pipe.cli.app.main = command
+from rlfn_pipe.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_signals_just_before_and_after_the_work_make_no_traceback(
+    moment: str, signum: signal.Signals
+) -> None:
+    """Where the command itself catches nothing: as it is called, and when it has returned."""
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_THE_WORK, moment, str(int(signum))],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    if moment == "before":
+        assert (done.returncode, done.stderr) == (128 + signum, "rlfn-pipe: error: stopped before the end\n")
+    else:
+        assert (done.returncode, done.stderr) == (-signum, "")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path, signum: signal.Signals) -> None:
     done = subprocess.run(
