@@ -112,7 +112,7 @@ def test_the_worker_begins_before_the_program_is_loaded(
     told = [line.split() for line in done.stdout.splitlines() if line.startswith(("typer", "av", "code"))]
     usual = str(os.getpriority(os.PRIO_PROCESS, 0))
     nice = str(min(int(usual) + 3, 19)) if "--nice" in more else usual
-    early = ["typer"] if more else ["typer", usual]
+    early = ["typer", usual] if more in ([], ["--preset", "web"]) else ["typer"]
     then = ["av"] if "--dry-run" in more else ["av", nice]
     assert told == [early, then, ["code", "1" if broken else "0", "left", "0"]], done.stderr
     assert output.exists() == (broken or "--dry-run" not in more)
@@ -127,7 +127,7 @@ def test_the_worker_begins_before_the_program_is_loaded(
         (["upscale", "in.mp4", "-"], None),
         (["upscale", "in.mp4", "out.mp4", "--dry-run"], None),
         (["upscale", "in.mp4", "out.mp4", "--nice=3"], None),
-        (["upscale", "in.mp4", "out.mp4", "-pweb"], None),
+        (["upscale", "in.mp4", "out.mp4", "-pweb"], process.begin),
         (["upscale", "--help", "in.mp4"], None),
         (["upscale", "in.mp4", "out.mp4", "-s", "2"], process.begin),
         (["upscale", "in.PNG", "out.png"], process.begin_with_pictures),

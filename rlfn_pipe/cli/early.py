@@ -13,9 +13,10 @@ from multiprocessing.connection import Connection
 from rlfn_pipe.jobs.process import WorkerProcess, begin, begin_with_pictures
 from rlfn_pipe.media.signatures import IMAGE_EXTENSIONS
 
-#: Arguments with which `upscale` wants no worker, or none in this process' priority (a preset may set another).
+#: Arguments with which `upscale` wants no worker, or none in this process' priority. A preset may set another one,
+#: too, which hardly any does: whoever takes the worker ends it then.
 _WITHOUT = frozenset({"-", "-h", "--help", "--dry-run"})
-_PERHAPS_NICE = ("--nice", "--preset", "-p")
+_NICE = "--nice"
 
 
 class _Early:
@@ -55,9 +56,7 @@ def end_early() -> None:
 
 def _beginning(arguments: Sequence[str]) -> Callable[[Connection], None] | None:
     """How a worker for these arguments begins; None where it is not plain that `upscale` will want one."""
-    if arguments[:1] != ["upscale"] or any(
-        each in _WITHOUT or each.startswith(_PERHAPS_NICE) for each in arguments
-    ):
+    if arguments[:1] != ["upscale"] or any(each in _WITHOUT or each.startswith(_NICE) for each in arguments):
         return None
     try:
         os.getcwd()
