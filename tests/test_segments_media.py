@@ -681,6 +681,19 @@ def test_the_end_check_finds(tmp_path: Path, suffix: str, change: Any, words: st
     assert "\n" not in str(caught.value) and str(caught.value).startswith("film: ")
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".avi"])
+def test_the_end_check_finds_the_one_frame_that_is_off_where_all_are_moved(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"out{suffix}"
+    expected = joined(path, plan_for(path, "mpeg2video" if suffix == ".ts" else "ffv1"), pictures(9), (4,))
+    verify_video(path, "film", replace(expected, ticks=expected.ticks + 40))
+    ticks = expected.ticks.copy()
+    ticks[5] += 40
+    with pytest.raises(OutputError, match="frame 5 is shown at"):
+        verify_video(path, "film", replace(expected, ticks=ticks))
+
+
 def test_the_end_check_reads_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "out.mkv"
     expected = joined(path, plan_for(path, "ffv1"), pictures(9), (4,))

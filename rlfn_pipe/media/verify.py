@@ -153,8 +153,8 @@ def _check_times(timeline: Timeline, name: str, expected: np.ndarray, tick: Frac
     wanted = expected * factor.denominator
     if shifted and len(ticks):
         # What most frames are moved by, so that the frame that is really off is the one named.
-        moves, counts = np.unique(ticks - wanted, return_counts=True)
-        ticks = ticks - int(moves[np.argmax(counts)])
+        ((move, _),) = Counter((ticks - wanted).tolist()).most_common(1)
+        ticks = ticks - move
     # A container that rounds (its ticks are not ours) may be off by half of one of its ticks.
     off = np.abs(ticks - wanted) > (factor.numerator if factor.denominator == 1 and factor != 1 else 0)
     if off.any():
