@@ -66,7 +66,9 @@ class Forms:
 
     def forget(self) -> bool:
         """Hand back all memory that networks keep for the next frame. False when they kept none."""
-        keepers = [keeper for form in self._made.values() for keeper in (form.remembering, form.beside)]
+        with self._building:
+            made = tuple(self._made.values())
+        keepers = [keeper for form in made for keeper in (form.remembering, form.beside)]
         kept = [keeper.forget() for keeper in keepers if keeper is not None]
         return any(kept)
 

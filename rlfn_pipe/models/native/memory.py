@@ -46,10 +46,10 @@ class RememberingNetwork:
         return self._network.memory_bytes(h, w) <= self._limit
 
     def forget(self) -> bool:
-        """Let go of the kept layers, for good: memory is short. False when there were none."""
+        """Let go of the kept layers: memory is short. False when there were none."""
         with self._layers:
             kept = self._memory is not None
-            self._limit, self._memory, self._valid = 0, None, False
+            self._memory, self._valid = None, False
         return kept
 
     def __call__(self, x: np.ndarray, grid: Grid | None = None) -> np.ndarray:
