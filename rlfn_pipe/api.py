@@ -239,7 +239,8 @@ def _from_tensor(image: torch.Tensor) -> tuple[_Kind, list[Frame]]:
 def _put_together(kind: _Kind, frames: list[Frame]) -> Any:
     if kind.array:
         planes = frames[0].planes
-        return np.ascontiguousarray(planes[0]) if kind.channels is None else np.stack(planes, axis=2)
+        # A copy, also of a single plane: the engine keeps its results for frames that come again.
+        return planes[0].copy() if kind.channels is None else np.stack(planes, axis=2)
     import torch
 
     white = (1 << _FLOAT_DEPTH) - 1

@@ -90,6 +90,15 @@ def test_a_buffer_may_be_given_again_and_again(up: Upscaler) -> None:
     assert len(found) == 4
 
 
+def test_a_result_is_the_callers_to_write_to(up: Upscaler, image: np.ndarray) -> None:
+    """Also where the same picture comes again, whose result is kept."""
+    for picture in (image, image[:, :, 0]):
+        expected = up(picture)
+        for large in up.frames([picture, picture, picture]):
+            assert np.array_equal(large, expected)
+            large[:] = 0
+
+
 def test_what_holds_no_samples_is_refused(up: Upscaler) -> None:
     with pytest.raises(UsageError, match="no pixels"):
         up(torch.empty(3, 4, 4, device="meta"))
