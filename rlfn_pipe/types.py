@@ -257,7 +257,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something the user should know; the work goes on."""
+    """Something the user should know; the work goes on. `input`: the item that it is about, or INPUT as a whole."""
 
     input: str
     message: str

@@ -10,7 +10,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,13 @@ from rlfn_pipe.jobs import task as task_module
 from rlfn_pipe.jobs import workers
 from rlfn_pipe.jobs.image_task import ImageTask
 from rlfn_pipe.jobs.inputs import Item
+from rlfn_pipe.jobs.patience import Patience
 from rlfn_pipe.jobs.process import WorkerProcess
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.task import SegmentProgress, SegmentTask
 from rlfn_pipe.jobs.work import work_path
 from rlfn_pipe.options import UpscaleOptions
-from rlfn_pipe.types import Event, Failed, Finished, Progress, Warned
+from rlfn_pipe.types import Event, Failed, Finished, Progress, Target, Warned
 
 BUNNY = Path(__file__).parent / "data" / "bunny.mp4"
 
@@ -182,7 +185,7 @@ def test_planning_and_a_pictures_tiles_are_progress_and_planning_stops(
     picture = Item(tmp_path / "in.png", tmp_path / "out.png", "image")
     told: list[Event] = []
     stop, warned = threading.Event(), list[str]()
-    processes = workers.Processes(options, warned.append)
+    processes = workers.Processes(options, lambda input, text: warned.append(text))
     try:
         processes.plan(short, options, stop)  # by then its process is there
         processes._stall = 0.6
@@ -229,9 +232,39 @@ def test_others_go_on_when_one_film_fails(
     inputs.mkdir()
     os.link(whole[0], inputs / "long.mkv")
     clip(inputs / "short.mkv", frames=10, times=None, sounds=[], subtitles=())
-    report = run(str(inputs), str(tmp_path / "out"), UpscaleOptions(**OPTIONS), isolate=True)
+    report = run(str(inputs), str(tmp_path / "out"), UpscaleOptions(**OPTIONS, jobs=2), isolate=True)
     assert [Path(f.input).name for f in report.failed] == ["long.mkv"]
     assert [Path(f.input).name for f in report.finished] == ["short.mkv"] and report.exit_code == 1
+    # Each warning is told of the film that it is about, whatever else is under way.
+    assert {(Path(w.input).name, "SIGSEGV" in w.message) for w in report.warned} == {("long.mkv", True)}
+
+
+def test_processes_that_were_closed_start_nothing_and_blame_nobody(
+    tmp_path: Path, serve_with: Any, pids: list[int]
+) -> None:
+    """What runs ends as interrupted, also what waited for a worker meanwhile."""
+    serve_with(odd_workers.hang)
+    source = clip(tmp_path / "in.mkv", frames=20, times=None, sounds=[], subtitles=())
+    item, options = Item(source, tmp_path / "out.mkv", "video"), UpscaleOptions(**OPTIONS)
+    warned: list[str] = []
+    processes = workers.Processes(options, lambda input, text: warned.append(text))
+    plan, facts = processes.plan(item, options, threading.Event())
+    target = Target(plan.geometry.width, plan.geometry.height, plan.encoding.colour)
+    task = SegmentTask(
+        source, replace(plan.part, first=15, last=18), plan.encoding, target, plan.geometry.factor, plan.times.rate, None,
+        tmp_path / "made", "film", options, facts.settings, 1,
+    )  # fmt: skip
+
+    def work() -> None:
+        processes.run(task, on_progress=lambda progress: None, patience=Patience(threading.Event(), 3))
+
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(work) for _ in range(3)]
+        time.sleep(0.5)
+        processes.close()
+        for future in futures:
+            assert isinstance(future.exception(timeout=10), Interrupted)
+    assert len(pids) == 1 and not warned
 
 
 def test_a_film_that_kills_when_it_is_opened_fails_alone(

@@ -138,6 +138,7 @@ class _Job:
         self._item, self._options, self._workers = item, options, workers
         self._plan, self._work = plan, work
         self._settings = dict(work.settings)
+        #: Held by whoever looks through the finished segments, or adds one.
         self._finishing = threading.Lock()
 
     def make(self, segments: list[Segment], meter: Meter, stop: threading.Event) -> None:
@@ -224,8 +225,8 @@ class _Job:
 
     def _watch_disk(self) -> None:
         """Stop while there is still room, rather than with half a segment."""
-        done = self._work.done.values()
-        needed = max((one.bytes for one in done), default=0) + _RESERVE
+        with self._finishing:
+            needed = max((one.bytes for one in self._work.done.values()), default=0) + _RESERVE
         free = self._work.free_bytes()
         if free < needed:
             raise OutputError(

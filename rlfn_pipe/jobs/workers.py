@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,12 +69,15 @@ class Workers(Protocol):
 
 def workers_for(
     options: UpscaleOptions,
-    on_warning: Callable[[str], None],
+    on_warning: Callable[[str, str], None],
     *,
     isolate: bool,
     first: WorkerProcess | None = None,
 ) -> Workers:
-    """Worker processes, `first` among them, or the calling process itself."""
+    """Worker processes, `first` among them, or the calling process itself.
+
+    `on_warning` gets the input that a warning is about ("": images that are computed together), and the warning.
+    """
     return Processes(options, on_warning, first) if isolate else Inline(options, on_warning)
 
 
@@ -82,9 +86,10 @@ class Inline:
 
     count = 1
 
-    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str], None]) -> None:
-        self._rooms = Rooms(options, on_warning)
-        self._lock = threading.Lock()
+    def __init__(self, options: UpscaleOptions, on_warning: Callable[[str, str], None]) -> None:
+        #: Held while something is computed: what, is `_name`.
+        self._lock, self._name = threading.Lock(), ""
+        self._rooms = Rooms(options, lambda text: on_warning(self._name, text))
 
     def close(self) -> None:
         """Nothing to end: work happens in the caller's own thread."""
@@ -93,6 +98,7 @@ class Inline:
         self, item: Item, options: UpscaleOptions, stop: threading.Event
     ) -> tuple[VideoPlan, EngineFacts]:
         with self._lock:
+            self._name = str(item.source)
             return self._rooms.plan(item, options, stop)
 
     def run(
@@ -103,10 +109,12 @@ class Inline:
             on_progress(progress)
 
         with self._lock:
+            self._name = str(task.input)
             return run_segment(task, self._rooms.room(task), on_progress=told, stop=patience)
 
     def images(self, task: ImageTask, on_event: Callable[[Event], None], stop: threading.Event) -> None:
         with self._lock:
+            self._name = _only(task)
             task.run(self._rooms.first, on_event, stop)
 
 
@@ -116,17 +124,17 @@ class Processes:
     Args:
         options: `device` may list several, which the workers share out, as they do `threads` (or all
             cores); `jobs` is their number (else one a device).
-        on_warning: gets the engines' warnings and what happens to workers.
+        on_warning: gets the engines' warnings and what happens to workers; see `workers_for`.
         first: a process that was started before, ended with the others.
     """
 
     def __init__(
         self,
         options: UpscaleOptions,
-        on_warning: Callable[[str], None],
+        on_warning: Callable[[str, str], None],
         first: WorkerProcess | None = None,
     ) -> None:
-        devices = options.device.split(",")
+        devices = options.devices
         self.count = options.jobs or len(devices)
         self._warn = on_warning
         self._stall = options.stall_timeout
@@ -143,13 +151,14 @@ class Processes:
         """Kill all workers; what runs in other threads ends as interrupted."""
         self._closed.set()
         for worker in self._all:
-            worker.kill()
+            worker.end()
 
     def plan(
         self, item: Item, options: UpscaleOptions, stop: threading.Event
     ) -> tuple[VideoPlan, EngineFacts]:
         """See `Workers.plan`; a file that ends the worker each time is an EngineError."""
-        result = self._insist(PlanTask(item, options), str(item.source), _ignore, stop)
+        name = str(item.source)
+        result = self._insist(PlanTask(item, options), name, name, _ignore, stop)
         plan, facts = result
         assert isinstance(plan, VideoPlan) and isinstance(facts, EngineFacts)
         return plan, facts
@@ -165,7 +174,8 @@ class Processes:
                 on_progress(message)
 
         begin, end = task.part.first, task.part.last
-        result = self._insist(task, f"{task.name}: frames {begin} to {end - 1}", told, patience)
+        what = f"{task.name}: frames {begin} to {end - 1}"
+        result = self._insist(task, str(task.input), what, told, patience)
         assert isinstance(result, SegmentResult)
         return result
 
@@ -191,7 +201,7 @@ class Processes:
                 replaceable=task.replaceable | retried,
             )
             try:
-                self._attempt(one, told, stop)
+                self._attempt(one, _only(one), told, stop)
                 left = left[len(batch) :]
                 singly = max(0, singly - 1)
             except WorkerDied as death:
@@ -201,7 +211,7 @@ class Processes:
                 if len(batch) > 1:
                     singly = 4 * task.workers + 8  # more than are read ahead
                     self._warn(
-                        f"the worker {death}; the images that it had in hand are tried again one by one"
+                        "", f"the worker {death}; the images that it had in hand are tried again one by one"
                     )
                     continue
                 name = str(batch[0].source)
@@ -214,20 +224,22 @@ class Processes:
                 on_event(ItemFailed(name, str(error)))
                 left = left[1:]
 
-    def _insist(self, task: Any, what: str, told: Callable[[object], None], stop: threading.Event) -> Any:
+    def _insist(
+        self, task: Any, input: str, what: str, told: Callable[[object], None], stop: threading.Event
+    ) -> Any:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._attempt(task, told, stop)
+                return self._attempt(task, input, told, stop)
             except WorkerDied as death:
                 if attempt == ATTEMPTS:
                     raise EngineError(
                         f"{what}: the worker {death} {ATTEMPTS} times; try a smaller --tile, fewer --jobs, "
                         "or leave the place out with --start and --end"
                     ) from None
-                self._warn(f"the worker {death}; what it was doing is tried again")
+                self._warn(input, f"the worker {death}; what it was doing is tried again")
         raise AssertionError("the loop above returns or raises")
 
-    def _attempt(self, task: Any, told: Callable[[object], None], stop: threading.Event) -> Any:
+    def _attempt(self, task: Any, input: str, told: Callable[[object], None], stop: threading.Event) -> Any:
         while True:
             if stop.is_set() or self._closed.is_set():
                 raise interrupted(stop)
@@ -235,9 +247,18 @@ class Processes:
                 worker = self._idle.get(timeout=_POLL_SECONDS)
                 break
         try:
-            return worker.work(task, told, stop, self._warn, self._stall)
+            return worker.work(task, told, stop, partial(self._warn, input), self._stall)
+        except WorkerDied:
+            if self._closed.is_set():  # it was ended by us
+                raise interrupted(stop) from None
+            raise
         finally:
             self._idle.put(worker)
+
+
+def _only(task: ImageTask) -> str:
+    """The one image of a task, or ""."""
+    return str(task.items[0].source) if len(task.items) == 1 else ""
 
 
 def _ignore(message: object) -> None:
@@ -250,21 +271,32 @@ class _Worker:
     def __init__(self, options: UpscaleOptions, workers: int) -> None:
         self._settings = options, workers
         self._process: WorkerProcess | None = None
+        #: Held while a process is started or let go of.
+        self._changing, self._ended = threading.Lock(), False
 
     def start(self, process: WorkerProcess | None = None) -> WorkerProcess:
-        """The process; where there is none, `process` or a new one."""
-        if self._process is None:
-            self._process = process or WorkerProcess()
-            # One that died before it heard of its work is found out by whoever waits for it.
-            with suppress(OSError):
-                self._process.connection.send(self._settings)
-        return self._process
+        """The process; where there is none, `process` or a new one. Raises WorkerDied after `end`."""
+        with self._changing:
+            if self._ended:
+                raise WorkerDied("was ended")
+            if self._process is None:
+                self._process = process or WorkerProcess()
+                # One that died before it heard of its work is found out by whoever waits for it.
+                with suppress(OSError):
+                    self._process.connection.send(self._settings)
+            return self._process
 
     def kill(self) -> None:
-        """End the process at once."""
-        process, self._process = self._process, None
+        """End the process at once; the next work has a new one."""
+        with self._changing:
+            process, self._process = self._process, None
         if process is not None:
             process.kill()
+
+    def end(self) -> None:
+        """End the process at once, for good."""
+        self._ended = True
+        self.kill()
 
     def work(
         self,
