@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rlfn_pipe.errors import OutputError
+from rlfn_pipe.jobs import ledger
 from rlfn_pipe.jobs.fingerprint import differences, fingerprint, input_identity
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.journal import Done, Header, Journal, JournalDamaged
 from rlfn_pipe.jobs.ledger import Ledger
 from rlfn_pipe.jobs.lines import append_line, read_lines
 from rlfn_pipe.jobs.patience import QUICK_SECONDS, Patience
+from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.segments import Segment, plan_segments, segment_seconds
 from rlfn_pipe.jobs.work import Work, entered, has_work, work_path
 from rlfn_pipe.media.timing import Timeline
@@ -516,3 +519,20 @@ def test_ledger_knows_finished_items_until_something_changes(
     assert not second.has(output)
     second.remove()
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_an_item_that_cannot_be_noted_down_is_finished_all_the_same(
+    tmp_path: Path, nearest_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, record: dict[str, Any]) -> None:
+        raise OutputError(f"{path}: cannot be written (no space left on device)")
+
+    monkeypatch.setattr(ledger, "append_line", full)
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(inputs / name)
+    report = run(str(inputs), str(outputs), UpscaleOptions(scale=2))
+    assert [Path(one.output).name for one in report.finished] == ["a.png", "b.png"] and not report.failed
+    (warned,) = report.warned
+    assert "cannot be noted down" in warned.message and warned.input == report.finished[0].input

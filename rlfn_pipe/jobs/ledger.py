@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlfn_pipe.errors import OutputError, advice_for, reason_of
 from rlfn_pipe.files import TEMPORARY_SUFFIX
 from rlfn_pipe.jobs.fingerprint import file_identity, lasting_options
 from rlfn_pipe.jobs.lines import append_line, read_lines
@@ -60,7 +61,12 @@ class Ledger:
             "read": file_identity(source),
             "written": file_identity(output),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self._path.parent}: cannot be made ({reason_of(error)}); {advice_for(error, 'check the folder')}"
+            ) from None
         append_line(self._path, record)
         self._done[record["output"]] = record
 

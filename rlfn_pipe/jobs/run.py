@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rlfn_pipe.allowance import cores
@@ -108,7 +109,7 @@ def run(
     """
     begin = time.monotonic()
     options = named_format(input, output, options)
-    state = _Run(options, on_event or (lambda event: None), stop or threading.Event())
+    state = _Run(input, options, on_event or (lambda event: None), stop or threading.Event())
     # Wrong options must not be told once an item.
     spec = EngineRoom(options, lambda text: None).spec_for(options.factor or 1.0)
     warnings = shortfall(options, spec)
@@ -120,7 +121,7 @@ def run(
             state.emit(Warned(input, warning))
         there = options.skip_existing and output != PIPE and os.path.lexists(output)
         if not there:
-            state.pipe(input, output)
+            state.pipe(output)
         return state.report((input,) if there else (), begin)
     ledger = ledger_of(input, output, options)
     plan = plan_items(input, output, options, ledger)
@@ -157,14 +158,14 @@ class _Run:
     """What is going on, and what came of it."""
 
     def __init__(
-        self, options: UpscaleOptions, on_event: Callable[[Event], None], stop: threading.Event
+        self, input: str, options: UpscaleOptions, on_event: Callable[[Event], None], stop: threading.Event
     ) -> None:
+        self._input = input
         self._options, self._on_event, self._stop = options, on_event, stop
         self._finished: list[Finished] = []
         self._failed: list[Failed] = []
         self._warned: list[Warned] = []
         self._lock = threading.Lock()
-        self._current = ""
         self._ledger: Ledger | None = None
 
     @property
@@ -188,22 +189,33 @@ class _Run:
     def emit(self, event: Event) -> None:
         """Hand an event on, one at a time whatever thread it comes from."""
         with self._lock:
-            if isinstance(event, Warned):
-                self._warned.append(event)
-            elif isinstance(event, Finished):
-                self._finished.append(event)
-                if self._ledger is not None:
-                    self._ledger.add(Path(event.input), Path(event.output))
-            elif isinstance(event, Failed):
-                self._failed.append(event)
-            self._on_event(event)
+            self._hand_on(event)
 
-    def _warn(self, text: str) -> None:
-        self.emit(Warned(self._current, text))
+    def _hand_on(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self._warned.append(event)
+        elif isinstance(event, Finished):
+            self._finished.append(event)
+        elif isinstance(event, Failed):
+            self._failed.append(event)
+        try:
+            if isinstance(event, Finished) and self._ledger is not None:
+                self._ledger.add(Path(event.input), Path(event.output))
+        except OutputError as error:
+            # The item is done all the same.
+            self._ledger = None
+            text = f"what is finished cannot be noted down any more, so that the next run will not know it: {error}"
+            self._hand_on(Warned(event.input, text))
+        self._on_event(event)
 
-    def pipe(self, input: str, output: str) -> None:
+    def _warn(self, input: str, text: str) -> None:
+        """`input`: "" stands for the whole of INPUT."""
+        self.emit(Warned(input or self._input, text))
+
+    def pipe(self, output: str) -> None:
         """Raw video from or to a shell pipe: computed here, since the pipe is this process'."""
-        room = EngineRoom(self._options, self._warn)
+        input = self._input
+        room = EngineRoom(self._options, partial(self._warn, input))
         try:
             done = upscale_pipe(input, output, self._options, room, on_event=self.emit, stop=self._stop)
         except Taken as error:
@@ -244,7 +256,7 @@ class _Run:
     def _video(self, item: Item, workers: Workers, position: tuple[int, int]) -> None:
         if self._stop.is_set():
             raise interrupted(self._stop)
-        name = self._current = str(item.source)
+        name = str(item.source)
         try:
             upscale_video(
                 item, self._options, workers, on_event=self.emit, stop=self._stop, position=position
