@@ -462,6 +462,11 @@ class UpscaleOptions:
             )
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that `device` names, one or several, in its order."""
+        return tuple(self.device.split(","))
+
+    @property
     def asks_size(self) -> bool:
         """True when the output size is given in pixels rather than as a factor."""
         return self.height is not None or self.width is not None or self.size is not None

@@ -15,19 +15,10 @@ import numpy as np
 
 from rlfn_pipe.allocator import suit_allocator
 from rlfn_pipe.engine.arrays import Array, Arrays
-from rlfn_pipe.engine.device import (
-    available_memory,
-    device_name,
-    resolve_device,
-    resolve_precision,
-)
+from rlfn_pipe.engine.device import available_memory
 from rlfn_pipe.engine.forms import Forms
 from rlfn_pipe.engine.limits import Limits
-from rlfn_pipe.engine.network import (
-    Grid,
-    NetworkFactory,
-    Remembering,
-)
+from rlfn_pipe.engine.network import Grid, NetworkFactory, Remembering
 from rlfn_pipe.engine.reuse import Statistics
 from rlfn_pipe.engine.schedule import Run
 from rlfn_pipe.engine.settings import Settings
@@ -37,12 +28,7 @@ from rlfn_pipe.errors import EngineError, UsageError
 from rlfn_pipe.threads import only_compiled, pytorch_threads
 from rlfn_pipe.types import Frame, ModelSpec, Target
 
-__all__ = [
-    "DEFAULT_OVERLAP",
-    "Engine",
-    "resolve_device",
-    "resolve_precision",
-]
+__all__ = ["DEFAULT_OVERLAP", "Engine"]
 
 #: Low-resolution pixels that neighbouring tiles share unless told otherwise (measured: docs/performance.md).
 DEFAULT_OVERLAP = 60
@@ -84,7 +70,7 @@ def default_overlap(tile: int | None) -> int:
 class Engine:
     """Upscales frames with one network on one device.
 
-    `device` and `precision` as in `resolve_device` and `resolve_precision`; `tile` is the side in
+    `device` and `precision` as in `rlfn_pipe.engine.device.resolve_device` and `resolve_precision`; `tile` is the side in
     low-resolution pixels (None: by memory, 0: whole frames); `overlap` the pixels that neighbours
     share (None: `default_overlap`); `batch` tiles at once (None: by memory); `threads` for the CPU
     (None: all cores); `tta` averages the eight flips and rotations; `budget` is the bytes that activations
@@ -118,11 +104,9 @@ class Engine:
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec, self.scale = spec, spec.scale
-        self.device, self.device_reason = resolve_device(device)
-        self.precision, self.precision_reason = resolve_precision(precision, self.device)
         settings = Settings.resolve(
-            device=str(self.device),
-            precision=self.precision,
+            device=device,
+            precision=precision,
             tile=tile,
             overlap=overlap,
             batch=batch,
@@ -130,6 +114,7 @@ class Engine:
             tta=tta,
             budget=budget,
         )
+        self.device, self.precision = settings.found, settings.precision
         self._tile, self._overlap, self._batch, self.tta = tile, overlap, batch, tta
         if reuse not in ("exact", "near", "off"):
             raise UsageError(f"--reuse {reuse} is not known; use exact, near or off")
@@ -165,25 +150,13 @@ class Engine:
 
     @property
     def shrunk(self) -> bool:
-        """True once memory forced smaller tiles or batches: results then differ in their last bits."""
+        """Whether memory forces smaller tiles or batches than were meant: results then differ in their last bits."""
         return self._limits.shrunk
 
-    def describe(self) -> dict[str, object]:
-        """Device, precision and reasons, tile, overlap, batch as they stand now (JSON types)."""
-        tile: object = "auto" if self._tile is None else self._tile
-        return {
-            "device": str(self.device),
-            "device_name": device_name(self.device),
-            "device_reason": self.device_reason,
-            "precision": self.precision,
-            "precision_reason": self.precision_reason,
-            "tile": tile if self._limits.tile is None else self._limits.tile,
-            "largest_tile_pixels": self._largest_tile(),
-            "overlap": self.overlap,
-            "batch": self._limits.batch or self._batch or "auto",
-            "threads": self.threads,
-            "tta": self.tta,
-        }
+    @property
+    def shortages(self) -> int:
+        """How many times memory forced smaller tiles or batches."""
+        return self._limits.shortages
 
     def _bytes_per_pixel(self) -> float:
         """Peak bytes for a low-resolution pixel, result included (measured: docs/performance.md)."""
@@ -260,7 +233,7 @@ class Engine:
 
     def keeps_layers(self, height: int, width: int, edge_fp32: bool) -> bool:
         """Whether the network can keep a whole frame's layers, for a next one that is like it in places."""
-        if self.reuse == "off" or self.tta or self.tile_for(height, width):
+        if self.reuse == "off" or self.tta or not self._limits.layers or self.tile_for(height, width):
             return False
         network = self._remembering(edge_fp32)
         return network is not None and network.keeps(height, width)
@@ -386,11 +359,13 @@ class Engine:
         edge_fp32: bool,
         remember: bool = False,
     ) -> Array:
-        if remember and (keeping := self._remembering(edge_fp32)):
-            result = keeping(pixels, self._grid(tiles))
-            self._on_step()
-            self._share = keeping.computed
-            return result
+        if remember:
+            self._share = 1.0
+            if self._limits.layers and (keeping := self._remembering(edge_fp32)):
+                result = keeping(pixels, self._grid(tiles))
+                self._on_step()
+                self._share = keeping.computed
+                return result
         network = self._forms.network(edge_fp32, precision)
         if not self.tta:
             y = network(pixels, self._grid(tiles))
@@ -418,8 +393,14 @@ class Engine:
         return self._forms.remembering(edge_fp32, min(LAYERS, self._budget))
 
     def forget(self) -> bool:
-        """Hand back all memory that networks keep for the next frame. False when they kept none."""
-        return self._forms.forget()
+        """Hand back all memory that networks keep for the next frame, and keep no layers for a while.
+
+        False when they kept none.
+        """
+        kept = self._forms.forget()
+        if kept:
+            self._limits.keep_no_layers()
+        return kept
 
     @property
     def share(self) -> float:

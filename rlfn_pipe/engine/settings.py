@@ -36,7 +36,8 @@ class Settings:
 
     `tile` (None: chosen by `budget`, 0: whole frames), `overlap` (None: by the tile) and `batch` (None: by
     `budget`) are rules that depend on nothing else. `budget` is the bytes that activations may take.
-    `compile` is "on" or "off". `device_name`, `torch` and `instructions` (of the CPU, and the form of the
+    `compile` is "on" or "off". Of `device` its kind decides, cpu, cuda or mps; which one of several it is, does not.
+    `device_name`, `torch` and `instructions` (of the CPU, and the form of the
     network) say what machine it was; they are found afresh each time, never pinned.
     """
 
@@ -100,22 +101,39 @@ class Settings:
         )
 
     @classmethod
-    def pinned(cls, values: Mapping[str, JSON], form: Callable[[Device, str], str] | None = None) -> Settings:
-        """The settings that `to_dict` wrote, on the machine of now; `form` as in `resolve`.
+    def pinned(
+        cls,
+        values: Mapping[str, JSON],
+        device: str,
+        form: Callable[[Device, str], str] | None = None,
+    ) -> Settings:
+        """The settings that `to_dict` wrote, on the machine of now; `device` and `form` as in `resolve`.
 
-        Raises UsageError when `values` holds something else or the device is not there.
+        Raises UsageError when `values` holds something else, the device is not there or one of another kind.
         """
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:
             raise UsageError(f"the recorded engine settings lack {', '.join(missing)}; start the job anew")
-        open_ones = {name: values[name] for name in names if name not in _MACHINE}
+        open_ones = {name: values[name] for name in names if name not in (*_MACHINE, "device")}
         # What to_dict wrote has the right types.
-        return cls.resolve(**open_ones, form=form)  # type: ignore[arg-type]
+        found = cls.resolve(device=device, **open_ones, form=form)  # type: ignore[arg-type]
+        if found.found.type != values["device"]:
+            raise UsageError(
+                f"--device {device} is {found.found.type} here, and the work was begun on {values['device']}; "
+                f"give --device {values['device']}, or start the job anew"
+            )
+        return found
+
+    @property
+    def found(self) -> Device:
+        """`device` in its parts."""
+        kind, _, index = self.device.partition(":")
+        return Device(kind, int(index) if index else None)
 
     def to_dict(self) -> dict[str, JSON]:
-        """All settings as plain JSON values; `pinned` gives them back."""
-        return asdict(self)
+        """All settings as plain JSON values, of the device its kind; `pinned` gives them back."""
+        return {**asdict(self), "device": self.found.type}
 
 
 _MACHINE = ("device_name", "torch", "instructions")

@@ -101,12 +101,12 @@ def _free_bytes(folder: Path) -> int | None:
 
 
 def _engine_facts(options: UpscaleOptions) -> tuple[str, str]:
-    """Device and precision as text, without loading a network."""
+    """Devices and precision as text, without loading a network."""
     from rlfn_pipe.engine.device import device_name, resolve_device, resolve_precision
 
-    device, _ = resolve_device(options.device)
-    precision, reason = resolve_precision(options.precision, device)
-    return f"{device} ({device_name(device)})", f"{precision} ({reason})"
+    devices = [resolve_device(name)[0] for name in options.devices]
+    precision, reason = resolve_precision(options.precision, devices[0])
+    return ", ".join(f"{each} ({device_name(each)})" for each in devices), f"{precision} ({reason})"
 
 
 def _describe_video(

@@ -32,10 +32,11 @@ class EngineRoom:
     """Chooses the weights for a factor and keeps their engine for all items that need it.
 
     A file named by `--model` serves every factor; a name serves a factor by its native scale or
-    the next larger one, with a Lanczos resize behind it. `resolved` pins the engine's settings to
-    what `resolved()` gave in another process, so that this one computes the same pixels. `workers`
-    processes share the threads: where the pixels do not depend on how many there are, each has its share
-    of those that were resolved, else that share is what is resolved. `on_step`: see `Engine`.
+    the next larger one, with a Lanczos resize behind it. Of several devices the first is taken.
+    `resolved` pins the engine's settings to what `resolved()` gave in another process, perhaps on another device of the
+    same kind, so that this one computes the same pixels. `workers` processes share the threads: where the pixels do not
+    depend on how many there are, each has its share of those that were resolved, else that share is what is resolved.
+    `on_step`: see `Engine`.
 
     Raises:
         UsageError: `resolved` is no such mapping, or its device is not there (when first needed).
@@ -64,9 +65,12 @@ class EngineRoom:
             UsageError: no such model, or none with a fitting scale.
             WeightsError: the named file is no network that is known here.
         """
-        if registry.is_file(self._options.model):
-            return self.engine_for(factor).spec
-        return registry.find(self._options.model, factor)
+        model = self._options.model
+        if not registry.is_file(model):
+            return registry.find(model, factor)
+        from rlfn_pipe.models.weights import load_weights
+
+        return load_weights(model)[0]
 
     def resolved(self, factor: float) -> dict[str, JSON]:
         """The settings that `factor`'s pixels depend on besides the weights, as plain JSON values.
@@ -79,11 +83,7 @@ class EngineRoom:
         Raises:
             UsageError: a setting is impossible here.
         """
-        from rlfn_pipe.models.weights import load_weights
-
-        model = self._options.model
-        spec = load_weights(model)[0] if registry.is_file(model) else registry.find(model, factor)
-        return self._resolve(spec).to_dict()
+        return self._resolve(self.spec_for(factor)).to_dict()
 
     def _resolve(self, spec: ModelSpec) -> Settings:
         """Settled by the first network that is asked for; those of one name have a form in common."""
@@ -91,12 +91,12 @@ class EngineRoom:
             from rlfn_pipe.engine.settings import Settings
 
             options = self._options
-            form = self._form_of(spec)
+            form, device = self._form_of(spec), options.devices[0]
             if self._pinned is not None:
-                self._settings = Settings.pinned(self._pinned, form=form)
+                self._settings = Settings.pinned(self._pinned, device, form=form)
             else:
                 self._settings = Settings.resolve(
-                    device=options.device,
+                    device=device,
                     precision=options.precision,
                     tile=options.tile,
                     overlap=options.overlap,
@@ -120,11 +120,9 @@ class EngineRoom:
         return partial(form_on, spec=spec, compile=self._options.compile == "on")
 
     def _threads_are_free(self, settings: Settings, spec: ModelSpec) -> bool:
-        """Whether pixels are the same with any number of threads, as those of the compiled network are."""
-        from rlfn_pipe.engine.device import resolve_device
-
-        device, _ = resolve_device(settings.device)
-        return device.type == "cpu" and self._form_of(spec)(device, settings.precision).startswith("native")
+        """Whether pixels are the same with any number of threads: a GPU's, and the compiled network's."""
+        device = settings.found
+        return device.type == "cuda" or self._form_of(spec)(device, settings.precision).startswith("native")
 
     def engine_for(self, factor: float) -> Engine:
         """The engine whose output, resized where need be, gives `factor`."""
@@ -142,14 +140,12 @@ class EngineRoom:
 
         spec, weights = load_weights(self._options.model, factor)
         settings, options = self._resolve(spec), self._options
-        pinned = self._pinned is not None
         free = self._threads_are_free(settings, spec)
         return Engine(
             InferenceFactory(spec, weights, compile=settings.compile == "on"),
             spec,
-            # What was left open stays so here, so that the engine can tell the reason of its choice.
-            device=settings.device if pinned else options.device,
-            precision=settings.precision if pinned else options.precision,
+            device=settings.device,
+            precision=settings.precision,
             tile=settings.tile,
             overlap=settings.overlap,
             batch=settings.batch,

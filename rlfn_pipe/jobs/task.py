@@ -138,7 +138,7 @@ def _made(
 ) -> SegmentResult:
     """`run_segment` by one road."""
     options, part = task.options, task.part
-    before = asdict(engine.statistics)
+    before, shrunk, shortages = asdict(engine.statistics), engine.shrunk, engine.shortages
     source = VideoSource(
         task.input,
         on_error=options.on_error,
@@ -186,7 +186,9 @@ def _made(
         damaged=source.damaged,
         notes=[*source.notes, *opacity.notes],
         stages=clock.times(),
-        exception="memory ran out: smaller tiles or batches" if engine.shrunk else "",
+        exception=(
+            "memory ran out: smaller tiles or batches" if shrunk or engine.shortages > shortages else ""
+        ),
         reuse=counted_since(before, engine),
     )
 
