@@ -1,17 +1,16 @@
 """Whole files: `rlfn-pipe upscale` against the naive script, on real clips; and peak memory.
 
     python benchmarks/end_to_end.py CLIP... [--model rlfn-s] [--scale 4] [--frames N] [--rounds 2]
-        [--how command|call] [--naive-frames N] [--option reuse=off]
+        [--naive-frames N] [--option reuse=off]
     python benchmarks/end_to_end.py --slides [--size 640x360] [--seconds 12]
     python benchmarks/end_to_end.py --memory [--size 1920x1080] [--scale 2] [--frames 12]
 
 Both take the same clip, network and encoder settings (libx264, crf 18, preset medium) and run in turns.
-`--how command` starts a process for each run and counts everything from its start to its end; `call` calls
-both in this process after a few frames to warm up, so that start-up does not count. With `--naive-frames`
-the naive script stops after so many frames and its time is continued in proportion (its frames cost the
-same); the text says so. `--slides` makes its own screen recording. `--memory` upscales a made-up clip and
-gives the peak resident memory by the system's own accounting (wait4) and, sampled, of the process with its
-children together. One JSON object a line, ratios first.
+Each run has a process of its own and counts from its start to its end. With `--naive-frames` the naive script
+stops after so many frames and its time is continued in proportion (its frames cost the same); the text says
+so. `--slides` makes its own screen recording. `--memory` upscales a made-up clip and gives the peak resident
+memory by the system's own accounting (wait4) and, sampled, of the process with its children together. One
+JSON object a line, ratios first.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import naive
 import numpy as np
 import slides
 
@@ -140,7 +138,7 @@ def naive_command(source: Path, target: Path, options: argparse.Namespace) -> li
     return [sys.executable, str(HERE / "naive.py"), str(source), str(target), *model, *limit]
 
 
-def by_command(clip: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def in_turns(clip: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Start to end of both commands, medians of `rounds`."""
     taken: dict[str, list[Spent]] = {"naive": [], "ours": []}
     for _ in range(options.rounds):
@@ -168,42 +166,6 @@ def by_command(clip: Path, folder: Path, options: argparse.Namespace) -> dict[st
         "naive_peak_mib": max(spent.peak_mib for spent in taken["naive"]),
         "ours_peak_mib": max(spent.peak_mib for spent in taken["ours"]),
         "ours_last_event": finished,
-    }
-
-
-def by_call(clip: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Both in this process, medians of `rounds` after a few frames to warm up."""
-    from rlfn_pipe.api import upscale
-    from rlfn_pipe.models.weights import load
-
-    module = load(options.model, options.scale)[1].eval()
-    extra = {key.replace("-", "_"): value for key, value in options.option}
-    settings = {"model": options.model, "scale": options.scale, "audio": "none", "overwrite": True, **extra}
-    encoder = {"codec": "libx264", "crf": 18, "encoder_preset": "medium"}
-
-    def ours(frames: int | None) -> Any:
-        limit = {"frames": frames} if frames else {}
-        return upscale(clip, folder / "ours.mp4", **settings, **encoder, **limit)
-
-    naive.upscale(clip, folder / "naive.mp4", module, 2)
-    ours(2)
-    times: dict[str, list[float]] = {"naive": [], "ours": []}
-    for _ in range(options.rounds):
-        begin = time.perf_counter()
-        done = naive.upscale(clip, folder / "naive.mp4", module, options.naive_frames or options.frames)
-        middle = time.perf_counter()
-        report = ours(options.frames)
-        times["naive"].append((middle - begin) / done)
-        times["ours"].append((time.perf_counter() - middle) / report.finished[0].frames)
-    naive_ms, ours_ms = (1e3 * statistics.median(times[name]) for name in ("naive", "ours"))
-    return {
-        "ratio": naive_ms / ours_ms,
-        "naive_fps": 1e3 / naive_ms,
-        "ours_fps": 1e3 / ours_ms,
-        "naive_ms": naive_ms,
-        "ours_ms": ours_ms,
-        "frames": report.finished[0].frames,
-        "naive_frames": done,
     }
 
 
@@ -236,8 +198,7 @@ def psnr(one: Path, other: Path) -> dict[str, Any]:
 
 def compare(clip: Path, label: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     watch = Watch()
-    measure = by_command if options.how == "command" else by_call
-    result = measure(clip, folder, options)
+    result = in_turns(clip, folder, options)
     with VideoSource(clip) as source:
         size = f"{source.format.width}x{source.format.height}"
     disturbance = watch.disturbance()
@@ -247,7 +208,6 @@ def compare(clip: Path, label: str, folder: Path, options: argparse.Namespace) -
     return {
         "clip": label,
         "size": size,
-        "how": options.how,
         "model": options.model,
         "options": dict(options.option),
         **result,
@@ -295,7 +255,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int)
     parser.add_argument("--naive-frames", type=int)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--how", choices=["command", "call"], default="command")
     parser.add_argument("--size", help="of the made-up clip, WxH")
     parser.add_argument("--seconds", type=float, default=12, help="of the made-up screen recording")
     parser.add_argument("--option", type=_pair, action="append", default=[], help="of upscale, NAME=VALUE")

@@ -30,7 +30,6 @@ import torch
 from PIL import Image
 
 from rlfn_pipe.engine import runner
-from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.models.folding import weights_of
 from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.fuse import build_inference
@@ -38,6 +37,7 @@ from rlfn_pipe.models.native.network import NativeNetwork, fits
 from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.models.strips import StripNetwork
 from rlfn_pipe.models.weights import load_file, load_weights
+from rlfn_pipe.pipeline.engines import fast_engine
 from rlfn_pipe.types import ColourInfo, Frame, ModelSpec, Target
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -123,7 +123,7 @@ def memory(options: argparse.Namespace) -> None:
     planes = tuple(rng.integers(60, 180, size, dtype=np.uint8) for size in sizes)
     target = Target(width * spec.scale, height * spec.scale, layout)
     tile = None if options.tile < 0 else options.tile
-    engine = Engine(
+    engine = fast_engine(
         InferenceFactory(spec, weights_of(module)),
         spec,
         device="cpu",
@@ -131,9 +131,9 @@ def memory(options: argparse.Namespace) -> None:
         tile=tile,
         reuse="off",
     )
-    start = time.thread_time()
+    start = time.process_time()
     for _ in engine.run((Frame(planes, layout, index), target) for index in range(2)):
-        seconds, start = time.thread_time() - start, time.thread_time()
+        seconds, start = time.process_time() - start, time.process_time()
     row = {
         "weights": options.weights.stem,
         "size": options.size,

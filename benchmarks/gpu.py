@@ -18,11 +18,11 @@ import torch
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
 from rlfn_pipe.bench.engine import engine_speed
 from rlfn_pipe.bench.timing import in_turns, repeats
-from rlfn_pipe.engine.runner import AHEAD, Engine
+from rlfn_pipe.engine.runner import AHEAD
 from rlfn_pipe.models.cuda.trial import WISH
 from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.weights import load_weights
-from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
+from rlfn_pipe.pipeline.engines import fast_engine
 from rlfn_pipe.types import Frame, Target
 
 
@@ -35,9 +35,9 @@ class Variant:
         self.name = f"{'kernels' if kernels else 'operators'}, {ahead} ahead"
         self._wish = "on" if kernels else "off"
         spec, weights = load_weights(options.model, options.scale)
-        self.engine = Engine(
+        self.engine = fast_engine(
             InferenceFactory(spec, weights), spec, device=options.device, precision=precision, reuse="off",
-            tile=options.tile, batch=options.batch, to_rgb=to_rgb, to_planes=from_rgb,
+            tile=options.tile, batch=options.batch,
         )  # fmt: skip
         self.engine.ahead = ahead
 

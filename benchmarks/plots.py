@@ -3,6 +3,7 @@
     python benchmarks/plots.py size --size 320x180 --baseline compile --baseline openvino >> bench.jsonl
     python benchmarks/plots.py tile >> bench.jsonl
     python benchmarks/plots.py batch >> bench.jsonl
+    python benchmarks/plots.py layers >> bench.jsonl
     python benchmarks/plots.py roofline >> bench.jsonl
     python benchmarks/plots.py draw bench.jsonl --to docs
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -25,15 +27,18 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
+from rlfn_pipe.allocator import suit_allocator
+from rlfn_pipe.allowance import cores
 from rlfn_pipe.bench.clip import COLOUR, moving_frames
-from rlfn_pipe.bench.engine import build_engine, engine_speed
+from rlfn_pipe.bench.engine import engine_speed
 from rlfn_pipe.bench.report import as_data
 from rlfn_pipe.bench.timing import SLICE, in_turns
+from rlfn_pipe.engine.device import resolve_device, resolve_precision
 from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.tensors import DTYPES
 from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.weights import load, load_weights
-from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
+from rlfn_pipe.pipeline.engines import fast_engine
 from rlfn_pipe.types import Target
 
 SIZES = ("96x96", "176x144", "320x180", "480x270", "640x360", "960x540", "1280x720", "1920x1080")
@@ -66,8 +71,7 @@ def measure_size(options: argparse.Namespace) -> None:
 
 def _engines(options: argparse.Namespace, settings: Iterable[dict[str, Any]]) -> list[Engine]:
     spec, weights = load_weights(options.model, options.scale)
-    conversions = {"to_rgb": to_rgb, "to_planes": from_rgb}
-    return [Engine(InferenceFactory(spec, weights), spec, **conversions, **each) for each in settings]
+    return [fast_engine(InferenceFactory(spec, weights), spec, **each) for each in settings]
 
 
 def _engine_times(
@@ -126,12 +130,20 @@ def _moved_bytes(module: nn.Module, height: int, width: int, itemsize: int) -> t
 
 
 @torch.inference_mode()
-def measure_roofline(options: argparse.Namespace) -> None:
-    """Single layers of the network by their arithmetic intensity, the engine, the plain network, the ceilings."""
+def measure_layers(options: argparse.Namespace) -> None:
+    """Single layers of the network by their arithmetic intensity, in a process where no engine suits the allocator.
+
+    As in the process of `rlfn_pipe.bench.plain`, memory is kept: plain operators lose up to half their rate without.
+    """
     width, height = map(int, (options.size or ["320x180"])[0].split("x"))
-    engine, _ = build_engine(options.model, options.scale)
-    torch.set_num_threads(engine.threads)
-    dtype, spec = DTYPES[engine.precision], engine.spec
+    os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
+    suit_allocator(tensors=True)
+    device, _ = resolve_device()
+    dtype, (spec, _) = (
+        DTYPES[resolve_precision("auto", device)[0]],
+        load_weights(options.model, options.scale),
+    )
+    torch.set_num_threads(cores())
     channels, esa = spec.channels, spec.esa_channels
     roads: dict[str, Callable[[], object]] = {}
     work: dict[str, tuple[float, float]] = {}
@@ -147,8 +159,9 @@ def measure_roofline(options: argparse.Namespace) -> None:
     )
     for inside, outside, side in layers:
         name = f"{side}x{side}, {inside} to {outside}"
-        x = torch.randn(1, inside, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(outside, inside, side, side).to(dtype)
+        x = torch.randn(1, inside, height, width).to(str(device), dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(outside, inside, side, side).to(str(device), dtype)
         weight = weight.contiguous(memory_format=torch.channels_last)
         roads[name] = partial(functional.conv2d, x, weight, None, 1, side // 2)
         pixels = height * width
@@ -157,33 +170,45 @@ def measure_roofline(options: argparse.Namespace) -> None:
             dtype.itemsize * float(pixels * (inside + outside) + weight.numel()),
         )
     a, b = (
-        torch.randn(1, channels, height, width).to(dtype).to(memory_format=torch.channels_last) for _ in "ab"
+        torch.randn(1, channels, height, width).to(str(device), dtype).to(memory_format=torch.channels_last)
+        for _ in "ab"
     )
     elements = float(a.numel())
     roads["leaky ReLU"] = lambda: functional.leaky_relu(a, 0.05)
     work["leaky ReLU"] = elements, 2 * elements * dtype.itemsize
     roads["x times sigmoid"] = lambda: a * torch.sigmoid(b)
     work["x times sigmoid"] = 4 * elements, 5 * elements * dtype.itemsize
-    cached = tuple(torch.ones(1 << 17, dtype=torch.uint8) for _ in range(2))
-    roads["copy in cache"] = lambda: cached[0].copy_(cached[1])
-    times = in_turns(roads, options.rounds, engine.device, seconds=SLICE)
-    seconds = {name: timing.ms * 1e-3 for name, timing in times.items()}
+    times = in_turns(roads, options.rounds, device, seconds=SLICE)
     for name, (operations, moved) in work.items():
-        row(
-            "layer",
-            {"name": name, "intensity": operations / moved, "tflops": operations / seconds[name] / 1e12},
-        )
+        seconds = times[name].ms * 1e-3
+        row("layer", {"name": name, "intensity": operations / moved, "tflops": operations / seconds / 1e12})
+
+
+def measure_roofline(options: argparse.Namespace) -> None:
+    """The engine, the plain network and the ceilings; `measure_layers` has the single layers."""
+    width, height = map(int, (options.size or ["320x180"])[0].split("x"))
     speed = engine_speed(options.model, scale=options.scale, size=(width, height), rounds=options.rounds)
     twin = load(options.model, options.scale)[1].to("meta")
     intensity = {}
-    for name, itemsize in (("official", 4), ("ours", dtype.itemsize)):
+    for name, itemsize in (("official", 4), ("ours", DTYPES[speed.precision].itemsize)):
         operations, moved = _moved_bytes(twin, height, width, itemsize)
         intensity[f"{name}_intensity"] = operations / moved
-    cache = 2.0 * cached[0].numel() / seconds["copy in cache"] / 1e9
-    row("roofline", {**as_data(speed), **intensity, "cache_copy_gb_s": cache})
+    cached = tuple(torch.ones(1 << 17, dtype=torch.uint8) for _ in range(2))
+    copy = {"copy": lambda: cached[0].copy_(cached[1])}
+    seconds = in_turns(copy, options.rounds, torch.device("cpu"), seconds=SLICE)["copy"].ms * 1e-3
+    row(
+        "roofline",
+        {**as_data(speed), **intensity, "cache_copy_gb_s": 2.0 * cached[0].numel() / seconds / 1e9},
+    )
 
 
-MEASURES = {"size": measure_size, "tile": measure_tile, "batch": measure_batch, "roofline": measure_roofline}
+MEASURES = {
+    "size": measure_size,
+    "tile": measure_tile,
+    "batch": measure_batch,
+    "layers": measure_layers,
+    "roofline": measure_roofline,
+}
 
 
 def main() -> int:

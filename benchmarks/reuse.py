@@ -19,10 +19,10 @@ import av
 import numpy as np
 
 from rlfn_pipe.engine.reuse import Gallery
-from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.media.colour import LAYOUTS, planar_format, planes_of
 from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.weights import load_weights
+from rlfn_pipe.pipeline.engines import fast_engine
 from rlfn_pipe.types import ColourInfo, Frame, Target
 
 
@@ -74,7 +74,7 @@ def compare(frames: list[Frame], tolerance: float, tile: int | None, rounds: int
     off: list[np.ndarray] = []
     for number in range(rounds):
         for mode, times in seconds.items():
-            engine = Engine(factory, spec, reuse=mode, reuse_tolerance=tolerance, tile=tile)
+            engine = fast_engine(factory, spec, reuse=mode, reuse_tolerance=tolerance, tile=tile)
             begin, spent = time.perf_counter(), 0.0
             errors, largest = [0.0], 0
             for index, result in enumerate(engine.run((f, target_of(f)) for f in frames)):

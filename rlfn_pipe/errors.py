@@ -77,6 +77,10 @@ class EngineError(RlfnPipeError):
     frame: int | None = None
 
 
+class SlowerThanMeant(RuntimeWarning):
+    """A faster way should work here and does not: the result is the same."""
+
+
 class TrainingError(RlfnPipeError):
     """Training or evaluation data, recipe or checkpoint cannot be used."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+import warnings
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 
+from rlfn_pipe.errors import SlowerThanMeant
 from rlfn_pipe.jobs import serve as real
 from rlfn_pipe.jobs.task import SegmentTask
 
@@ -34,6 +36,16 @@ def _odd(connection: Connection, act: Any) -> None:
 
     real._run = odd
     nearest(connection)
+
+
+def slower(connection: Connection) -> None:
+    """Has a faster way that does not work, and libraries that warn of something."""
+
+    def act() -> None:
+        warnings.warn("the fast way is not used", SlowerThanMeant, stacklevel=1)
+        warnings.warn("a library's own words", UserWarning, stacklevel=1)
+
+    _odd(connection, act)
 
 
 def segfault(connection: Connection) -> None:

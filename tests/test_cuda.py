@@ -17,6 +17,7 @@ from rlfn_pipe.engine import colour as conversions
 from rlfn_pipe.engine.ends import samples as samples_of
 from rlfn_pipe.engine.layouts import chroma_size
 from rlfn_pipe.engine.tiling import border_mask, plan, stretch_matrix
+from rlfn_pipe.errors import SlowerThanMeant
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.cuda import library, pictures, trial
 from rlfn_pipe.models.cuda.library import Maker
@@ -188,14 +189,14 @@ def test_they_are_used_where_they_give_what_pytorch_gives(
     assert type(for_device(spec, module, torch.float32, False, "cpu")) is InferenceNet
     right = Convolution.__call__
     monkeypatch.setattr(Convolution, "__call__", lambda *given, **more: right(*given, **more) * 0.8)
-    with pytest.warns(RuntimeWarning, match="not used, they are .* code values off"):
+    with pytest.warns(SlowerThanMeant, match="not used, they are .* code values off"):
         assert type(network()) is InferenceNet
 
     def fails(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("NVRTC: no such instruction\nmore of it")
 
     monkeypatch.setattr(Convolution, "__call__", fails)
-    with pytest.warns(RuntimeWarning, match="not used, RuntimeError: NVRTC: no such instruction$"):
+    with pytest.warns(SlowerThanMeant, match="not used, RuntimeError: NVRTC: no such instruction$"):
         assert type(network()) is InferenceNet
 
     layout, rgb = ColourInfo(1, range=1), 255 * torch.rand(3, 20, 30)
@@ -213,9 +214,9 @@ def test_they_are_used_where_they_give_what_pytorch_gives(
             each.cache_clear()
         monkeypatch.setattr(pictures, "planes", fails)
         monkeypatch.setattr(pictures, "rgb", fails)
-        with pytest.warns(RuntimeWarning, match="not used"):
+        with pytest.warns(SlowerThanMeant, match="not used"):
             planes.from_rgb(rgb, layout)
-        with pytest.warns(RuntimeWarning, match="not used"):
+        with pytest.warns(SlowerThanMeant, match="not used"):
             planes.to_rgb(frame, CPU)
         assert not planes._down_works(CPU, layout, None) and not planes._up_works(CPU, layout), "tried once"
 

@@ -26,8 +26,7 @@ from test_resume import clip, packets, stop_after
 from test_video_errors import damaged
 
 from rlfn_pipe.errors import EngineError, InputError, Interrupted
-from rlfn_pipe.jobs import task as task_module
-from rlfn_pipe.jobs import workers
+from rlfn_pipe.jobs import pace, workers
 from rlfn_pipe.jobs.image_task import ImageTask
 from rlfn_pipe.jobs.inputs import Item
 from rlfn_pipe.jobs.patience import Patience
@@ -219,7 +218,7 @@ def test_what_is_decoded_before_a_segment_is_progress(
         return real(task, room, on_progress=heard, stop=stop)
 
     monkeypatch.setattr(workers, "run_segment", watched)
-    monkeypatch.setattr(task_module, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(pace, "SECONDS", 0)
     run(str(source), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS))
     assert max(told) >= 40 and told[max(told)] >= max(told)
 
@@ -265,6 +264,22 @@ def test_processes_that_were_closed_start_nothing_and_blame_nobody(
         for future in futures:
             assert isinstance(future.exception(timeout=10), Interrupted)
     assert len(pids) == 1 and not warned
+
+
+def test_what_is_slower_than_meant_is_told_as_every_warning_is(
+    whole: tuple[Path, list[Any]],
+    tmp_path: Path,
+    serve_with: Any,
+    pids: list[int],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Kernels warn by Python's means; a worker's standard error is no place for them, the progress bar is there."""
+    serve_with(odd_workers.slower)
+    source, _ = whole
+    report = run(str(source), str(tmp_path / "out.mkv"), UpscaleOptions(**OPTIONS), isolate=True)
+    assert Warned(str(source), "the fast way is not used") in report.warned
+    assert "a library's own words" not in {warned.message for warned in report.warned}
+    assert "the fast way" not in capfd.readouterr().err
 
 
 def test_a_film_that_kills_when_it_is_opened_fails_alone(

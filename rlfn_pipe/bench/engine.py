@@ -18,6 +18,7 @@ from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.evaluate.complexity import count
 from rlfn_pipe.models.forms import InferenceFactory
 from rlfn_pipe.models.weights import load_weights
+from rlfn_pipe.pipeline.engines import fast_engine
 from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
 from rlfn_pipe.types import Target
 
@@ -96,9 +97,7 @@ def build_engine(
     """
     spec, weights = load_weights(model, scale)
     factory = InferenceFactory(spec, weights, compile=compile)
-    engine = Engine(
-        factory, spec, device=device, precision=precision, threads=threads, to_rgb=to_rgb, to_planes=from_rgb
-    )
+    engine = fast_engine(factory, spec, device=device, precision=precision, threads=threads)
     return engine, factory
 
 

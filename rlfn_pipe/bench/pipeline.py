@@ -17,6 +17,7 @@ from rlfn_pipe.bench.clip_file import encode, write_clip
 from rlfn_pipe.bench.engine import build_engine
 from rlfn_pipe.bench.timing import Timing, in_turns, repeats
 from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.media.part import Part
 from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.types import Event, Finished, Frame, Started, Target
 
@@ -31,7 +32,8 @@ _MOST_BYTES = 1 << 29
 class PipelineSpeed:
     """Medians over whole runs of a clip of `frames` frames.
 
-    `fps`: frames a second of wall time from the start of the file (models loaded before) to its end;
+    `fps`: frames a second of wall time from the start of the file to its end (weights are read and the file is looked
+    through before; what the network's own form takes to build, or to be compiled, is within);
     `seconds`: a whole call of `upscale`, start-up included. The stages alone, a frame:
     `*_ms` wall time, `*_cpu_ms` CPU time of all threads. `stages_seconds`: what `upscale` itself
     reports of its stages in the last run (`rlfn_pipe.types.StageTimes`).
@@ -142,7 +144,10 @@ def pipeline_speed(
             write_clip(clip, moving_frames(*size, _frames_for(engine, next(moving_frames(*size, 1)))))
         else:
             shown = str(clip)
-        small = _decoded(clip, _frames_for(engine, _decoded(clip, 1)[0]))
+        # Looking through the file is no part of decoding it; `upscale` does it before its first segment, too.
+        with VideoSource(clip) as source:
+            part = source.part(source.first, source.last)
+        small = _decoded(clip, part, _frames_for(engine, _decoded(clip, part, 1)[0]))
         target = _target(engine, small[0])
         large = list(engine.run((frame, target) for frame in small))
         options = {
@@ -155,7 +160,7 @@ def pipeline_speed(
         whole = _Run(clip, folder / "whole.mp4", len(small), options)
         times = in_turns(
             {
-                "decode": lambda: _decoded(clip, len(small), keep=False),
+                "decode": lambda: _decoded(clip, part, len(small), keep=False),
                 "compute": lambda: _drain(engine, small, target),
                 "encode": lambda: encode(folder / "encoded.packets", large),
                 "whole": whole,
@@ -223,10 +228,10 @@ def _frames_for(engine: Engine, frame: Frame) -> int:
     )
 
 
-def _decoded(clip: Path, count: int, *, keep: bool = True) -> list[Frame]:
+def _decoded(clip: Path, part: Part, count: int, *, keep: bool = True) -> list[Frame]:
     """The first `count` frames as the command reads them; decoded and dropped when not to `keep`."""
     found = []
-    with VideoSource(clip) as source:
+    with VideoSource(clip, part=part) as source:
         for frame in islice(source, count):
             if keep:
                 found.append(frame)

@@ -19,9 +19,6 @@ class Buckets(Generic[K, T]):
     def __init__(self) -> None:
         self._waiting: OrderedDict[K, list[T]] = OrderedDict()
 
-    def __len__(self) -> int:
-        return sum(len(items) for items in self._waiting.values())
-
     def add(self, key: K, item: T) -> None:
         """Append an item."""
         self._waiting.setdefault(key, []).append(item)

@@ -44,11 +44,6 @@ class Picture:
         self.tiles: tuple[Tile, ...] = ()
 
     @property
-    def pixels(self) -> int:
-        """Low-resolution pixels, padding included."""
-        return self.rgb.shape[-2] * self.rgb.shape[-1]
-
-    @property
     def done(self) -> bool:
         """True when every tile has been placed."""
         return bool(self.tiles) and not self._missing

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from rlfn_pipe.errors import OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
+from rlfn_pipe.jobs.pace import Pace
 from rlfn_pipe.jobs.standard import PatientInput, PatientOutput
 from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from rlfn_pipe.options import UpscaleOptions
 
 PIPE = "-"
-_PROGRESS_SECONDS = 0.25
 
 #: Transfers and primaries (ITU-T H.273) that no reader assumes.
 _HDR_TRANSFERS, _WIDE_PRIMARIES = frozenset({16, 18}), frozenset({9, 11, 12})
@@ -114,20 +114,14 @@ def upscale_pipe(
             notes += ("--hwaccel has no effect where a pipe is",)
         for note in notes:
             on_event(Warned(input, note))
-        last = time.monotonic()
+        pace = Pace()
         before = asdict(engine.statistics)
 
         def write(frames: list[Frame]) -> None:
-            nonlocal last
             work.write(frames)
-            now = time.monotonic()
-            if now - last >= _PROGRESS_SECONDS:
-                last = now
-                on_event(
-                    Progress(
-                        input, work.frames, source.frames or None, work.frames / (now - begin), None, 0, None
-                    )
-                )
+            if pace.due():
+                fps = work.frames / (time.monotonic() - begin)
+                on_event(Progress(input, work.frames, source.frames or None, fps, None, 0, None))
 
         target = Target(geometry.width, geometry.height, work.colour)
         pipeline: Pipeline[Frame, Frame] = Pipeline(

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rlfn_pipe.jobs.journal import Done
+from rlfn_pipe.jobs.pace import Pace
 from rlfn_pipe.jobs.task import SegmentProgress
 from rlfn_pipe.types import Event, Progress
-
-_SECONDS = 0.25
 
 
 class Meter:
@@ -36,18 +35,16 @@ class Meter:
         self._running: dict[int, tuple[int, Path]] = {}
         self._limit: str | None = None
         self._lock = threading.Lock()
-        self._begin = self._last = time.monotonic()
+        self._begin, self._pace = time.monotonic(), Pace()
 
     def update(self, number: int, progress: SegmentProgress, file: Path) -> None:
         """A segment in the making has come so far; `file` is what it is written to."""
         with self._lock:
             self._running[number] = (progress.frames, file)
             self._limit = progress.limit
-            now = time.monotonic()
-            if now - self._last < _SECONDS:
+            if not self._pace.due():
                 return
-            self._last = now
-            event = self._event(now)
+            event = self._event()
         self._on_event(event)
 
     def finished(self, number: int, done: Done) -> None:
@@ -56,11 +53,17 @@ class Meter:
             self._running.pop(number, None)
             self._frames += len(done.pts)
             self._bytes += done.bytes
-            self._last = time.monotonic()
-            event = self._event(self._last)
+            self._pace.due(always=True)
+            event = self._event()
         self._on_event(event)
 
-    def _event(self, now: float) -> Progress:
+    def dropped(self, number: int) -> None:
+        """A segment is not made any more, whole or not."""
+        with self._lock:
+            self._running.pop(number, None)
+
+    def _event(self) -> Progress:
+        now = time.monotonic()
         made = self._frames + sum(frames for frames, _ in self._running.values())
         fps = made / (now - self._begin) if now > self._begin else 0.0
         left = max(0, self._total - self._earlier - made)

@@ -133,15 +133,14 @@ class EngineRoom:
         return self._engines[key]
 
     def _build(self, factor: float) -> Engine:
-        from rlfn_pipe.engine.runner import Engine
         from rlfn_pipe.models.forms import InferenceFactory
         from rlfn_pipe.models.weights import load_weights
-        from rlfn_pipe.pipeline.planes import from_rgb, to_rgb
+        from rlfn_pipe.pipeline.engines import fast_engine
 
         spec, weights = load_weights(self._options.model, factor)
         settings, options = self._resolve(spec), self._options
         free = self._threads_are_free(settings, spec)
-        return Engine(
+        return fast_engine(
             InferenceFactory(spec, weights, compile=settings.compile == "on"),
             spec,
             device=settings.device,
@@ -154,8 +153,6 @@ class EngineRoom:
             budget=settings.budget,
             reuse=options.reuse,
             reuse_tolerance=options.reuse_tolerance,
-            to_rgb=to_rgb,
-            to_planes=from_rgb,
             on_warning=self._on_warning,
             on_step=self._on_step,
         )

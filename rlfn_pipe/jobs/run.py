@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlfn_pipe.allowance import cores
 from rlfn_pipe.errors import EngineError, InputError, OutputError, RlfnPipeError, Taken
+from rlfn_pipe.jobs.heard import warnings_heard
 from rlfn_pipe.jobs.image_task import ImageTask
 from rlfn_pipe.jobs.inputs import Item, Plan, expand
 from rlfn_pipe.jobs.ledger import Ledger
@@ -217,7 +218,8 @@ class _Run:
         input = self._input
         room = EngineRoom(self._options, partial(self._warn, input))
         try:
-            done = upscale_pipe(input, output, self._options, room, on_event=self.emit, stop=self._stop)
+            with warnings_heard(partial(self._warn, input)):
+                done = upscale_pipe(input, output, self._options, room, on_event=self.emit, stop=self._stop)
         except Taken as error:
             if not self._options.skip_existing:
                 raise

@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rlfn_pipe.errors import Interrupted, RlfnPipeError
+from rlfn_pipe.jobs.heard import warnings_heard
 from rlfn_pipe.jobs.image_task import ImageTask
 from rlfn_pipe.jobs.inputs import Item
+from rlfn_pipe.jobs.pace import Pace
 from rlfn_pipe.jobs.process import STOPPING, load_torch_beside
 from rlfn_pipe.jobs.room import EngineRoom
 from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, engine_facts, run_segment
@@ -26,8 +27,6 @@ from rlfn_pipe.pipeline.stages import interrupted
 
 #: Sent to a worker instead of work.
 STOP = "stop"
-#: Seconds between two words of a worker that has nothing else to tell.
-_ALIVE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +157,17 @@ def serve(connection: Connection) -> None:
         load_torch_beside()
     # A picture may have tiles for minutes; what was computed of it is of no use to anybody.
     on_step = _unless_stopped(stop, _now_and_then(lambda: send(Alive())))
-    rooms = Rooms(options, lambda text: send(Warn(text)), workers, on_step)
+
+    def warn(text: str) -> None:
+        send(Warn(text))
+
+    rooms = Rooms(options, warn, workers, on_step)
     while True:
         task = work.get()
         try:
-            send(Done(_run(task, rooms, send, stop)))
+            with warnings_heard(warn):
+                result = _run(task, rooms, send, stop)
+            send(Done(result))
         except Interrupted:
             send(Failed(interrupted=True))
         except RlfnPipeError as error:
@@ -190,14 +195,11 @@ def _unless_stopped(stop: threading.Event, step: Callable[[], None]) -> Callable
 
 
 def _now_and_then(say: Callable[[], None]) -> Callable[[], None]:
-    """`say`, but not before `_ALIVE_SECONDS` have passed since the last time."""
-    last = time.monotonic()
+    """`say`, but not more often than a word is due."""
+    pace = Pace()
 
     def on_step() -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _ALIVE_SECONDS:
-            last = now
+        if pace.due():
             say()
 
     return on_step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlfn_pipe.errors import HardwareFailed, OutputError
 from rlfn_pipe.jobs.hardware import Road, road_for
+from rlfn_pipe.jobs.pace import Pace
 from rlfn_pipe.media.colour import is_transparent
 from rlfn_pipe.media.encoders import EncodePlan
 from rlfn_pipe.media.part import Part
@@ -26,9 +26,6 @@ from rlfn_pipe.types import Frame, StageTimes, Target
 if TYPE_CHECKING:
     from rlfn_pipe.engine.runner import Engine
     from rlfn_pipe.jobs.room import EngineRoom
-
-#: Seconds between two words about progress.
-_PROGRESS_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +230,7 @@ class _Meter:
         self, sink: SegmentSink, on_progress: Callable[[SegmentProgress], None], clock: StageClock
     ) -> None:
         self._sink, self._on_progress, self._clock = sink, on_progress, clock
-        self._last = time.monotonic()
+        self._pace = Pace()
 
     def watch(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         for frame in frames:
@@ -246,7 +243,5 @@ class _Meter:
         self.tell()
 
     def tell(self, *, always: bool = False) -> None:
-        now = time.monotonic()
-        if always or now - self._last >= _PROGRESS_SECONDS:
-            self._last = now
+        if self._pace.due(always=always):
             self._on_progress(SegmentProgress(self._sink.frames, self._clock.times().limit))

@@ -191,6 +191,7 @@ class _Job:
                 self._work.finish(segment, made, done)
             meter.finished(segment.number, done)
         finally:
+            meter.dropped(segment.number)
             made.unlink(missing_ok=True)
 
     def _task(self, segment: Segment, made: Path) -> SegmentTask:

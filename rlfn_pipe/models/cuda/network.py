@@ -144,7 +144,7 @@ class KernelNet(InferenceNet):
     """`InferenceNet` by kernels. Its weights are taken as they are when it first runs."""
 
     maker: Maker
-    _made: tuple[Convolution, list[Block], Convolution, Convolution | None] | None = None
+    _made: tuple[Convolution | None, list[Block], Convolution, Convolution | None] | None = None
 
     def forward(self, x: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
         with on(x.device):
@@ -168,8 +168,11 @@ class KernelNet(InferenceNet):
         image = self.tail(y[..., : self.tail.in_channels].permute(0, 3, 1, 2).float())
         return F.pixel_shuffle(image, self.scale)
 
-    def _layers(self) -> tuple[Convolution, list[Block], Convolution, Convolution | None]:
-        tail = None
+    def _layers(self) -> tuple[Convolution | None, list[Block], Convolution, Convolution | None]:
+        """Head, blocks, body and tail; no head and no tail where those are in float32, by PyTorch's operators."""
+        head = tail = None
+        if self.head.weight.dtype != torch.float32:
+            head = Convolution(self.maker, self.head)
         if self.tail.weight.dtype != torch.float32:
             assert self.tail.bias is not None and self.centre is not None
             tail = Convolution(
@@ -177,11 +180,11 @@ class KernelNet(InferenceNet):
             )
         blocks = [Block(self.maker, cast(InferenceBlock, block)) for block in self.blocks]
         self._pixels = self.maker.kernel("pixels", {"PIXELS": 1})
-        return Convolution(self.maker, self.head), blocks, Convolution(self.maker, self.body, skip=True), tail
+        return head, blocks, Convolution(self.maker, self.body, skip=True), tail
 
-    def _shallow(self, x: torch.Tensor, head: Convolution) -> torch.Tensor:
+    def _shallow(self, x: torch.Tensor, head: Convolution | None) -> torch.Tensor:
         """What the first layer gives, (N, h, w, C)."""
-        if self.head.weight.dtype == torch.float32:
+        if head is None:
             y = self.head((x * self.prescale).contiguous(memory_format=torch.channels_last)).to(torch.float16)
             y = y.permute(0, 2, 3, 1)
             return F.pad(y, (0, -y.shape[-1] % 8)).contiguous()

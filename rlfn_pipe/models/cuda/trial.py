@@ -11,6 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 
+from rlfn_pipe.errors import SlowerThanMeant
 from rlfn_pipe.memory import is_out_of_memory
 from rlfn_pipe.models.cuda.library import Maker, gpu, on, why_not
 from rlfn_pipe.models.cuda.network import ESA, KernelNet
@@ -94,5 +95,5 @@ def near_or_warn(
             raise
         reason, good = f"{type(error).__name__}: {error}".splitlines()[0], False
     if not good:
-        warnings.warn(f"the kernels for CUDA are not used, {reason}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"the kernels for CUDA are not used, {reason}", SlowerThanMeant, stacklevel=2)
     return good
