@@ -8,6 +8,7 @@ order is kept. When memory runs out the batch is halved, then the tile, and what
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -128,6 +129,7 @@ class Engine:
         self.arrays = self._forms.arrays
         self._pixel_bytes: float | None = None
         self._limits, self._share = Limits(), 1.0
+        self._counting = threading.Lock()
         #: Whether overflow is looked for when a frame is closed, instead of after each batch.
         self.late_checks = not self.arrays.at_once
         #: Frames that are computed while older ones are on their way to the host.
@@ -257,6 +259,11 @@ class Engine:
         tile = self._limits.halve_tile(side, least)
         self._warn(f"out of memory on {self.device}: going on with tiles of {tile} pixels")
         return False
+
+    def count(self, more: Statistics) -> None:
+        """Add to `statistics`, from any run."""
+        with self._counting:
+            self.statistics += more
 
     # ------------------------------------------------------------ the run
 

@@ -104,7 +104,7 @@ class Run:
         self._lanes.close()
 
     def _count(self, **counts: Any) -> None:
-        self._engine.statistics += Statistics(**counts)
+        self._engine.count(Statistics(**counts))
 
     def _next(self) -> Iterator[Frame]:
         """Send the oldest frame to the host, computing what is missing of it; those that need be there by now."""

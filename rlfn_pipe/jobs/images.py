@@ -76,6 +76,8 @@ class ImageRun:
         self._on_event, self._stop = on_event, stop
         self._waiting: dict[int, Picture] = {}
         self._begin = time.monotonic()
+        #: What ends does so in the thread that reads, computes or writes.
+        self._counting = threading.Lock()
         self._bytes = 0
         self._done = 0
 
@@ -211,7 +213,6 @@ class ImageRun:
     # ------------------------------------------------------------------ events
 
     def _finish(self, picture: Picture, size: int) -> None:
-        self._bytes += size
         done = Finished(
             input=str(picture.item.source),
             output=str(picture.item.output),
@@ -223,9 +224,8 @@ class ImageRun:
             height=picture.target.height,
             notes=picture.notes,
         )
-        self._done += 1
         self._on_event(done)
-        self._progress(done.input)
+        self._ended(done.input, size)
 
     def _fail(self, item: Item, error: RlfnPipeError) -> None:
         name = str(item.source)
@@ -235,14 +235,18 @@ class ImageRun:
             raise error
         else:
             self._on_event(Failed(name, str(error)))
-        self._done += 1
-        self._progress(name)
+        self._ended(name)
 
-    def _progress(self, name: str) -> None:
+    def _ended(self, name: str, size: int = 0) -> None:
+        """One more is done with, `size` bytes were written; tells how far it is."""
+        with self._counting:
+            self._done += 1
+            self._bytes += size
+            ended, written = self._done, self._bytes
         elapsed = time.monotonic() - self._begin
-        fps = self._done / elapsed if elapsed > 0 else 0.0
-        left = len(self._items) - self._done
-        done = self._task.before + self._done
+        fps = ended / elapsed if elapsed > 0 else 0.0
+        left = len(self._items) - ended
+        done = self._task.before + ended
         self._on_event(
             Progress(
                 input=name,
@@ -250,7 +254,7 @@ class ImageRun:
                 frames_total=done + left,
                 fps=fps,
                 eta_seconds=left / fps if fps else None,
-                bytes_written=self._bytes,
+                bytes_written=written,
                 limit=None,
                 items_done=self._task.offset + done,
                 items_total=self._task.total,
