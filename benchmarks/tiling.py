@@ -21,7 +21,7 @@ from PIL import Image
 
 from rlfn_pipe.engine.colour import add_excess
 from rlfn_pipe.engine.picture import Picture
-from rlfn_pipe.engine.runner import DEFAULT_OVERLAP
+from rlfn_pipe.engine.sizes import DEFAULT_OVERLAP
 from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.engine.tiling import Tile, border_mask, stretch_matrix
 from rlfn_pipe.models.fuse import InferenceNet, build_inference

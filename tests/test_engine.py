@@ -30,8 +30,9 @@ from rlfn_pipe.engine.network import Grid
 from rlfn_pipe.engine.overflow import Doubts
 from rlfn_pipe.engine.picture import Picture
 from rlfn_pipe.engine.resize import resize
-from rlfn_pipe.engine.runner import CPU_STRIPS, TILE_SHARE, Engine
+from rlfn_pipe.engine.runner import Engine
 from rlfn_pipe.engine.settings import Settings
+from rlfn_pipe.engine.sizes import CPU_STRIPS, TILE_SHARE
 from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.engine.tiling import plan
 from rlfn_pipe.engine.transfer import Arrival, fetch
@@ -212,7 +213,7 @@ def test_limits_are_checked() -> None:
 
 
 def test_default_overlap_follows_the_tile() -> None:
-    engines = {tile: nearest(2, tile=tile).overlap for tile in (None, 0, 12, 40, 64, 96, 120, 400)}
+    engines = {tile: nearest(2, tile=tile).sizes.overlap for tile in (None, 0, 12, 40, 64, 96, 120, 400)}
     assert engines == {None: 60, 0: 60, 12: 0, 40: 28, 64: 36, 96: 48, 120: 60, 400: 60}
 
 
@@ -281,9 +282,9 @@ def test_resolved_settings_pin_what_free_memory_would_decide(monkeypatch: pytest
     again = EngineRoom(UpscaleOptions(scale=2), lambda text: None, resolved=told)
     assert again.resolved(2) == told
     engine = again.engine_for(2)
-    assert not engine.shrunk
-    small = room.engine_for(2).tile_for(2000, 2000)
-    assert 0 < small == engine.tile_for(2000, 2000)
+    assert not engine.sizes.limits.shrunk
+    small = room.engine_for(2).sizes.tile_for(2000, 2000)
+    assert 0 < small == engine.sizes.tile_for(2000, 2000)
     with pytest.raises(UsageError, match="lack"):
         EngineRoom(options, lambda text: None, resolved={"device": "cpu"}).resolved(2)
 
@@ -410,13 +411,15 @@ def test_layers_are_kept_again_after_many_good_batches() -> None:
 
 def test_frames_are_whole_while_they_fit_the_budget_and_tiles_leave_room_for_a_canvas() -> None:
     engine = nearest(2, budget=300 << 20)
-    fits = int(((300 << 20) - CPU_STRIPS) / engine._bytes_per_pixel())
-    assert engine.tile_for(1, fits) == 0
-    side = engine.tile_for(1, fits + 1)
-    share = side**2 * engine._bytes_per_pixel() + CPU_STRIPS
+    fits = int(((300 << 20) - CPU_STRIPS) / engine.sizes.pixel_bytes)
+    assert engine.sizes.tile_for(1, fits) == 0
+    side = engine.sizes.tile_for(1, fits + 1)
+    share = side**2 * engine.sizes.pixel_bytes + CPU_STRIPS
     assert 0.99 * TILE_SHARE < share / (300 << 20) <= TILE_SHARE
     tiny = nearest(2, budget=1)
-    assert (tiny.tile_for(192, 192), tiny.tile_for(192, 193)) == (0, 192), "never smaller than that"
+    assert (tiny.sizes.tile_for(192, 192), tiny.sizes.tile_for(192, 193)) == (0, 192), (
+        "never smaller than that"
+    )
 
 
 @pytest.mark.parametrize("overlap", [None, 0, 36, 100])
@@ -425,7 +428,7 @@ def test_tiles_that_little_memory_asks_for_are_not_computed_many_times_over(
     budget: int, overlap: int | None
 ) -> None:
     engine = nearest(2, budget=budget, overlap=overlap)
-    tiles = plan(540, 960, engine.tile_for(540, 960), engine.overlap)
+    tiles = plan(540, 960, engine.sizes.tile_for(540, 960), engine.sizes.overlap)
     assert sum(tile.y.size * tile.x.size for tile in tiles) < 3.5 * 540 * 960
 
 
@@ -436,11 +439,15 @@ def test_tiles_grow_again_when_memory_is_back() -> None:
     )
     first = pictures([(100, 97)])
     check_identity(first, list(engine.run(work(first, 2))), 2)
-    assert engine.shrunk and engine.tile_for(100, 97) == 50
+    assert engine.sizes.limits.shrunk and engine.sizes.tile_for(100, 97) == 50
     network.fits = 1 << 30
     for _ in range(PATIENCE // 4 + 1):
         check_identity(first, list(engine.run(work(first, 2))), 2)
-    assert engine.tile_for(100, 97) == 0 and not engine.shrunk and engine.shortages == 1
+    assert (
+        engine.sizes.tile_for(100, 97) == 0
+        and not engine.sizes.limits.shrunk
+        and engine.sizes.limits.shortages == 1
+    )
 
 
 def cpu_allocator_error() -> RuntimeError:
@@ -713,7 +720,7 @@ def test_memory_that_ends_while_frames_are_on_their_way(slow_way: type[Slow]) ->
     engine.ahead = 2
     frames = pictures([(150, 97), (60, 60), (150, 97), (200, 220), (60, 60)] * 2)
     check_identity(frames, list(engine.run(work(frames, 2))), 2)
-    assert engine.shrunk
+    assert engine.sizes.limits.shrunk
 
 
 def test_memory_that_ends_with_tiles_in_doubt_loses_nothing() -> None:
@@ -733,7 +740,7 @@ def test_memory_that_ends_with_tiles_in_doubt_loses_nothing() -> None:
     engine.late_checks = True
     frames = pictures([(150, 97), (60, 60), (150, 97), (200, 220), (60, 60)] * 2)
     check_identity(frames, list(engine.run(work(frames, 2))), 2)
-    assert engine.shrunk
+    assert engine.sizes.limits.shrunk
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -759,7 +766,7 @@ def test_memory_that_ends_while_results_are_placed_loses_nothing(
     engine.late_checks, engine.ahead = True, ahead
     frames = pictures([(300, 300)] * 4)
     check_identity(frames, list(engine.run(work(frames, 2))), 2)
-    assert engine.shortages
+    assert engine.sizes.limits.shortages
 
 
 def test_what_was_finished_before_a_failure_is_given_out(slow_way: type[Slow]) -> None:

@@ -221,7 +221,7 @@ def test_memory_that_ends_beside_others_is_found_together() -> None:
     check_same(run(made, frames), run(nearest(1)[0], frames))
     # Those that had begun were in vain; then nobody tries again.
     assert 2 <= seen.lone <= 5 and len(seen.names) == seen.lone + 7
-    assert not made.shrunk
+    assert not made.sizes.limits.shrunk
 
 
 def test_an_error_ends_the_run() -> None:

@@ -434,7 +434,7 @@ if kind == "alpha":
     planes = lambda: tuple(noise.integers(0, 256, (360, 640), dtype=np.uint8) for _ in range(4))
     frames = [Frame(planes(), colour, pts=i) for i in range(more)]
 copies = int(kind in ("alpha", "resized"))
-assert engine.lanes_for(360, 640, False, copies) == threads
+assert engine.sizes.lanes_for(360, 640, False, copies) == threads
 def peak():
     # That of getrusage begins with what the parent had.
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -454,7 +454,7 @@ for frame in engine.run((frame, Target(*size, frame.colour)) for frame in frames
     del frame
 taken = peak() - before
 # Besides them code that is used for the first time, and frames that come and go.
-reckoned = (engine._bytes_per_pixel() + copies * 12 * 16) * 640 * 360
+reckoned = (engine.sizes.pixel_bytes + copies * 12 * 16) * 640 * 360
 print(taken / (reckoned * threads + (96 << 20)))
 """
 

@@ -230,7 +230,7 @@ def test_kept_memory_goes_first_when_it_is_short(reuse: str, monkeypatch: pytest
     got = run(made, frames)
     monkeypatch.undo()
     check_same(got, run(other, frames))
-    assert not made.shortages
+    assert not made.sizes.limits.shortages
     count = 5 if reuse == "exact" else 7
     one = made.statistics
     assert (one.tiles_computed, one.tiles_in_part, one.work) == (count, 0, float(count))

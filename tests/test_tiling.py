@@ -16,7 +16,8 @@ from PIL import Image
 
 from rlfn_pipe.engine.host import Host
 from rlfn_pipe.engine.picture import Picture, answer_of
-from rlfn_pipe.engine.runner import DEFAULT_OVERLAP, Engine
+from rlfn_pipe.engine.runner import Engine
+from rlfn_pipe.engine.sizes import DEFAULT_OVERLAP
 from rlfn_pipe.engine.tensors import Tensors
 from rlfn_pipe.engine.tiling import (
     FADE,

@@ -124,7 +124,7 @@ class Run:
         if not ahead or not job.tiles:
             return ahead
         tile = job.tiles[0]
-        return max(ahead, self._engine.batch_for(tile.y.size, tile.x.size) // len(job.tiles))
+        return max(ahead, self._engine.sizes.batch_for(tile.y.size, tile.x.size) // len(job.tiles))
 
     def _arrived(self) -> Frame:
         """Wait for the oldest frame that was sent."""
@@ -161,7 +161,7 @@ class Run:
 
     def _full(self, key: Key) -> int:
         """How many tiles make a full batch."""
-        return self._engine.batch_for(key.height, key.width)
+        return self._engine.sizes.batch_for(key.height, key.width)
 
     # ------------------------------------------------------------ reuse
 
@@ -186,7 +186,7 @@ class Run:
     def _plan(self, frame: Frame) -> tuple[Tile, ...]:
         """The tiles of a frame."""
         height, width = self._size(frame)
-        return plan(height, width, self._engine.tile_for(height, width), self._engine.overlap)
+        return plan(height, width, self._engine.sizes.tile_for(height, width), self._engine.sizes.overlap)
 
     def _size(self, frame: Frame) -> tuple[int, int]:
         """(height, width) of what the network sees of a frame, which is lengthened where it asks for more."""
@@ -206,7 +206,7 @@ class Run:
         scale, depth = self._engine.scale, depth_of(frame, target)
         resized = (target.height, target.width) != (frame.height * scale, frame.width * scale)
         copies = int(target.colour.alpha and frame.colour.alpha) + int(resized) + int(depth > 8)
-        if not self._side_by_side or self._engine.lanes_for(*self._size(frame), depth > 8, copies) == 1:
+        if not self._side_by_side or self._engine.sizes.lanes_for(*self._size(frame), depth > 8, copies) == 1:
             return None
         return Job(frame, target, lone=self._lanes.add(lambda: self._alone(frame, target)))
 
@@ -282,7 +282,7 @@ class Run:
             answers: Sequence[Answer | None] = [None] * len(job.tiles)
             if job.answers is None:
                 height, width = picture.rgb.shape[-2:]
-                picture.cut(self._engine.tile_for(height, width), self._engine.overlap)
+                picture.cut(self._engine.sizes.tile_for(height, width), self._engine.sizes.overlap)
             else:
                 answers = job.answers[number]
             for tile, answer in zip(job.tiles, answers, strict=True):
@@ -327,7 +327,7 @@ class Run:
                     raise
             # What the batch itself left there must not be taken for room, again and again.
             forgot, self._forgot = self._make_room() and not self._forgot, True
-            if forgot or self._engine.shrink(computed, max(key.height, key.width)):
+            if forgot or self._engine.sizes.shrink(computed, max(key.height, key.width)):
                 self._buckets.put_back(key, [piece for piece in batch if piece.waits])
                 return
         self._cut_again()

@@ -135,7 +135,8 @@ def _made(
 ) -> SegmentResult:
     """`run_segment` by one road."""
     options, part = task.options, task.part
-    before, shrunk, shortages = asdict(engine.statistics), engine.shrunk, engine.shortages
+    before, limits = asdict(engine.statistics), engine.sizes.limits
+    shrunk, shortages = limits.shrunk, limits.shortages
     source = VideoSource(
         task.input,
         on_error=options.on_error,
@@ -184,7 +185,7 @@ def _made(
         notes=[*source.notes, *opacity.notes],
         stages=clock.times(),
         exception=(
-            "memory ran out: smaller tiles or batches" if shrunk or engine.shortages > shortages else ""
+            "memory ran out: smaller tiles or batches" if shrunk or limits.shortages > shortages else ""
         ),
         reuse=counted_since(before, engine),
     )
