@@ -37,7 +37,10 @@ def _open_closed_ones() -> None:
         if opened != number:
             os.dup2(opened, number)
             os.close(opened)
-        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
+        stream = open(number, "w" if number else "r", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, name, stream)
+        # As Python keeps those that it opens: without anybody who holds it the number would be free again.
+        setattr(sys, f"__{name}__", stream)
 
 
 class _Forgiving(io.FileIO):

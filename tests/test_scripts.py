@@ -71,6 +71,11 @@ def test_closed_streams_are_none_of_the_jobs_business(tmp_path: Path, closed: st
     done = shell(f"$R upscale {source} out.png -s 2 --threads 1 {closed}", tmp_path)
     assert done.returncode == 0 and (tmp_path / "out.png").exists()
     assert "rror" not in done.stdout + done.stderr
+    # A film's worker is spoken to through a descriptor, which must not be one of those.
+    film = f"{ROOT / 'tests' / 'data' / 'bunny.mp4'} film.mkv --frames 2 --stall-timeout 20 --log-file log"
+    done = shell(f"$R upscale {film} -s 2 --threads 1 {closed}", tmp_path)
+    assert done.returncode == 0 and (tmp_path / "film.mkv").exists()
+    assert "no progress" not in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 def test_a_reader_of_messages_that_goes_away_stops_no_job(tmp_path: Path) -> None:
