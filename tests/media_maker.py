@@ -203,17 +203,22 @@ def make(path: Path, clip: Clip | None = None, **more: Any) -> Path:
 
 
 def packed(source: Path, target: Path) -> Path:
-    """MPEG-4 with B-frames as DivX packs it into AVI: a B-frame behind its reference, then an empty picture."""
+    """MPEG-4 with B-frames as DivX packs it into AVI: the first behind its reference, others follow, then an empty one."""
     begin, empty = b"\0\0\1\xb6", b"\0\0\1\xb6\x54\0\x7f"
     with av.open(str(source)) as a, av.open(str(target), "w") as b:
         stream = b.add_stream_from_template(a.streams.video[0])
         found = [(bytes(p), p.is_keyframe) for p in a.demux(video=0) if p.size]
         frames: list[tuple[bytes, bool]] = []
+        packing = False
         for data, key in found:
-            if frames and data[data.find(begin) + 4] >> 6 == 2:
+            between = data[data.find(begin) + 4] >> 6 == 2
+            if between and frames[-1][0] == empty and packing:
+                frames.insert(-1, (data, False))
+            elif between:
                 frames[-1:] = [(frames[-1][0] + data, frames[-1][1]), (empty, False)]
             else:
                 frames.append((data, key))
+            packing = between
         for i, (data, key) in enumerate(frames):
             packet = Packet(data.replace(begin, b"\0\0\1\xb2DivX503b1393p" + begin, 1) if key else data)
             packet.pts = packet.dts = i

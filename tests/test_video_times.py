@@ -297,12 +297,14 @@ def test_window_begins_at_zero_and_keeps_sync(tmp_path: Path, suffix: str) -> No
         assert -Fraction(1, 10) <= time < Fraction(72, 100)
 
 
-@pytest.mark.parametrize("kind", ["h264", "h264 open gop", "hevc", "packed mpeg4"])
+@pytest.mark.parametrize(
+    "kind", ["h264", "h264 open gop", "hevc", *(f"packed mpeg4, {count}" for count in (1, 2, 3))]
+)
 def test_avi_gives_every_frame_its_turn(tmp_path: Path, kind: str) -> None:
     """AVI has no times of presentation: packets carry those of decoding, whatever order they are shown in."""
     source = tmp_path / "in.avi"
-    if kind == "packed mpeg4":
-        more = {"g": "12", "bf": "1", "b_strategy": "0"}
+    if kind.startswith("packed mpeg4"):
+        more = {"g": "12", "bf": kind[-1], "b_strategy": "0"}
         packed(make(tmp_path / "plain.avi", frames=60, codec="mpeg4", options=more), source)
     elif kind == "hevc":
         # libav's muxer takes no HEVC.

@@ -27,7 +27,7 @@ from av.video.stream import VideoStream
 from rlfn_pipe.errors import HardwareFailed, InputError
 from rlfn_pipe.media.limits import max_pixels
 from rlfn_pipe.media.opening import describe_av_error, open_media
-from rlfn_pipe.media.timing import Timeline
+from rlfn_pipe.media.timing import Timeline, Turns
 
 #: Of the decoders for these codecs only libvpx's reads the alpha that WebM keeps beside the picture.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -66,8 +66,8 @@ class Decoding:
     """An opened file and its decoder. Iterate `pictures` once, `close` in any case.
 
     `start`: table index of the keyframe to begin at, None for the beginning of the file.
-    `errors` counts packets that did not decode. Where the table has a `delay`, pictures get the
-    times at which it is their turn.
+    `errors` counts packets that did not decode. Where the table has `turns`, pictures get the
+    times at which it is theirs.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Decoding:
         self.start = start
         self.stream = stream
         self._container, self._timeline, self._threads = container, timeline, threads
-        self._lead, self._turn = 0, (start or 0) - 1
+        self._turn = (start or 0) - 1
         self._stack = ExitStack()
         for other in container.streams:
             if other.index != stream.index:
@@ -124,8 +124,6 @@ class Decoding:
             HardwareFailed: a GPU that was to decode cannot go on.
         """
         for packet in self._packets(on_failure):
-            if packet is not None and packet.pts is not None and packet.dts is not None:
-                self._lead = packet.pts - packet.dts
             try:
                 pictures = self._decoder.decode(packet)
             except av.error.EOFError:
@@ -137,20 +135,16 @@ class Decoding:
                 self.errors += 1
                 on_failure(error, packet)
                 continue
-            if self._timeline.delay is not None:
-                self._set_times(pictures, self._timeline.delay)
+            if self._timeline.turns is not None:
+                self._set_times(pictures, self._timeline.turns)
             yield from pictures
 
-    def entry(self, dts: int) -> int:
-        """Table index of the packet with this decoding time, in tables whose times are those of decoding."""
-        return int(np.searchsorted(self._timeline.pts, dts + self._lead))
-
-    def _set_times(self, pictures: list[VideoFrame], delay: int) -> None:
+    def _set_times(self, pictures: list[VideoFrame], turns: Turns) -> None:
         """A picture has the time of a packet, which says nothing of its turn; when it came out does."""
         table = self._timeline.pts
         for picture in pictures:
             # Those that come when no packet is left follow one another.
-            self._turn = self._turn + 1 if picture.dts is None else self.entry(picture.dts) - delay
+            self._turn = self._turn + 1 if picture.dts is None else turns.of(picture.dts) - turns.delay
             picture.pts = int(table[self._turn]) if 0 <= self._turn < len(table) else None
 
     def _choose_decoder(self) -> VideoCodecContext:
@@ -183,7 +177,8 @@ class Decoding:
     def _from_keyframe(self) -> Iterator[Packet[VideoStream]]:
         """Packets from that of the keyframe at `start` on; none where seeking does not lead to it."""
         assert self.start is not None
-        wanted = int(self._timeline.pts[self.start])
+        turns = self._timeline.turns
+        wanted = int((self._timeline.pts if turns is None else turns.dts)[self.start])
         further = round(_FURTHER_SEEK / self._timeline.time_base)
         for target in (wanted, wanted - further):
             try:
@@ -192,7 +187,7 @@ class Decoding:
                 continue
             packets = self._container.demux(self.stream)
             for packet in packets:
-                if packet.is_keyframe and packet.pts == wanted:
+                if packet.is_keyframe and (packet.pts if turns is None else packet.dts) == wanted:
                     yield packet
                     yield from packets
                     return
@@ -200,19 +195,20 @@ class Decoding:
                     break
 
 
-def output_delay(path: Path, timeline: Timeline) -> int:
-    """The `delay` of a table whose times are those of decoding, by the first picture that decodes.
+def with_delay(path: Path, timeline: Timeline, turns: Turns) -> Timeline:
+    """A table with its `turns`, whose delay is told by the first picture that decodes.
 
     It is a keyframe, whose turn is when it is decoded.
     """
-    decoding = Decoding.of_file(path, replace(timeline, delay=None), None, 1)
+    decoding = Decoding.of_file(path, replace(timeline, turns=None), None, 1)
     try:
         head = next(decoding.pictures(lambda *_: None), None)
-        if head is None or head.pts is None or head.dts is None:
-            return 0
-        return max(0, decoding.entry(head.dts) - int(np.searchsorted(timeline.pts, head.pts)))
     finally:
         decoding.close()
+    if head is None or head.pts is None or head.dts is None:
+        return timeline
+    own = int(np.argmax(turns.pts == head.pts))
+    return replace(timeline, turns=replace(turns, delay=max(0, turns.of(head.dts) - own)))
 
 
 def _places(timeline: Timeline, first: int, early: int) -> Iterator[int]:
@@ -275,7 +271,7 @@ def begin(
                 following = list(islice(pictures, _PROVING_PICTURES))
                 if _follow(timeline, place, [head, *following]):
                     return Run(decoding, head, chain([head, *following], pictures))
-                if timeline.delay is None:
+                if timeline.turns is None:
                     likely = start
         except BaseException:
             decoding.close()
@@ -306,7 +302,7 @@ def _clean_place(decoding: Decoding, timeline: Timeline, head: VideoFrame | None
     if head is None or head.pts is None or head.is_corrupt:
         return -1
     place = int(np.searchsorted(timeline.pts, head.pts))
-    if timeline.delay is not None and head.key_frame and place > decoding.start:
+    if timeline.turns is not None and head.key_frame and place > decoding.start:
         return place
     return place if head.pts == timeline.pts[decoding.start] and not decoding.errors else -1
 

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from rlfn_pipe.errors import HardwareFailed, InputError
 from rlfn_pipe.media.colour import colour_of, is_transparent, planar_format, planes_of, reformatted
-from rlfn_pipe.media.decoding import Run, begin, main_video, output_delay
+from rlfn_pipe.media.decoding import Run, begin, main_video, with_delay
 from rlfn_pipe.media.deinterlace import Deinterlacer, is_interlaced
 from rlfn_pipe.media.hardware import SEMI_PLANAR, Hardware, by_hardware, samples_of
 from rlfn_pipe.media.limits import check_picture_size
@@ -136,8 +136,8 @@ class VideoSource:
                 raise InputError(
                     f"{self.path}: its video stream holds no frames; the file is cut off or damaged"
                 )
-            if self.timeline.delay is not None:
-                self.timeline = replace(self.timeline, delay=output_delay(self.path, self.timeline))
+            if self.timeline.turns is not None:
+                self.timeline = with_delay(self.path, self.timeline, self.timeline.turns)
             self._select()
         else:
             self.timeline, self.first, self.last = given.timeline, given.first, given.last

@@ -56,6 +56,23 @@ def _no_keyframes() -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
+class Turns:
+    """What AVI knows of the order of pictures: the n-th packet stands where the n-th picture is shown.
+
+    `dts`: strictly increasing decoding times of the packets, as many as the table has entries; `pts`: the times that
+    libav gives them; `delay`: how many packets are decoded behind a picture's turn before it comes out (0 as scanned).
+    """
+
+    dts: np.ndarray
+    pts: np.ndarray
+    delay: int = 0
+
+    def of(self, dts: int) -> int:
+        """Table index of the packet with a decoding time, or of the next one."""
+        return int(np.searchsorted(self.dts, dts))
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """Presentation times of a video stream's shown frames.
 
@@ -66,8 +83,8 @@ class Timeline:
     packet had a time of its own, so that a time without a frame is a frame that is missing.
     `numbered`: not trusted, but every frame has its entry: frames are known by their number.
     `keyframes`: rising int64 indices into `pts` of frames at which decoding can begin (empty:
-    not known). `delay`: None, or where times are those of decoding (AVI has no others) the number
-    of packets that are decoded behind a picture's turn before it comes out (0 as scanned).
+    not known). `turns`: None, or where times are those of decoding (AVI has no others, whatever order libav makes of
+    them) who is told by it whose turn it is; `keyframes` count packets as they are decoded then.
     """
 
     pts: np.ndarray
@@ -79,7 +96,7 @@ class Timeline:
     packets: int
     numbered: bool = False
     keyframes: np.ndarray = field(default_factory=_no_keyframes)
-    delay: int | None = None
+    turns: Turns | None = None
 
     @property
     def frames(self) -> int:
@@ -103,7 +120,7 @@ def scan(
     A stream without packets gives an empty table. `on_step` is called at each packet; what it raises ends the
     reading.
     """
-    pts, keys = array("q"), array("q")
+    pts, dts, keys = array("q"), array("q"), array("q")
     early = 0
     trusted, packets = True, 0
     last_pts, last_duration = None, 0
@@ -126,9 +143,11 @@ def scan(
                 trusted = False
             early += 1
             continue
-        pts.append(packet.pts)
         if packet.is_keyframe:
-            keys.append(packet.pts)
+            keys.append(len(pts))
+        pts.append(packet.pts)
+        if avi:
+            dts.append(packet.pts if packet.dts is None else packet.dts)
         if last_pts is None or packet.pts >= last_pts:
             last_pts, last_duration = packet.pts, packet.duration or 0
     found = np.array(pts, dtype=np.int64)
@@ -159,10 +178,14 @@ def scan(
     # Matroska files may state absurd default durations (1 ms for a 60 fps film).
     if last_duration * time_base * rate * 4 < 1:
         last_duration = max(1, round(1 / (rate * time_base)))
-    keyframes = np.searchsorted(table, _distinct(np.array(keys, dtype=np.int64)))
-    delay = 0 if unordered and len(table) else None
+    turns, keyframes = None, np.array(keys, dtype=np.int64)
+    decoded = np.array(dts, dtype=np.int64)
+    if unordered and len(table) == len(decoded) and bool((np.diff(decoded) > 0).all()):
+        turns = Turns(decoded, found)
+    else:
+        keyframes = np.searchsorted(table, _distinct(found[keyframes]))
     return Timeline(
-        table, time_base, last_duration, rate, constant, trusted, packets, numbered, keyframes, delay
+        table, time_base, last_duration, rate, constant, trusted, packets, numbered, keyframes, turns
     )
 
 
