@@ -148,6 +148,36 @@ def test_tiny_sizes_work_or_are_refused_before_the_start(tmp_path: Path, codec: 
         assert len(decoded(output)) == 2
 
 
+@pytest.mark.parametrize(
+    ("codec", "size", "words"),
+    [
+        ("libsvtav1", (66, 24), "takes no picture below 25 pixels a side where the other is above 64"),
+        ("libsvtav1", (24, 128), "takes no picture below 25 pixels a side where the other is above 64"),
+        ("libsvtav1", (66, 25), ""),
+        ("libsvtav1", (25, 200), ""),
+        ("libsvtav1", (64, 4), ""),
+        ("libx264", (16386, 16), "takes no picture above 16384 pixels a side"),
+        ("libx264", (16384, 16), ""),
+        ("mpeg4", (8192, 16), "takes no picture above 8191 pixels a side"),
+        ("mpeg4", (16, 8191), ""),
+    ],
+)
+def test_long_sizes_work_or_are_refused_before_the_start(
+    tmp_path: Path, codec: str, size: tuple[int, int], words: str
+) -> None:
+    """SVT-AV1 would stand still for ever; of the others libav says that something external failed."""
+    source = make(
+        tmp_path / "in.mkv", frames=2, codec="ffv1", options={"level": "1"}, size=size, pix_fmt="yuv444p"
+    )
+    output = tmp_path / "out.mkv"
+    if words:
+        with pytest.raises(UsageError, match=words):
+            upscale(source, output, codec=codec, scale=1)
+    else:
+        upscale(source, output, codec=codec, scale=1, **FAST.get(codec, {}))
+        assert len(decoded(output)) == 2
+
+
 def test_one_pixel_in_every_container(tmp_path: Path) -> None:
     source = make(
         tmp_path / "in.mkv", frames=20, codec="ffv1", options={"level": "1"}, size=(1, 1), pix_fmt="yuv444p"

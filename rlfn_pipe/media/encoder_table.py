@@ -23,13 +23,18 @@ MUXERS = {
 ROTATING_MUXERS = frozenset({"mp4", "mov", "matroska"})
 
 
+#: SVT-AV1 waits for itself for ever where a picture is several superblocks long and less than four blocks of 8 high.
+LONG = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Encoder:
     """What is known of one encoder.
 
     `muxers`: containers it goes into; `quality`: name of its constant-quality option ("" for
     none) and `crf`: our default for it; `best`, `worst`: range of that option; `even`: sides
-    must be even where chroma is subsampled; `minimum`: least side; `preset`: name of its preset
+    must be even where chroma is subsampled; `minimum`: least side, and `minimum_long` where the other one is
+    above `LONG` pixels; `maximum`: greatest side (0: any); `preset`: name of its preset
     option and `presets` its values; `options`: what is set unless asked otherwise; `refuses`: pixel formats that it claims
     and does not take; `packed`: formats that it takes in the place of planar ones; `parameters`: its option
     that holds parameters of its own, which the person's are added to; `tags_colour`, `tags_range`: whether its bitstream
@@ -44,6 +49,8 @@ class Encoder:
     worst: float = 63
     even: bool = True
     minimum: int = 2
+    minimum_long: int = 0
+    maximum: int = 0
     preset: str = ""
     presets: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
@@ -53,6 +60,14 @@ class Encoder:
     tags_colour: bool = True
     tags_range: bool = True
     limited: bool = False
+
+    def least_side(self, picture: tuple[int, int]) -> int:
+        """The least side that a picture (width, height) must have, by its longer one."""
+        return max(self.minimum, self.minimum_long if max(picture) > LONG else 0)
+
+    def takes(self, picture: tuple[int, int]) -> bool:
+        """Whether it takes a picture of this (width, height)."""
+        return min(picture) >= self.least_side(picture) and max(picture) <= (self.maximum or max(picture))
 
 
 def _in(*muxers: str) -> frozenset[str]:
@@ -80,8 +95,8 @@ ENCODERS: dict[str, Encoder] = {
     encoder.name: encoder
     for encoder in (
         Encoder(
-            "libx264", _in(*_MAIN, "mpegts", "avi"), "crf", 18, 0, 51, minimum=1, preset="preset", presets=_X26X,
-            parameters="x264-params",
+            "libx264", _in(*_MAIN, "mpegts", "avi"), "crf", 18, 0, 51, minimum=1, maximum=16384, preset="preset",
+            presets=_X26X, parameters="x264-params",
         ),
         # Below 64 pixels libx265 4.1 writes beyond its buffers and takes the process with it.
         Encoder(
@@ -89,8 +104,8 @@ ENCODERS: dict[str, Encoder] = {
             refuses=frozenset({"yuva420p", "yuva420p10le"}), parameters="x265-params",
         ),
         Encoder(
-            "libsvtav1", _in(*_OPEN), "crf", 28, 1, 63, even=False, minimum=4, preset="preset",
-            presets=tuple(map(str, range(-1, 14))), options={"preset": "8"}, parameters="svtav1-params",
+            "libsvtav1", _in(*_OPEN), "crf", 28, 1, 63, even=False, minimum=4, minimum_long=25, maximum=16384,
+            preset="preset", presets=tuple(map(str, range(-1, 14))), options={"preset": "8"}, parameters="svtav1-params",
         ),
         Encoder(
             "libvpx-vp9", _in(*_OPEN), "crf", 30, 0, 63, even=False, minimum=1, preset="deadline",
@@ -106,7 +121,7 @@ ENCODERS: dict[str, Encoder] = {
             "prores_ks", _in("mov", "matroska"), even=False, minimum=1, tags_range=False, limited=True,
         ),
         Encoder(
-            "mpeg4", _in(*_MAIN, "avi", "mpegts"), "qscale", 3, 1, 31, even=False, minimum=1,
+            "mpeg4", _in(*_MAIN, "avi", "mpegts"), "qscale", 3, 1, 31, even=False, minimum=1, maximum=8191,
             tags_colour=False, tags_range=False,
         ),
         Encoder(

@@ -16,7 +16,7 @@ import av.codec.codec
 
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, planar_format, tags_for_output, with_assumed_matrix
-from rlfn_pipe.media.encoder_table import ENCODERS, MUXERS, ROTATING_MUXERS, Encoder
+from rlfn_pipe.media.encoder_table import ENCODERS, LONG, MUXERS, ROTATING_MUXERS, Encoder
 from rlfn_pipe.media.hdr10 import parameters
 from rlfn_pipe.types import (
     MATRIX_BT709,
@@ -93,12 +93,12 @@ def automatic_codec(muxer: str, depth: int, hdr: bool, picture: tuple[int, int])
     deep = depth > 8 or hdr
     if muxer == "webm":
         # libvpx is built for 8 bits here.
-        return "libsvtav1" if deep and min(picture) >= ENCODERS["libsvtav1"].minimum else "libvpx-vp9"
+        return "libsvtav1" if deep and ENCODERS["libsvtav1"].takes(picture) else "libvpx-vp9"
     if muxer == "avi":
         return "mpeg4"
     if muxer == "mpegts":
         return "libx264"
-    return "libx265" if deep and min(picture) >= ENCODERS["libx265"].minimum else "libx264"
+    return "libx265" if deep and ENCODERS["libx265"].takes(picture) else "libx264"
 
 
 def plan_encoding(
@@ -275,9 +275,16 @@ def _coded_size(
         notes.append(
             f"{encoder.name} needs even sides: {picture[0]}x{picture[1]} became {width}x{height} by repeating the edge"
         )
-    if min(width, height) < encoder.minimum:
+    if encoder.maximum and max(width, height) > encoder.maximum:
         raise UsageError(
-            f"{encoder.name} takes no picture below {encoder.minimum} pixels a side and this one has {width}x{height}; "
+            f"{encoder.name} takes no picture above {encoder.maximum} pixels a side and this one has {width}x{height}; "
+            "use a smaller scale or another --codec"
+        )
+    if not encoder.takes((width, height)):
+        least = encoder.least_side((width, height))
+        long = f" where the other is above {LONG}" if least > encoder.minimum else ""
+        raise UsageError(
+            f"{encoder.name} takes no picture below {least} pixels a side{long} and this one has {width}x{height}; "
             "use a larger scale or another --codec"
         )
     return width, height
