@@ -210,7 +210,7 @@ def test_asked_height_keeps_the_aspect_in_even_numbers(tmp_path: Path, small_cli
         ("libx264", "yuv420p10le", "yuv420p10le"), ("libx264", "gray", "yuv420p"), ("libx264", "yuv420p12le", "yuv420p10le"),
         ("libx265", "yuv422p10le", "yuv422p10le"), ("libx265", "yuv444p12le", "yuv444p12le"),
         ("libx265", "yuva420p", "yuv420p"), ("libsvtav1", "yuv444p10le", "yuv420p10le"),
-        ("libvpx-vp9", "yuv440p", "yuv440p"), ("libvpx-vp9", "yuva420p", "yuva420p"), ("libvpx-vp9", "yuva444p", "yuv444p"),
+        ("libvpx-vp9", "yuv440p", "yuv440p"), ("libvpx-vp9", "yuva420p", "yuva420p"), ("libvpx-vp9", "yuva444p", "yuva420p"),
         ("ffv1", "gray", "gray"), ("ffv1", "yuv422p10le", "yuv422p10le"), ("ffv1", "yuva444p16le", "yuva444p16le"),
         ("ffv1", "gbrp10le", "gbrp10le"), ("prores_ks", "yuv420p", "yuv422p10le"), ("prores_ks", "yuva444p10le", "yuva444p12le"),
         ("mpeg4", "yuv422p", "yuv420p"), ("mpeg2video", "yuv422p", "yuv422p"),
@@ -301,20 +301,29 @@ def test_what_a_wanted_pixel_format_loses_is_told(tmp_path: Path) -> None:
 def test_alpha_that_hides_nothing_is_not_missed(tmp_path: Path) -> None:
     """Every GIF is decoded with alpha; what counts is whether a pixel is transparent, in any frame."""
 
-    def clip(name: str, transparent: int | None) -> Path:
+    def clip(name: str, transparent: int | None, form: str = "yuva420p") -> Path:
         alphas = [100 if i == transparent else 255 for i in range(4)]
         return make(
             tmp_path / name,
             frames=4,
             codec="ffv1",
-            pix_fmt="yuva420p",
-            picture=lambda i: flat((120, 128, 128, alphas[i]), "yuva420p"),
+            pix_fmt=form,
+            picture=lambda i: flat((120, 128, 128, alphas[i]), form),
         )
 
     assert "transparency" not in upscale(clip("opaque.mkv", None), tmp_path / "opaque.mp4").said
     for name, frame in (("first", 0), ("last", 3)):
         done = upscale(clip(f"{name}.mkv", frame), tmp_path / f"{name}.mp4")
         assert done.warned == ["transparency was dropped; libx264 does not hold it"]
+    # VP9 has alpha at 4:2:0 only: worth it where the first frame shows that there is something to lose.
+    fast = {"encoder_preset": "realtime", "encoder_option": ("cpu-used=8",)}
+    for name, frame, words in (
+        ("first", 0, "chroma was reduced from 444 to 420; libvpx-vp9 holds no more beside transparency"),
+        ("last", 3, "transparency was dropped; yuv444p does not hold it, --pix-fmt yuva420p does"),
+        ("never", None, ""),
+    ):
+        done = upscale(clip(f"{name}444.mkv", frame, "yuva444p"), tmp_path / f"{name}.webm", **fast)
+        assert done.warned == ([words] if words else [])
 
 
 @pytest.mark.parametrize("suffix", sorted(MUXERS))

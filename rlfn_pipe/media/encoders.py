@@ -133,11 +133,11 @@ def plan_encoding(
     hdr = tags.transfer in (16, 18)
     name = automatic_codec(muxer, tags.bit_depth, hdr, picture) if codec == "auto" else codec
     encoder = _encoder(name, muxer, path)
-    chosen = _pixel_format(encoder, pix_fmt, tags)
+    chosen = _pixel_format(encoder, pix_fmt, tags, transparent)
     layout = LAYOUTS[planar_format(chosen)]
     holder = name if pix_fmt == "auto" else chosen
     notes += _losses(layout, tags, holder)
-    opaque = f"transparency was dropped; {holder} does not hold it" if tags.alpha and not layout.alpha else ""
+    opaque = _without_alpha(encoder, chosen, holder) if tags.alpha and not layout.alpha else ""
     if opaque and transparent:
         notes.append(opaque)
     width, height = _coded_size(encoder, layout, picture, notes)
@@ -201,7 +201,15 @@ def _formats(encoder: Encoder) -> list[str]:
     return [name for name in formats if name in known and name not in encoder.refuses]
 
 
-def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo) -> str:
+def _without_alpha(encoder: Encoder, chosen: str, holder: str) -> str:
+    """What to say where transparent pixels meet a format without alpha."""
+    holding = [name for name in _formats(encoder) if LAYOUTS[planar_format(name)].alpha]
+    if not holding:
+        return f"transparency was dropped; {holder} does not hold it"
+    return f"transparency was dropped; {chosen} does not hold it, --pix-fmt {' or '.join(holding)} does"
+
+
+def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, transparent: bool) -> str:
     formats = _formats(encoder)
     if wanted != "auto":
         try:
@@ -218,7 +226,10 @@ def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo) -> str:
         return fitting[0]
 
     def loss(name: str) -> tuple[tuple[int, ...], int]:
-        return _loss(LAYOUTS[planar_format(name)], tags, encoder.name), formats.index(name)
+        layout = LAYOUTS[planar_format(name)]
+        # What shows through is missed more than the fineness of colours.
+        dropped = transparent and tags.alpha and not layout.alpha
+        return (int(dropped), *_loss(layout, tags, encoder.name)), formats.index(name)
 
     return min(formats, key=loss)
 
@@ -226,13 +237,14 @@ def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo) -> str:
 def _losses(layout: PixelLayout, tags: ColourInfo, holder: str) -> list[str]:
     """What a layout does not hold of the source, besides transparency; `holder` is to blame."""
     notes = []
+    beside = " beside transparency" if layout.alpha else ""
     if layout.bit_depth < tags.bit_depth:
         notes.append(
-            f"{holder} holds {layout.bit_depth} bits a sample; the source's {tags.bit_depth} were rounded"
+            f"{holder} holds {layout.bit_depth} bits a sample{beside}; the source's {tags.bit_depth} were rounded"
         )
     if _DETAIL[layout.subsampling] < _DETAIL[tags.subsampling]:
         notes.append(
-            f"chroma was reduced from {tags.subsampling} to {layout.subsampling}; {holder} holds no more"
+            f"chroma was reduced from {tags.subsampling} to {layout.subsampling}; {holder} holds no more{beside}"
         )
     return notes
 
