@@ -256,6 +256,19 @@ def test_avi_refuses_a_varying_rate(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("dropped", [{3, 4, 11}, {4, 9, 14, 19}], ids=["some", "each fifth"])
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
+def test_frames_that_an_avi_lacks_stay_gaps(tmp_path: Path, suffix: str, dropped: set[int]) -> None:
+    """As captures drop them: the others keep their numbers, in AVI, too."""
+    times = [n for n in range(20) if n not in dropped]
+    source = make(
+        tmp_path / "in.avi", codec="mpeg4", times=times, time_base=Fraction(1, 25), frames=len(times)
+    )
+    done = upscale(source, tmp_path / f"out{suffix}")
+    found = [frame.time for frame in decoded(done.path)]
+    assert [(time - found[0]) * 25 for time in found] == [n - times[0] for n in times] and not done.said
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
 def test_frames_that_share_a_time_are_moved_apart(tmp_path: Path, suffix: str) -> None:
     source = make(

@@ -160,13 +160,18 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         )
         kept = {plan.index for plan in streams if plan.action != "drop"}
         rates = [stream.rate for stream in container.streams.audio if stream.index in kept and stream.rate]
-    timeline = source.timeline
-    if encoding.muxer == "avi" and not timeline.constant:
+        counted = container.format.name == "avi"
+    timeline, rate = source.timeline, source.timeline.rate
+    steady = timeline.constant and _on_ticks(timeline, clock_for("avi", timeline, rate))
+    if encoding.muxer == "avi" and counted and not steady:
+        # Its frames have numbers, some of which may be without a picture, as those that a capture dropped.
+        rate = 1 / timeline.time_base
+    elif encoding.muxer == "avi" and not timeline.constant:
         raise OutputError(
             f"{item.output}: avi cannot hold the varying frame rate of {item.source.name}; write .mkv or .mp4 instead"
         )
     window = _window(source)
-    clock = clock_for(encoding.muxer, timeline, timeline.rate, rates)
+    clock = clock_for(encoding.muxer, timeline, rate, rates)
     if not clock.exact and not _on_ticks(timeline, clock):
         per_second = 1 / clock.tick
         notes.append(
@@ -174,9 +179,9 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         )
     times = SinkTimes(
         time_base=timeline.time_base,
-        rate=timeline.rate,
+        rate=rate,
         last_duration=_last_duration(source),
-        base=_base(item, source, streams, encoding.muxer, window),
+        base=_base(item, source, streams, encoding.muxer, window, rate),
         clock=clock,
     )
     return VideoPlan(
@@ -269,6 +274,7 @@ def _base(
     streams: tuple[StreamPlan, ...],
     muxer: str,
     window: tuple[Fraction, Fraction | None] | None,
+    rate: Fraction,
 ) -> Fraction:
     """Source seconds that become the output's zero: the start of the earliest kept stream."""
     timeline = source.timeline
@@ -279,7 +285,7 @@ def _base(
     start = min(first, shown) if shown is not None else first
     if muxer in _NO_NEGATIVE_TIMES and packets is not None:
         start = min(start, packets)
-    return first - whole_frames(first - start, timeline.rate) if muxer == "avi" else start
+    return first - whole_frames(first - start, rate) if muxer == "avi" else start
 
 
 def _on_ticks(timeline: Timeline, clock: Clock) -> bool:
