@@ -415,6 +415,13 @@ def test_output_that_cannot_be_a_folder(tree: Path, tmp_path: Path) -> None:
         expand(f"{tree}/*.png", f"{tmp_path}/x", overwrite=True)
 
 
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    touch(tmp_path, "in.mp4")
+    os.mkfifo(tmp_path / "out.mp4")
+    with pytest.raises(OutputError, match="is a pipe or a device and no file"):
+        expand(f"{tmp_path}/in.mp4", f"{tmp_path}/out.mp4", overwrite=True)
+
+
 # ------------------------------------------------------------------ signatures
 
 

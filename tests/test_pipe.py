@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pytest
 from media_maker import Sound, flat, make
+from PIL import Image
 
 from rlfn_pipe.cli.text import human_bytes
 from rlfn_pipe.resources import data_path
@@ -281,6 +282,13 @@ def test_a_sink_that_fails_does_not_wait_for_a_silent_source(raw: bytes) -> None
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(timeout=10) == 1
+
+
+def test_a_picture_is_not_sent_as_film(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "in.png")
+    for more in ([], ["--dry-run"]):
+        done = command(str(tmp_path / "in.png"), "-", *more)
+        assert done.returncode == 1 and b"is a picture, and OUTPUT - takes films only" in done.stderr
 
 
 def test_json_and_raw_video_do_not_share_standard_output() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packets_of, upscale
 
 from rlfn_pipe.errors import InputError, Interrupted, OutputError, RlfnPipeError, UsageError
@@ -307,6 +308,21 @@ def test_sound_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no video to upscale \(only audio\)"):
         upscale(source, tmp_path / "out.mp4")
     assert not left_behind(tmp_path, "sound.mp4")
+
+
+def test_sound_with_a_cover(tmp_path: Path) -> None:
+    source = tmp_path / "song.mp4"
+    with av.open(str(source), "w") as output:
+        sound, cover = output.add_stream("aac", rate=48000), output.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "rgb24"
+        cover.disposition = Disposition.attached_pic
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 4800), np.float32), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts = 48000, 0
+        output.mux(sound.encode(frame))
+        output.mux(cover.encode(av.VideoFrame(16, 16, "rgb24")))
+        output.mux(sound.encode(None))
+    with pytest.raises(InputError, match=r"holds no video to upscale \(only a cover picture, audio\)"):
+        upscale(source, tmp_path / "out.mp4")
 
 
 def test_window_with_nothing_in_it(tmp_path: Path) -> None:

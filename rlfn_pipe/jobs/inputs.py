@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from rlfn_pipe.errors import InputError, OutputError, UsageError
+from rlfn_pipe.jobs.temporary import check_place
 from rlfn_pipe.jobs.walk import Walk, identity_of, is_same, matches
 from rlfn_pipe.media.signatures import (
     IMAGE_EXTENSIONS,
@@ -363,10 +364,7 @@ def _settled(
     for item in existing:
         if identity_of(item.output) in sources:
             raise OutputError(f"{item.output} is also an input and would be lost; choose another OUTPUT")
-        if os.path.isdir(item.output):
-            raise OutputError(
-                f"{item.output} is a folder, and a file is to be written; choose another OUTPUT"
-            )
+        check_place(item.output)
     if existing and skip_existing:
         kept = set(existing)
         return Plan(tuple(item for item in items if item not in kept), tuple(existing), tuple(warnings))

@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from rlfn_pipe.errors import OutputError, UsageError
+from rlfn_pipe.errors import InputError, OutputError, UsageError
 from rlfn_pipe.jobs.geometry import output_geometry, shape_notes
 from rlfn_pipe.jobs.pace import Pace
 from rlfn_pipe.jobs.standard import PatientInput, PatientOutput
@@ -26,6 +26,7 @@ from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, with_assumed_matrix
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.part import Selection
 from rlfn_pipe.media.segment import SegmentSink
+from rlfn_pipe.media.signatures import read_head, sniff
 from rlfn_pipe.media.sink import SinkTimes, VideoSink
 from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.media.timing import clock_for
@@ -162,6 +163,7 @@ def pipe_source(input: str, options: UpscaleOptions, check: Callable[[], None] =
 
     Raises:
         UsageError: the options choose a part that a pipe cannot give.
+        InputError: the file is a picture.
     """
     selection = Selection(options.start, options.end, options.frames, options.sample)
     if input == PIPE:
@@ -172,6 +174,9 @@ def pipe_source(input: str, options: UpscaleOptions, check: Callable[[], None] =
             deinterlace=options.deinterlace,
             threads=options.threads or 0,
         )
+    found = sniff(read_head(Path(input))) if Path(input).is_file() else None
+    if found is not None and found[0] == "image":
+        raise InputError(f"{input}: is a picture, and OUTPUT - takes films only; name a file for it")
     return VideoSource(
         Path(input),
         selection=selection,

@@ -122,7 +122,7 @@ def _describe_video(
                 encoding, plan.times.rate, name=str(item.output), sample_aspect_ratio=None, threads=1
             )
         frames = plan.frames
-        warnings = source_warnings(source)
+        warnings = source_warnings(source, planned=True)
         swapped = plan.matrix is not None and form.matrix is not None and form.matrix.swaps_axes
     segments = plan.segments(options.segment)
     earlier: tuple[str, ...] = ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rlfn_pipe.errors import OutputError, Taken, advice_for, reason_of
@@ -60,8 +61,21 @@ def private_file(folder: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+def check_place(path: Path) -> None:
+    """Raise OutputError where an output's name is that of something else than a file, which would be lost."""
+    with suppress(OSError):
+        mode = path.lstat().st_mode
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder, and a file is to be written; choose another OUTPUT")
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise OutputError(
+                f"{path} is a pipe or a device and no file; choose another OUTPUT, or - for a pipe"
+            )
+
+
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raise `Taken` where an output exists and is not to be replaced."""
+    """Raise `Taken` where an output exists and is not to be replaced, OutputError as `check_place`."""
+    check_place(path)
     if os.path.lexists(path) and not overwrite:
         raise Taken(f"{path} exists; -y overwrites, --skip-existing leaves what is there")
 

@@ -50,8 +50,10 @@ def main_video(container: InputContainer, path: Path) -> VideoStream:
     """
     films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not films:
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams"
-        raise InputError(f"{path}: holds no video to upscale (only {kinds})")
+        kinds = {"a cover picture" if s.type == "video" else s.type for s in container.streams}
+        raise InputError(
+            f"{path}: holds no video to upscale (only {', '.join(sorted(kinds)) or 'no streams'})"
+        )
     best = container.streams.best("video")
     preferred = [s for s in films if s.disposition & Disposition.default] or films
     stream = best if best in preferred else preferred[0]

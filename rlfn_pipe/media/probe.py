@@ -82,10 +82,10 @@ def video_info(source: VideoSource) -> VideoStreamInfo:
     )
 
 
-def source_warnings(source: VideoSource) -> tuple[str, ...]:
-    """What may go wrong with an opened source."""
+def source_warnings(source: VideoSource, *, planned: bool = False) -> tuple[str, ...]:
+    """What may go wrong with an opened source; where the output is `planned`, this holds its times."""
     timeline, warnings = source.timeline, []
-    if not timeline.constant:
+    if not timeline.constant and not planned:
         warnings.append("the frame rate varies: write mp4, mov or mkv, which keep the times (avi does not)")
     if not timeline.trusted:
         warnings.append(
