@@ -249,6 +249,16 @@ def test_last_frame_that_stays_long(tmp_path: Path, suffix: str, kind: str) -> N
         assert abs(container.duration - 1_620_000) <= 1000
 
 
+def test_a_clock_that_leaps_ahead_is_told(tmp_path: Path) -> None:
+    times = [i * 40 + (i >= 30) * 5_000_000 for i in range(50)]
+    for suffix, told in ((".ts", True), (".mkv", False)):
+        source = make(tmp_path / f"in{suffix}", times=times, time_base=Fraction(1, 1000), frames=50)
+        done = upscale(source, tmp_path / "out.mkv", overwrite=True)
+        found = [frame.time for frame in decoded(done.path)]
+        assert len(found) == 50 and 5000 < found[-1] < 5003
+        assert ("leaps ahead by 5000 s after 1.2 s; the gap is kept" in done.said) == told
+
+
 def test_avi_refuses_a_varying_rate(tmp_path: Path) -> None:
     source = make(tmp_path / "in.mp4", times=[0, 40, 160, 200], time_base=Fraction(1, 1000))
     with pytest.raises(OutputError, match=r"varying frame rate.*\.mkv or \.mp4"):

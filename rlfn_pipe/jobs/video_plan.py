@@ -8,6 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
+
 from rlfn_pipe.errors import InputError, OutputError
 from rlfn_pipe.jobs.geometry import Geometry, output_geometry, shape_notes
 from rlfn_pipe.jobs.hardware import hindrance
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 _LONG_AGO = Fraction(-(1 << 40))
 
 #: Containers in which no stream may begin before zero.
+#: A gap in a transport stream that is worth a word: pictures come several times a second there.
+_LEAP_SECONDS = 30
 _NO_NEGATIVE_TIMES = frozenset({"matroska", "webm", "avi", "mpegts", "nut"})
 
 
@@ -160,7 +164,9 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         )
         kept = {plan.index for plan in streams if plan.action != "drop"}
         rates = [stream.rate for stream in container.streams.audio if stream.index in kept and stream.rate]
-        counted = container.format.name == "avi"
+        counted, broadcast = (container.format.name == kind for kind in ("avi", "mpegts"))
+    if broadcast and (leap := _leap(source)) is not None:
+        notes.append(leap)
     timeline, rate = source.timeline, source.timeline.rate
     steady = timeline.constant and _on_ticks(timeline, clock_for("avi", timeline, rate))
     if encoding.muxer == "avi" and counted and not steady:
@@ -199,6 +205,17 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         frames=source.frames,
         notes=tuple(notes),
     )
+
+
+def _leap(source: VideoSource) -> str | None:
+    """What to say of a recording whose clock leaps ahead within the chosen part."""
+    table, base = source.timeline.pts[source.first : source.last], source.timeline.time_base
+    steps = np.diff(table)
+    if not len(steps) or int(steps.max()) * base < _LEAP_SECONDS:
+        return None
+    at = int(np.argmax(steps))
+    seconds, place = int(steps[at]) * base, int(table[at] - table[0]) * base
+    return f"its clock leaps ahead by {float(seconds):.0f} s after {float(place):.1f} s; the gap is kept"
 
 
 def odd_turn(matrix: DisplayMatrix) -> str:
