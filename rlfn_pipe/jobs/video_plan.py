@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 #: A window that begins with the clip keeps what other streams have before the first frame.
 _LONG_AGO = Fraction(-(1 << 40))
 
-#: Containers in which no stream may begin before zero.
 #: A gap in a transport stream that is worth a word: pictures come several times a second there.
 _LEAP_SECONDS = 30
+#: Containers in which no stream may begin before zero.
 _NO_NEGATIVE_TIMES = frozenset({"matroska", "webm", "avi", "mpegts", "nut"})
 
 
