@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch.nn.functional as functional
 
 from rlfn_pipe.errors import UsageError
 from rlfn_pipe.models.architectures import ARCHITECTURES, SCALES, architecture
+from rlfn_pipe.models.native import network as native_network
 from rlfn_pipe.models.rlfn import RLFN, count_parameters
+from rlfn_pipe.models.strips import _Stretch
 from rlfn_pipe.resources import data_path
 
 
@@ -90,3 +93,23 @@ def test_installed_data_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert data_path("weights") == package.parent / "weights"
     (package / "_data" / "weights").mkdir(parents=True)
     assert data_path("weights") == package / "_data" / "weights"
+
+
+def test_long_pictures_take_no_more_than_their_pixels() -> None:
+    """Where the small map is read is two numbers a row and a column, no matrix of a side by a sixth of it."""
+    long = 40_000
+    tracemalloc.start()
+    try:
+        native_network._whole.__wrapped__(16, long)
+        stretch = _Stretch(long, 16, torch.float32, None)
+        first, weights = stretch._piece(12_345, 12_393)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+    # As PyTorch stretches it.
+    cells = (long - 9) // 6
+    small = torch.rand(cells, dtype=torch.float64)
+    expected = functional.interpolate(small[None, None], size=long, mode="linear")[0, 0, 12_345:12_393]
+    got = weights.double() @ small[first : first + weights.shape[1]]
+    assert torch.allclose(got, expected, atol=1e-6)

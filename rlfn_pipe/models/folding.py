@@ -16,7 +16,7 @@ from rlfn_pipe.types import ModelSpec
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["WHITE", "Conv", "Folded", "Weights", "bilinear", "fold", "folded", "weights_of"]
+__all__ = ["WHITE", "Conv", "Folded", "Weights", "fold", "folded", "neighbours", "weights_of"]
 
 #: A network's state dict as arrays.
 Weights = Mapping[str, np.ndarray]
@@ -82,12 +82,12 @@ def fold(outer: Conv, inner: Conv) -> Conv:
     )
 
 
-def bilinear(side: int) -> np.ndarray:
-    """The matrix (side, cells) float64 that stretches ESA's small map of a whole axis of `side` pixels."""
+def neighbours(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where ESA's small map is read for each pixel of a whole axis of `side`: bilinear, with half-pixel centres.
+
+    The first of two cells (side,) int64, and the second one's share (side,) float64; 0 at the last cell.
+    """
     cells = (side - 9) // 6
-    position = np.maximum((np.arange(side) + 0.5) * (cells / side) - 0.5, 0.0)
+    position = np.clip((np.arange(side) + 0.5) * (cells / side) - 0.5, 0.0, cells - 1.0)
     lower = np.floor(position).astype(np.int64)
-    matrix = np.zeros((side, cells))
-    np.add.at(matrix, (np.arange(side), lower), 1.0 - (position - lower))
-    np.add.at(matrix, (np.arange(side), np.minimum(lower + 1, cells - 1)), position - lower)
-    return matrix
+    return lower, position - lower

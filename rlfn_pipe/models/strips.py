@@ -13,15 +13,15 @@ matrix product a strip, added to its target, and the shuffle moves whole groups 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from rlfn_pipe.allocator import keep_buffers
 from rlfn_pipe.models.convolution import Activation, Convolution, fused_available, make_convolution
-from rlfn_pipe.models.folding import Conv, bilinear, folded, weights_of
+from rlfn_pipe.models.folding import Conv, folded, neighbours, weights_of
 from rlfn_pipe.models.fuse import Grid
 
 if TYPE_CHECKING:
@@ -237,11 +237,13 @@ class _Stretch:
     ) -> None:
         self._dtype = dtype
         self._border = None if grid is None else grid[2]
-        rows, columns = (_bilinear(h), _bilinear(w)) if grid is None else grid[:2]
         self._width = w
-        self._rows = rows.to(dtype)
         self._exact = torch.float64 if dtype == torch.float64 else torch.float32
-        self._columns = columns.to(self._exact)
+        if grid is None:
+            # Of a whole frame each strip has its piece of the rows' matrix, which would grow with the square of a side.
+            self._lower, self._share = neighbours(h)
+        else:
+            self._rows, self._columns = grid[0].to(dtype), grid[1].to(self._exact)
 
     def columns(self, conv: Convolution, small: torch.Tensor) -> torch.Tensor:
         """The small map (1, f, h3, w3) after its convolution, stretched along its rows: (h3, w * f)."""
@@ -258,17 +260,27 @@ class _Stretch:
 
     def add_rows(self, target: torch.Tensor, lo: int, hi: int, columns: torch.Tensor) -> None:
         """Add the stretched map's rows lo .. hi to `target` (1, f, hi - lo, w), in place."""
-        weights = self._rows[lo:hi]
-        used = torch.nonzero(weights.any(dim=0)).flatten()
-        first, last = int(used[0]), int(used[-1]) + 1
+        if self._border is None:
+            first, weights = self._piece(lo, hi)
+        else:
+            weights = self._rows[lo:hi]
+            used = torch.nonzero(weights.any(dim=0)).flatten()
+            first = int(used[0])
+            weights = weights[:, first : int(used[-1]) + 1]
         pixels = target[0].permute(1, 2, 0).flatten(1)
         assert pixels.data_ptr() == target.data_ptr(), "channels last is what a convolution gives back"
-        pixels.addmm_(weights[:, first:last], columns[first:last])
+        pixels.addmm_(weights, columns[first : first + weights.shape[1]])
 
-
-@lru_cache(maxsize=16)
-def _bilinear(side: int) -> torch.Tensor:
-    return torch.from_numpy(bilinear(side))
+    def _piece(self, lo: int, hi: int) -> tuple[int, torch.Tensor]:
+        """The rows' matrix of a whole frame for rows lo .. hi, from its first cell in use to its last one, and that."""
+        lower, share = self._lower[lo:hi], self._share[lo:hi]
+        first, last = int(lower[0]), int((lower + (share > 0)).max())
+        weights = np.zeros((hi - lo, last - first + 1))
+        rows = np.arange(hi - lo)
+        weights[rows, lower - first] = 1.0 - share
+        # Where the second cell has no share it may not be there.
+        np.add.at(weights, (rows, np.minimum(lower - first + 1, last - first)), share)
+        return first, torch.from_numpy(weights).to(self._dtype)
 
 
 def _convolved(conv: Convolution, x: torch.Tensor, top: bool, bottom: bool) -> torch.Tensor:

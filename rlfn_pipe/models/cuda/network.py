@@ -11,6 +11,7 @@ from torch import nn
 
 from rlfn_pipe.models.cuda.layout import groups_of, in_memory, in_registers, packed, results, shuffled
 from rlfn_pipe.models.cuda.library import Maker, on
+from rlfn_pipe.models.folding import neighbours
 from rlfn_pipe.models.fuse import Grid, InferenceBlock, InferenceNet
 
 __all__ = ["KernelNet"]
@@ -210,10 +211,8 @@ def _whole(height: int, width: int, device: torch.device) -> list[torch.Tensor]:
     one's share, (h,) int32 and float32, then (w,); bilinear with half-pixel centres."""
     tables: list[torch.Tensor] = []
     for size in (height, width):
-        cells = ((size - 3) // 2 + 1 - 7) // 3 + 1
-        at = (torch.arange(size, dtype=torch.float64) + 0.5) * (cells / size) - 0.5
-        at = at.clamp_(0.0, cells - 1.0)
-        tables += [at.floor().to(device, torch.int32), (at - at.floor()).to(device, torch.float32)]
+        lower, share = map(torch.from_numpy, neighbours(size))
+        tables += [lower.to(device, torch.int32), share.to(device, torch.float32)]
     return tables
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlfn_pipe.allowance import cores
-from rlfn_pipe.models.folding import Conv, Folded, Weights, bilinear, folded
+from rlfn_pipe.models.folding import Conv, Folded, Weights, folded, neighbours
 from rlfn_pipe.models.native.library import Job, LibraryBlock, LibraryNet, Stretch, library
 from rlfn_pipe.models.native.results import Results
 from rlfn_pipe.threads import compiled_threads, let_openmp_rest
@@ -146,7 +146,7 @@ class NativeNetwork:
         # Alone this thread is one of several as a rule, each with its frame.
         self.results.most = 1 if threads > 1 else self._cores
         job.workspace = _aligned(workspace)
-        job.stretch, kept = _whole(h, w) if place is None else _stretch(*place)
+        job.stretch, kept = _whole(h, w) if place is None else _placed(*place)
         job.picture, job.result = picture.ctypes.data, result.ctypes.data
         yield job
         self._spare.append(workspace)
@@ -299,20 +299,32 @@ def _tiles(h: int, w: int, threads: int, height: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=16)
 def _whole(h: int, w: int) -> tuple[Stretch, list[np.ndarray]]:
-    """`_stretch` of a picture of its own, the same for every frame of a video."""
-    rows, columns = bilinear(h), bilinear(w)
-    border = np.zeros((rows.shape[1] + 2, columns.shape[1] + 2))
+    """Where the small map of a picture of its own is read, the same for every frame of a video."""
+    border = np.zeros(((h - 9) // 6 + 2, (w - 9) // 6 + 2))
     border[1:-1, 1:-1] = 1.0
-    return _stretch(rows, columns, border)
+    # No matrices, which would grow with the square of a side.
+    return _stretch(_shares(h), _shares(w), border)
 
 
-def _stretch(rows: np.ndarray, columns: np.ndarray, border: np.ndarray) -> tuple[Stretch, list[np.ndarray]]:
-    """Matrices (h, h3) and (w, w3) with two neighbouring entries a row, as indices and shares."""
-    kept = [
-        *(part for matrix in (rows, columns) for part in _entries(matrix)),
-        np.ascontiguousarray(border, dtype=np.float32),
-    ]
-    row, row_share, column, column_share, mask = (array.ctypes.data for array in kept)
+def _shares(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """`neighbours` with the shares of both cells, (side, 2)."""
+    first, share = neighbours(side)
+    return first, np.stack([1.0 - share, share], axis=1)
+
+
+def _placed(rows: np.ndarray, columns: np.ndarray, border: np.ndarray) -> tuple[Stretch, list[np.ndarray]]:
+    """The same for a tile by its matrices (h, h3) and (w, w3), which have two neighbouring entries a row."""
+    return _stretch(_entries(rows), _entries(columns), border)
+
+
+def _stretch(
+    rows: tuple[np.ndarray, np.ndarray], columns: tuple[np.ndarray, np.ndarray], border: np.ndarray
+) -> tuple[Stretch, list[np.ndarray]]:
+    """From the first of two neighbouring cells and the shares of both, for each row and each column."""
+    kept = [np.ascontiguousarray(border, np.float32)]
+    for first, shares in (rows, columns):
+        kept += [np.ascontiguousarray(first, np.int32), np.ascontiguousarray(shares, np.float32)]
+    mask, row, row_share, column, column_share = (array.ctypes.data for array in kept)
     stretch = Stretch(row=row, column=column, row_share=row_share, column_share=column_share, border=mask)
     return stretch, kept
 
@@ -321,4 +333,4 @@ def _entries(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first = (matrix != 0).argmax(axis=1)
     padded = np.pad(matrix, ((0, 0), (0, 1)))
     shares = np.stack([np.take_along_axis(padded, first[:, None] + i, axis=1)[:, 0] for i in (0, 1)], axis=1)
-    return first.astype(np.int32), np.ascontiguousarray(shares, dtype=np.float32)
+    return first, shares
