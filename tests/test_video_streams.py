@@ -567,3 +567,24 @@ def test_helpers_agree_with_libav(tmp_path: Path) -> None:
         frame = next(container.decode(video=0))
         assert frame.rotation == -90  # libav counts counter-clockwise
         assert read_planes(frame)[0].shape == (48, 64)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_streams_without_anything_in_the_chosen_part(tmp_path: Path, suffix: str) -> None:
+    """The muxer of mp4 and mov writes no track for them, without a word."""
+    source = make(
+        tmp_path / "in.mkv",
+        frames=40,
+        sounds=[Sound(start=Fraction(1), seconds=0.5)],
+        subtitles=[("subrip", 1.2, 1.5, "late")],
+        options={"g": "10"},
+    )
+    done = upscale(source, tmp_path / f"out{suffix}", end="0.4")
+    assert len(decoded(done.path)) == 10
+    with av.open(str(done.path)) as container:
+        kinds = [stream.type for stream in container.streams]
+    if suffix == ".mkv":
+        assert kinds == ["video", "audio", "subtitle"] and not done.said
+    else:
+        assert kinds == ["video", "subtitle"]
+        assert "audio stream 1 has nothing in the chosen part and is left out" in done.said

@@ -105,6 +105,8 @@ class VideoSink:
         self._first_dts: int | None = None
         self._starts: dict[int, Fraction] = {}
         self._kinds: Counter[str] = Counter()
+        #: Carried streams that no packet has come for, by their index in the output.
+        self._unfed: dict[int, StreamPlan] = {}
         self._output = self._open(path)
         try:
             if carrier is not None:
@@ -164,8 +166,12 @@ class VideoSink:
             if plan.action == "main":
                 add_video()
                 self._kinds["video"] += 1
-            elif self._carrier is not None and self._carrier.add_stream(self._output, plan) is not None:
+            elif (
+                self._carrier is not None
+                and (out := self._carrier.add_stream(self._output, plan)) is not None
+            ):
                 self._kinds[plan.kind] += 1
+                self._unfed[out.index] = plan
         if not stream_plans:
             add_video()
             self._kinds["video"] += 1
@@ -300,6 +306,7 @@ class VideoSink:
         if self._carrier is not None:
             for packet in self._carrier.packets_until(None):
                 self._guarded(lambda p=packet: self._mux_other(p))
+        self._leave_out_empty()
         changes = self._matroska_changes()
         self._guarded(self._output.close)
         if changes:
@@ -351,7 +358,19 @@ class VideoSink:
         missing = (end - self._ticks.at(0)) - (dts - self._first_dts)
         return min(missing, end - pts)
 
+    def _leave_out_empty(self) -> None:
+        """Sound and films of mp4 and mov without a packet are not in the file, which their muxer does not say."""
+        if self._plan.muxer not in ("mp4", "mov"):
+            return
+        for plan in self._unfed.values():
+            if plan.kind in ("audio", "video"):
+                self._kinds[plan.kind] -= 1
+                self.notes.append(
+                    f"{plan.kind} stream {plan.index} has nothing in the chosen part and is left out"
+                )
+
     def _mux_other(self, packet: Packet[Any]) -> None:
+        self._unfed.pop(packet.stream.index, None)
         if packet.pts is not None and packet.time_base:
             self._starts.setdefault(packet.stream.index, packet.pts * Fraction(packet.time_base))
         self._output.mux(packet)
