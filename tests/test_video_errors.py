@@ -22,6 +22,7 @@ from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packets_of,
 from rlfn_pipe.errors import InputError, Interrupted, OutputError, RlfnPipeError, UsageError
 from rlfn_pipe.jobs.run import run
 from rlfn_pipe.jobs.work import work_path
+from rlfn_pipe.media import opening as opening_module
 from rlfn_pipe.media.cut_short import missing_bytes
 from rlfn_pipe.media.segment import SegmentSink
 from rlfn_pipe.media.sink import VideoSink
@@ -528,3 +529,40 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
 
 def test_limits_are_as_they_were() -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_a_drive_that_fails_is_told(tmp_path: Path) -> None:
+    (tmp_path / "in.mkv").write_bytes(b"something")
+    with opening_module._File(tmp_path / "in.mkv") as file:
+        other = os.open(tmp_path / "in.mkv", os.O_WRONLY)
+        os.dup2(other, file.fileno())
+        os.close(other)
+        with pytest.raises(InputError, match=r"in\.mkv: cannot be read on \(bad file descriptor\)"):
+            file.read(4)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
+@pytest.mark.parametrize("opening", [1, 2, 3], ids="opening {}".format)
+def test_a_drive_that_fails_for_a_moment_cuts_no_film_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, opening: int
+) -> None:
+    """Looking through, planning, decoding: each opens the file anew, and may be the one that meets it.
+
+    `opening` counts those that come to the file's middle.
+    """
+    source = make(tmp_path / f"in{suffix}", frames=60, picture=noise, sounds=[Sound(seconds=2)])
+    bad: int = source.stat().st_size // 2
+    there: list[object] = []
+
+    class Failing(opening_module._File):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > bad and self not in there:
+                there.append(self)
+            if there[opening - 1 :] == [self]:
+                raise InputError("the drive failed")
+            return super().read(size)
+
+    monkeypatch.setattr(opening_module, "_File", Failing)
+    with pytest.raises(InputError, match="the drive failed"):
+        upscale(source, tmp_path / "out.mkv")
+    assert not (tmp_path / "out.mkv").exists()

@@ -238,6 +238,21 @@ def test_others_go_on_when_one_film_fails(
     assert {(Path(w.input).name, "SIGSEGV" in w.message) for w in report.warned} == {("long.mkv", True)}
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_others_go_on_when_one_film_meets_a_defect(
+    whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int], jobs: int
+) -> None:
+    serve_with(odd_workers.defect)
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    os.link(whole[0], inputs / "long.mkv")
+    clip(inputs / "short.mkv", frames=10, times=None, sounds=[], subtitles=())
+    report = run(str(inputs), str(tmp_path / "out"), UpscaleOptions(**OPTIONS, jobs=jobs), isolate=True)
+    (failed,) = report.failed
+    assert Path(failed.input).name == "long.mkv" and "internal error: ZeroDivisionError" in failed.message
+    assert [Path(f.input).name for f in report.finished] == ["short.mkv"] and report.exit_code == 1
+
+
 def test_processes_that_were_closed_start_nothing_and_blame_nobody(
     tmp_path: Path, serve_with: Any, pids: list[int]
 ) -> None:

@@ -24,7 +24,7 @@ from rlfn_pipe.jobs.temporary import check_folder
 from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video import upscale_video
 from rlfn_pipe.jobs.work import has_work
-from rlfn_pipe.jobs.workers import Workers, workers_for
+from rlfn_pipe.jobs.workers import TaskDefect, Workers, workers_for
 from rlfn_pipe.media.signatures import DEFAULT_QUALITY, IMAGE_EXTENSIONS, IMAGE_FORMATS
 from rlfn_pipe.options import QUALITY_IMAGES, VIDEOS, UpscaleOptions
 from rlfn_pipe.pipeline.stages import interrupted
@@ -270,3 +270,9 @@ class _Run:
             if self._stop.is_set() or position[1] == 1:
                 raise
             self.emit(Failed(name, str(error)))
+        except TaskDefect as defect:
+            if self._stop.is_set() or position[1] == 1:
+                raise
+            self.emit(
+                Failed(name, f"internal error: {defect}; alone, and with RLFN_PIPE_DEBUG=1, it shows where")
+            )

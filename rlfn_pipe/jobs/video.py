@@ -22,6 +22,7 @@ from rlfn_pipe.jobs.task import EngineFacts, SegmentTask, added, file_digest
 from rlfn_pipe.jobs.together import for_each
 from rlfn_pipe.jobs.video_plan import VideoPlan
 from rlfn_pipe.jobs.work import Work, entered
+from rlfn_pipe.jobs.workers import TaskDefect
 from rlfn_pipe.media.segment import count_segment
 from rlfn_pipe.pipeline.stages import interrupted
 from rlfn_pipe.types import Event, Finished, StageTimes, Started, Target, Warned
@@ -145,16 +146,16 @@ class _Job:
         """Make all of `segments`; what one worker fails at does not keep the others from going on.
 
         Raises:
-            RlfnPipeError: the first failure, after the others have ended.
+            RlfnPipeError, TaskDefect: the first failure, after the others have ended.
         """
-        failed: list[RlfnPipeError] = []
+        failed: list[RlfnPipeError | TaskDefect] = []
 
         def one(segment: Segment) -> None:
             if any(not isinstance(error, EngineError) for error in failed):
                 return
             try:
                 self._make_one(segment, meter, stop)
-            except RlfnPipeError as error:
+            except (RlfnPipeError, TaskDefect) as error:
                 failed.append(error)
 
         for_each(segments, one, self._workers.count, on_abort=self._workers.close)

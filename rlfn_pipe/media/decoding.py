@@ -39,7 +39,7 @@ _FURTHER_SEEK, _FURTHER_BACK = 2, 10
 _PROVING_PICTURES = 3
 
 #: Called with a decoding error and the packet that it came with (None: the file, or the end of it).
-OnFailure = Callable[[av.error.FFmpegError, "Packet[VideoStream] | None"], None]
+OnFailure = Callable[[Exception, "Packet[VideoStream] | None"], None]
 
 
 def main_video(container: InputContainer, path: Path) -> VideoStream:
@@ -171,7 +171,7 @@ class Decoding:
             for packet in found:
                 if packet.size:
                     yield packet
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, OSError) as error:  # as in `readable_packets`
             self.errors += 1
             on_failure(error, None)
         yield None

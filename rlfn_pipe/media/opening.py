@@ -7,6 +7,7 @@ and only demuxers of single-file media are allowed.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -85,17 +86,31 @@ def open_media(
 def readable_packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]]:
     """The packets up to the end, or to where the container is too damaged to be read on.
 
-    For looking ahead: who decodes or copies comes to the same place, and tells of it.
+    For looking ahead: who decodes or copies comes to the same place, and tells of it. Raises InputError where the file
+    itself cannot be read: that may pass, and a film must not end there.
     """
     try:
         yield from container.demux(*streams)
-    except (av.error.FFmpegError, OSError):
+    except (av.error.FFmpegError, OSError):  # damage leads to places that are none, too
         return
+
+
+class _File(io.FileIO):
+    """A file whose drive may fail: PyAV hands on what is raised while it reads, an InputError instead of OSError."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        try:
+            return super().read(-1 if size is None else size)
+        except OSError as error:
+            name = os.fsdecode(self.name)
+            raise InputError(
+                f"{name}: cannot be read on ({reason_of(error)}); check its drive and run again"
+            ) from error
 
 
 def _open_file(path: Path) -> IO[bytes]:
     try:
-        file = path.open("rb", buffering=0)  # closed by open_media
+        file = _File(path)  # closed by open_media
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the name and the folder") from None
     except IsADirectoryError:

@@ -14,7 +14,6 @@ from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 
-import av.error
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -294,7 +293,7 @@ class VideoSource:
             return True
         return pts >= int(table[self.first]) and (self.last >= len(table) or pts < int(table[self.last]))
 
-    def _decoding_failed(self, error: av.error.FFmpegError, packet: Packet[VideoStream] | None) -> None:
+    def _decoding_failed(self, error: Exception, packet: Packet[VideoStream] | None) -> None:
         pts = None if packet is None else packet.pts
         if self._on_error == "fail" and self._within(pts):
             raise self._undecodable(pts, describe_av_error(error))
