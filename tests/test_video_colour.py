@@ -18,9 +18,10 @@ from media_maker import decoded, flat, make, read_planes, upscale
 
 from rlfn_pipe.errors import InputError
 from rlfn_pipe.jobs.plan import describe
-from rlfn_pipe.media.colour import planes_of
+from rlfn_pipe.media.colour import LAYOUTS, planar_format, planes_of
 from rlfn_pipe.media.encoders import plan_encoding
 from rlfn_pipe.media.encoding import picture_for
+from rlfn_pipe.media.source import VideoSource
 from rlfn_pipe.options import UpscaleOptions
 from rlfn_pipe.types import ColourInfo, Frame
 
@@ -405,3 +406,21 @@ def light(path: Path) -> tuple[list[float], tuple[int, ...]]:
     return [numbers[i] / numbers[i + 1] for i in range(0, 20, 2)], struct.unpack_from(
         "<2I", data["CONTENT_LIGHT_LEVEL"]
     )
+
+
+def test_every_pixel_format_of_libav_has_a_planar_one() -> None:
+    assert {planar_format(name) for name in av.video.format.names} <= LAYOUTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "location"),
+    [("flv", ".flv", "centre"), ("mjpeg", ".mov", "centre"), ("mpeg4", ".mp4", "left")],
+)
+def test_where_chroma_lies_follows_from_the_codec(
+    tmp_path: Path, codec: str, suffix: str, location: str
+) -> None:
+    """By the names that libav has for its decoders."""
+    form = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    source = make(tmp_path / f"in{suffix}", frames=2, codec=codec, pix_fmt=form, options={})
+    with VideoSource(source) as opened:
+        assert opened.format.tags.chroma_location == location

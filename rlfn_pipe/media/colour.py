@@ -25,8 +25,8 @@ from rlfn_pipe.types import (
     Subsampling,
 )
 
-#: Codecs whose 4:2:0 chroma lies in the middle of its four luma samples.
-_CENTRED_CHROMA_CODECS = frozenset({"mjpeg", "mpeg1video", "jpeg2000", "h261", "h263", "flv1"})
+#: libav's decoders of codecs whose 4:2:0 chroma lies in the middle of its four luma samples.
+_CENTRED_CHROMA_CODECS = frozenset({"mjpeg", "mpeg1video", "jpeg2000", "h261", "h263", "flv", "theora"})
 
 _PLANAR_YUV: dict[str, Subsampling] = {"420": "420", "422": "422", "444": "444", "440": "440"}
 
@@ -77,7 +77,7 @@ def planar_format(pix_fmt: str) -> str:
     if pix_fmt in LAYOUTS:
         return pix_fmt
     if pix_fmt.startswith("yuvj"):
-        return pix_fmt.replace("yuvj", "yuv")
+        return planar_format(pix_fmt.replace("yuvj", "yuv"))
     fmt = VideoFormat(pix_fmt)
     depth = max((component.bits for component in fmt.components), default=8)
     alpha = any(component.is_alpha for component in fmt.components)
