@@ -210,7 +210,7 @@ def test_asked_height_keeps_the_aspect_in_even_numbers(tmp_path: Path, small_cli
         ("libx264", "yuv420p10le", "yuv420p10le"), ("libx264", "gray", "yuv420p"), ("libx264", "yuv420p12le", "yuv420p10le"),
         ("libx265", "yuv422p10le", "yuv422p10le"), ("libx265", "yuv444p12le", "yuv444p12le"),
         ("libx265", "yuva420p", "yuv420p"), ("libsvtav1", "yuv444p10le", "yuv420p10le"),
-        ("libvpx-vp9", "yuv440p", "yuv440p"), ("libvpx-vp9", "yuva420p", "yuva420p"), ("libvpx-vp9", "yuva444p", "yuva420p"),
+        ("libvpx-vp9", "yuv440p", "yuv440p"), ("libx264", "yuv440p", "yuv444p"), ("libvpx-vp9", "yuva420p", "yuva420p"), ("libvpx-vp9", "yuva444p", "yuva420p"),
         ("ffv1", "gray", "gray"), ("ffv1", "yuv422p10le", "yuv422p10le"), ("ffv1", "yuva444p16le", "yuva444p16le"),
         ("ffv1", "gbrp10le", "gbrp10le"), ("prores_ks", "yuv420p", "yuv422p10le"), ("prores_ks", "yuva444p10le", "yuva444p12le"),
         ("mpeg4", "yuv422p", "yuv420p"), ("mpeg2video", "yuv422p", "yuv422p"),
@@ -278,6 +278,34 @@ def test_chroma_that_is_reduced_is_told(tmp_path: Path) -> None:
     reduced = upscale(clip, tmp_path / "out.mp4", codec="libsvtav1", encoder_preset="12")
     assert "chroma was reduced from 444 to 420; libsvtav1 holds no more" in reduced.said
     assert "chroma" not in upscale(clip, tmp_path / "kept.mp4", codec="libx264").said
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "form", "kept"),
+    [
+        (".mp4", "libvpx-vp9", "yuva420p", False),
+        (".nut", "libvpx-vp9", "yuva420p", False),
+        (".mkv", "libvpx-vp9", "yuva420p", True),
+        (".webm", "auto", "yuva444p10le", True),
+    ],
+)
+def test_alpha_beside_the_picture_is_where_a_container_keeps_it(
+    tmp_path: Path, suffix: str, codec: str, form: str, kept: bool
+) -> None:
+    """VP9's lies beside it, which mp4 and nut drop; a deep source with alpha is none for AV1."""
+    deep = 256 if "10" in form else 64
+    clip = make(
+        tmp_path / "in.mkv",
+        frames=2,
+        codec="ffv1",
+        pix_fmt=form,
+        picture=lambda i: flat((deep, 2 * deep, 2 * deep, deep), form),
+    )
+    fast = {"encoder_preset": "realtime", "encoder_option": ("cpu-used=8",)}
+    done = upscale(clip, tmp_path / f"out{suffix}", codec=codec, **fast)
+    assert ("transparency was dropped; libvpx-vp9 does not hold it" in done.said) != kept
+    with VideoSource(done.path) as source:
+        assert source.format.colour.alpha == kept
 
 
 def test_a_plan_asks_the_encoder_for_its_options(tmp_path: Path, small_clip: Path) -> None:

@@ -38,7 +38,8 @@ class Encoder:
     option and `presets` its values; `options`: what is set unless asked otherwise; `refuses`: pixel formats that it claims
     and does not take; `packed`: formats that it takes in the place of planar ones; `parameters`: its option
     that holds parameters of its own, which the person's are added to; `tags_colour`, `tags_range`: whether its bitstream
-    can say matrix and range; `limited`: its decoders take every picture for limited range.
+    can say matrix and range; `limited`: its decoders take every picture for limited range; `alpha_beside`: alpha lies
+    beside its pictures, where only Matroska and WebM keep it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Encoder:
     tags_colour: bool = True
     tags_range: bool = True
     limited: bool = False
+    alpha_beside: bool = False
 
     def least_side(self, picture: tuple[int, int]) -> int:
         """The least side that a picture (width, height) must have, by its longer one."""
@@ -108,7 +110,7 @@ ENCODERS: dict[str, Encoder] = {
             preset="preset", presets=tuple(map(str, range(-1, 14))), options={"preset": "8"}, parameters="svtav1-params",
         ),
         Encoder(
-            "libvpx-vp9", _in(*_OPEN), "crf", 30, 0, 63, even=False, minimum=1, preset="deadline",
+            "libvpx-vp9", _in(*_OPEN), "crf", 30, 0, 63, even=False, minimum=1, alpha_beside=True, preset="deadline",
             presets=("realtime", "good", "best"), options={"b": "0", "row-mt": "1", "cpu-used": "4"},
             refuses=frozenset({"yuva422p", "yuva444p", "gbrap"}),
         ),

@@ -88,12 +88,16 @@ def muxer_for(path: Path) -> str:
         raise UsageError(f"{path}: {shown} names no video container; use one of {known}") from None
 
 
-def automatic_codec(muxer: str, depth: int, hdr: bool, picture: tuple[int, int]) -> str:
-    """The encoder that `--codec auto` stands for, for an upscaled picture of that size."""
+def automatic_codec(
+    muxer: str, depth: int, hdr: bool, picture: tuple[int, int], *, alpha: bool = False
+) -> str:
+    """The encoder that `--codec auto` stands for, for an upscaled picture of that size; `alpha`: there is something
+    transparent in it.
+    """
     deep = depth > 8 or hdr
     if muxer == "webm":
-        # libvpx is built for 8 bits here.
-        return "libsvtav1" if deep and ENCODERS["libsvtav1"].takes(picture) else "libvpx-vp9"
+        # libvpx is built for 8 bits here, and SVT-AV1 knows no alpha.
+        return "libsvtav1" if deep and not alpha and ENCODERS["libsvtav1"].takes(picture) else "libvpx-vp9"
     if muxer == "avi":
         return "mpeg4"
     if muxer == "mpegts":
@@ -131,13 +135,15 @@ def plan_encoding(
     muxer = muxer_for(path)
     notes: list[str] = []
     hdr = tags.transfer in (16, 18)
-    name = automatic_codec(muxer, tags.bit_depth, hdr, picture) if codec == "auto" else codec
+    alpha = tags.alpha and transparent
+    name = automatic_codec(muxer, tags.bit_depth, hdr, picture, alpha=alpha) if codec == "auto" else codec
     encoder = _encoder(name, muxer, path)
-    chosen = _pixel_format(encoder, pix_fmt, tags, transparent)
+    formats = _formats(encoder, muxer)
+    chosen = _pixel_format(encoder, formats, pix_fmt, tags, alpha)
     layout = LAYOUTS[planar_format(chosen)]
     holder = name if pix_fmt == "auto" else chosen
     notes += _losses(layout, tags, holder)
-    opaque = _without_alpha(encoder, chosen, holder) if tags.alpha and not layout.alpha else ""
+    opaque = _without_alpha(formats, chosen, holder) if tags.alpha and not layout.alpha else ""
     if opaque and transparent:
         notes.append(opaque)
     width, height = _coded_size(encoder, layout, picture, notes)
@@ -195,22 +201,25 @@ def _encoder(name: str, muxer: str, path: Path) -> Encoder:
     return encoder
 
 
-def _formats(encoder: Encoder) -> list[str]:
+def _formats(encoder: Encoder, muxer: str) -> list[str]:
+    """The pixel formats that an encoder takes and a container keeps."""
     formats = [f.name for f in av.codec.Codec(encoder.name, "w").video_formats or ()]
     known = LAYOUTS.keys() | encoder.packed
-    return [name for name in formats if name in known and name not in encoder.refuses]
+    found = [name for name in formats if name in known and name not in encoder.refuses]
+    if encoder.alpha_beside and muxer not in ("matroska", "webm"):
+        found = [name for name in found if not LAYOUTS[planar_format(name)].alpha]
+    return found
 
 
-def _without_alpha(encoder: Encoder, chosen: str, holder: str) -> str:
+def _without_alpha(formats: list[str], chosen: str, holder: str) -> str:
     """What to say where transparent pixels meet a format without alpha."""
-    holding = [name for name in _formats(encoder) if LAYOUTS[planar_format(name)].alpha]
+    holding = [name for name in formats if LAYOUTS[planar_format(name)].alpha]
     if not holding:
         return f"transparency was dropped; {holder} does not hold it"
     return f"transparency was dropped; {chosen} does not hold it, --pix-fmt {' or '.join(holding)} does"
 
 
-def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, transparent: bool) -> str:
-    formats = _formats(encoder)
+def _pixel_format(encoder: Encoder, formats: list[str], wanted: str, tags: ColourInfo, alpha: bool) -> str:
     if wanted != "auto":
         try:
             plain = planar_format(wanted) if not wanted.startswith("yuvj") else wanted.replace("yuvj", "yuv")
@@ -228,7 +237,7 @@ def _pixel_format(encoder: Encoder, wanted: str, tags: ColourInfo, transparent: 
     def loss(name: str) -> tuple[tuple[int, ...], int]:
         layout = LAYOUTS[planar_format(name)]
         # What shows through is missed more than the fineness of colours.
-        dropped = transparent and tags.alpha and not layout.alpha
+        dropped = alpha and not layout.alpha
         return (int(dropped), *_loss(layout, tags, encoder.name)), formats.index(name)
 
     return min(formats, key=loss)
@@ -242,14 +251,20 @@ def _losses(layout: PixelLayout, tags: ColourInfo, holder: str) -> list[str]:
         notes.append(
             f"{holder} holds {layout.bit_depth} bits a sample{beside}; the source's {tags.bit_depth} were rounded"
         )
-    if _DETAIL[layout.subsampling] < _DETAIL[tags.subsampling]:
+    if _missing(layout.subsampling, tags.subsampling):
         notes.append(
             f"chroma was reduced from {tags.subsampling} to {layout.subsampling}; {holder} holds no more{beside}"
         )
     return notes
 
 
-_DETAIL = {"grey": 0, "420": 1, "422": 2, "440": 2, "444": 3, "rgb": 3}
+#: How fine chroma is along rows and along columns.
+_DETAIL = {"grey": (0, 0), "420": (1, 1), "422": (1, 2), "440": (2, 1), "444": (2, 2), "rgb": (2, 2)}
+
+
+def _missing(there: str, wanted: str) -> int:
+    """What one subsampling lacks of another one's chroma, in both directions together."""
+    return sum(max(0, b - a) for a, b in zip(_DETAIL[there], _DETAIL[wanted], strict=True))
 
 
 def _loss(layout: PixelLayout, tags: ColourInfo, encoder: str) -> tuple[int, ...]:
@@ -261,16 +276,15 @@ def _loss(layout: PixelLayout, tags: ColourInfo, encoder: str) -> tuple[int, ...
         wanted = "420"
     if wanted == "rgb" and encoder != "ffv1":
         wanted = "444"
-    detail = _DETAIL[layout.subsampling] - _DETAIL[wanted]
     depth = layout.bit_depth - tags.bit_depth
     return (
         not playable,
-        max(0, -detail),
+        _missing(layout.subsampling, wanted),
         max(0, -depth),
         int(tags.alpha and not layout.alpha),
         (layout.subsampling == "rgb") != (wanted == "rgb"),
         int(layout.subsampling != wanted),
-        max(0, detail),
+        _missing(wanted, layout.subsampling),
         max(0, depth),
         int(layout.alpha and not tags.alpha),
     )
