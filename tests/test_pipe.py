@@ -21,7 +21,9 @@ from media_maker import Sound, flat, make
 from PIL import Image
 
 from rlfn_pipe.cli.text import human_bytes
+from rlfn_pipe.jobs.pipe import _raw_format
 from rlfn_pipe.resources import data_path
+from rlfn_pipe.types import ColourInfo
 
 BUNNY = Path(__file__).parent / "data" / "bunny.mp4"
 QUICK = ["-s", "2", "--frames", "2", "--threads", "1"]
@@ -332,3 +334,16 @@ def test_a_network_that_enlarges_less_is_told_of(raw: bytes, tmp_path: Path) -> 
     done = command("-", str(tmp_path / "out.mkv"), "-m", str(weights), "-s", "3", "--frames", "1", feed=raw)
     assert done.returncode == 0, done.stderr
     assert b"mine.safetensors enlarges 2 times" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        (("420", 8), "yuv420p"), (("440", 8), "yuv444p"), (("440", 10), "yuv444p10le"), (("422", 9), "yuv422p10le"),
+        (("420", 9), "yuv420p10le"), (("444", 12), "yuv444p12le"), (("grey", 8), "gray"),
+    ],
+)  # fmt: skip
+def test_the_least_format_that_holds_the_source_is_sent(layout: tuple[Any, int], expected: str) -> None:
+    """A film in 4:2:2 that is turned upright is one in 4:4:0."""
+    colour = ColourInfo(1, range=1, subsampling=layout[0], bit_depth=layout[1])
+    assert _raw_format("auto", colour) == expected

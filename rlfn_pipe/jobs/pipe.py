@@ -22,7 +22,7 @@ from rlfn_pipe.jobs.summary import loss_notes
 from rlfn_pipe.jobs.task import counted_since
 from rlfn_pipe.jobs.temporary import check_free, finished_by_rename, private_file
 from rlfn_pipe.jobs.video_plan import check_matrix, encoding_for, odd_turn, sample_aspect
-from rlfn_pipe.media.colour import LAYOUTS, PixelLayout, with_assumed_matrix
+from rlfn_pipe.media.colour import LAYOUTS, with_assumed_matrix
 from rlfn_pipe.media.opening import open_media
 from rlfn_pipe.media.part import Selection
 from rlfn_pipe.media.segment import SegmentSink
@@ -306,12 +306,15 @@ def _left_behind(source: VideoSource, options: UpscaleOptions) -> Iterator[str]:
 
 
 def _raw_format(wanted: str, colour: ColourInfo) -> str:
-    """The planar format to send: the one asked for, or the source's without alpha."""
+    """The planar format to send: the one asked for, or the least that holds the source's without alpha."""
     if wanted == "auto":
-        layout = PixelLayout(colour.subsampling, colour.bit_depth, False)
         if colour.subsampling == "rgb":
             raise UsageError("YUV4MPEG2 holds no RGB; give --pix-fmt yuv444p or write a file")
-        wanted = next((name for name, known in LAYOUTS.items() if known == layout), "yuv444p16le")
+        held = [name for name in Y4M_FORMATS if LAYOUTS[name].bit_depth >= colour.bit_depth]
+        # A 4:2:2 film that is turned is 4:4:0, which has no name there.
+        same = [name for name in held if LAYOUTS[name].subsampling == colour.subsampling]
+        full = [name for name in held if LAYOUTS[name].subsampling == "444"]
+        wanted = min(same or full, key=lambda name: LAYOUTS[name].bit_depth, default="yuv444p16le")
     name = wanted.replace("yuvj", "yuv")
     if name not in Y4M_FORMATS:
         raise UsageError(f"--pix-fmt {wanted}: YUV4MPEG2 holds {', '.join(sorted(Y4M_FORMATS))}")
