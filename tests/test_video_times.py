@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import pytest
 from media_maker import B_FRAMES, Clip, Sound, decoded, make, noise, packed, packets_of, times_of, upscale
 
 from rlfn_pipe.errors import InputError, OutputError
+from rlfn_pipe.media.deinterlace import Deinterlacer
+from rlfn_pipe.media.matching import Matcher
+from rlfn_pipe.media.timing import scan
 
 pytestmark = pytest.mark.usefixtures("nearest_engine")
 
@@ -426,3 +430,26 @@ def test_parts_of_streams_without_times_are_counted(tmp_path: Path, codec: str, 
         assert done.finished.frames == len(expected)
     with pytest.raises(InputError, match=r"nothing lies in the chosen part; the video lasts 0\.800 s"):
         upscale(source, tmp_path / "none.mp4", start="0.9")
+
+
+@pytest.mark.parametrize("deinterlaced", [False, True])
+def test_fields_with_times_of_their_own_are_no_lost_frames(tmp_path: Path, deinterlaced: bool) -> None:
+    """H.264 coded in fields has two packets a frame, so that its table has an entry for each."""
+    source = make(tmp_path / "in.mkv", frames=60, interlaced=True, options={"x264-params": "tff=1"})
+    with av.open(str(source)) as container:
+        stream = container.streams.video[0]
+        timeline = scan(container, stream)
+    step = int(timeline.pts[1] - timeline.pts[0])
+    fields = np.sort(np.concatenate([timeline.pts, timeline.pts + step // 2]))
+    with av.open(str(source)) as container:
+        stream = container.streams.video[0]
+        pictures: Any = container.decode(stream)
+        if deinterlaced:
+            pictures = Deinterlacer(stream, interlaced=True, force=False, notes=[]).run(pictures)
+        matcher = Matcher(
+            replace(timeline, pts=fields), 0, len(fields), errors=lambda: 0, codec="h264", interlaced=True, notes=[]
+        )  # fmt: skip
+        shown = [(pts, concealed) for pts, _, concealed in matcher.run(pictures)]
+    # So near to the beginning a gap is put down to damage all the same.
+    assert [pts for pts, concealed in shown if not concealed] == timeline.pts.tolist()
+    assert not any(concealed for pts, concealed in shown if pts > fields[96])

@@ -35,6 +35,7 @@ class Matcher:
     Args:
         errors: how many packets did not decode so far.
         codec: libav's name of the decoder.
+        interlaced: the stream was found to be, which pictures that were deinterlaced do not say.
         notes: gets a sentence on what was mended.
     """
 
@@ -46,11 +47,13 @@ class Matcher:
         *,
         errors: Callable[[], int],
         codec: str,
+        interlaced: bool = False,
         notes: list[str],
     ) -> None:
         self._table, self._trusted, self._numbered = timeline.pts, timeline.trusted, timeline.numbered
         self._expected, self._stop = start, stop
-        self._errors, self._codec, self._notes = errors, codec, notes
+        self._errors, self._notes = errors, notes
+        self._one_each = codec in _ONE_EACH and not interlaced
         self._errors_seen, self._error_at = 0, -_ERROR_REACH
         self._jumped = 0
         self._back = round(CLOCK_SET_BACK / timeline.time_base)
@@ -72,7 +75,7 @@ class Matcher:
         if head is None:
             return
         pictures = chain([head], pictures)
-        if self._numbered and self._codec in _ONE_EACH and not head.interlaced_frame:
+        if self._numbered and self._one_each and not head.interlaced_frame:
             yield from self._by_number(pictures)
             return
         yield from self._by_time(pictures)
@@ -188,4 +191,4 @@ class Matcher:
         """
         if self._last_good is None or self._since_error() < _ERROR_REACH:
             return True
-        return not picture.interlaced_frame and self._codec in _ONE_EACH
+        return not picture.interlaced_frame and self._one_each

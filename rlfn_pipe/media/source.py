@@ -355,6 +355,7 @@ class VideoSource:
             self.last,
             errors=lambda: decoding.errors,
             codec=self.stream.codec_context.name,
+            interlaced=self.interlaced,
             notes=self.notes,
         )
         for item in matcher.run(self._filtered(run.pictures)):
