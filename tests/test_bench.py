@@ -121,6 +121,22 @@ def test_ceilings_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------- baselines
 
 
+def test_a_road_elsewhere_is_asked_for_its_passes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for each takes as long as a tenth of a small convolution."""
+    asked: list[int] = []
+
+    class There:
+        def __call__(self) -> None:
+            self.passes(1)
+
+        def passes(self, count: int) -> None:
+            asked.append(count)
+
+    monkeypatch.setattr(timing_module, "repeats", lambda *road, **how: 7)
+    in_turns({"there": There()}, 2, CPU, seconds=1.0)
+    assert asked == [7, 7]
+
+
 def test_roads_on_the_cpu_are_passed_in_a_process_that_keeps_its_memory() -> None:
     """The ceilings of the engine's process, which maps large buffers anew, would be half of what the machine can do."""
     wanted, before = Wanted("rlfn-s", 4, (32, 24), "cpu", "fp32", 1, ("official",)), children_of(os.getpid())

@@ -64,7 +64,7 @@ def plain_roads(wanted: Wanted) -> Iterator[Plain]:
     try:
         process.connection.send(wanted)
         baselines, ceilings, names = _answer(process)
-        yield Plain(baselines, ceilings, {name: _road(process, name) for name in names})
+        yield Plain(baselines, ceilings, {name: _There(process, name) for name in names})
     finally:
         process.kill()
 
@@ -79,12 +79,18 @@ def _made(wanted: Wanted) -> Plain:
     return Plain(baselines, ceilings, {**roads, **ceilings.roads})
 
 
-def _road(process: WorkerProcess, name: str) -> Road:
-    def pass_it() -> None:
-        process.connection.send(name)
-        _answer(process)
+class _There:
+    """A road of the other process (`rlfn_pipe.bench.timing.Distant`)."""
 
-    return pass_it
+    def __init__(self, process: WorkerProcess, name: str) -> None:
+        self._process, self._name = process, name
+
+    def __call__(self) -> None:
+        self.passes(1)
+
+    def passes(self, count: int) -> None:
+        self._process.connection.send((self._name, count))
+        _answer(self._process)
 
 
 def _answer(process: WorkerProcess) -> tuple[tuple[Baseline, ...], CeilingRoads, list[str]]:
@@ -98,7 +104,7 @@ def _answer(process: WorkerProcess) -> tuple[tuple[Baseline, ...], CeilingRoads,
 
 
 def _serve(connection: Connection) -> None:
-    """The other process: makes what is wanted, then passes a road whenever it is named."""
+    """The other process: makes what is wanted, then passes a road so often whenever it is named."""
     wanted = connection.recv()
     os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
     suit_allocator(tensors=True)
@@ -109,7 +115,9 @@ def _serve(connection: Connection) -> None:
         baselines = tuple(replace(one, road=None) for one in made.baselines)
         connection.send((baselines, replace(made.ceilings, roads={}), list(made.roads)))
         while True:
-            made.roads[connection.recv()]()
+            name, count = connection.recv()
+            for _ in range(count):
+                made.roads[name]()
             connection.send(None)
     except (EOFError, OSError):
         return
