@@ -441,6 +441,17 @@ def test_lossless_webp(tmp_path: Path) -> None:
     assert not read_image(tmp_path / "d")[1].lossless
 
 
+def test_lossless_webp_behind_a_long_profile_and_in_an_animation(tmp_path: Path) -> None:
+    length = 1_200_000
+    profile = struct.pack(">I", length) + SRGB[4:] + b"VP8L" + bytes(length - len(SRGB) - 4)
+    array = smooth(channels=4)
+    further = [Image.fromarray(array[::-1])]
+    for lossless in (True, False):
+        for extra in ({"icc_profile": profile}, {"save_all": True, "append_images": further}):
+            saved(tmp_path / "a.webp", array, lossless=lossless, **extra)
+            assert read_image(tmp_path / "a.webp")[1].lossless == lossless
+
+
 def test_quality_changes_the_size(tmp_path: Path) -> None:
     source = frame_of(smooth(200, 200))
     for format in ("jpg", "webp", "avif"):

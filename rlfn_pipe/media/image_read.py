@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -102,7 +103,7 @@ def read_image(path: Path, index: int = 0) -> tuple[Frame, ImageMeta]:
         data = file.read() if format == "avif" else file.read(1 << 20)
         file.seek(0)
         if format == "webp":
-            check_picture_size(path, *_webp_size(path, data))
+            check_picture_size(path, *_webp_size(path))
         try:
             picture = _open(format, file)
             check_picture_size(path, *picture.size)
@@ -158,10 +159,20 @@ def _no_remarks() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = theirs
 
 
-def _webp_size(path: Path, data: bytes) -> tuple[int, int]:
+def _webp_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Kinds of a WebP's chunks in order, each with the first bytes (24 at most) of what it holds; nothing else is read."""
+    at = 12
+    with path.open("rb") as file:
+        while file.seek(at) and len(head := file.read(32)) >= 8:
+            kind, length = struct.unpack_from("<4sI", head)
+            yield kind, head[8 : 8 + length]
+            at += 8 + length + length % 2
+
+
+def _webp_size(path: Path) -> tuple[int, int]:
     """Canvas size by the header: Pillow's plug-in allocates the canvas while it opens the file."""
-    chunk, body = data[12:16], data[20:30]
-    if len(body) == 10:
+    chunk, body = next(_webp_chunks(path), (b"", b""))
+    if len(body) >= 10:
         if chunk == b"VP8X":
             return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
         if chunk == b"VP8L":
@@ -170,6 +181,15 @@ def _webp_size(path: Path, data: bytes) -> tuple[int, int]:
         if chunk == b"VP8 ":
             return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
     raise InputError(f"{path}: the webp picture is damaged (no picture header); copy or export it again")
+
+
+def _webp_lossless(path: Path) -> bool:
+    """Whether the first picture was stored so; what comes first of it, its pixels or lossy ones' alpha, says that."""
+    for chunk, body in _webp_chunks(path):
+        part = body[16:20] if chunk == b"ANMF" else chunk
+        if part in (b"VP8L", b"VP8 ", b"ALPH"):
+            return part == b"VP8L"
+    return False
 
 
 def _decode(
@@ -243,7 +263,7 @@ def _decode(
         size=(planes[0].shape[1], planes[0].shape[0]),
         dpi=_turned(_resolution(info), max(turned, orientation)),
         aspect=_turned(_aspect(info, tiff_tags), max(turned, orientation)),
-        lossless=format == "webp" and b"VP8L" in data[:4096],
+        lossless=format == "webp" and _webp_lossless(path),
         png_chunks=chunks,
         texts=png_chunks.texts(path) if format == "png" else (),
         xmp=xmp,
