@@ -466,7 +466,20 @@ def test_a_png_is_not_overruled_by_what_was_made_of_its_own_words(
 ) -> None:
     frame, meta = read_image(png_with(tmp_path / "a.png", *chunks))
     write_image(tmp_path / "b.png", frame, meta, format="png")
-    assert png_chunks.colour_chunks((tmp_path / "b.png").read_bytes()) == tuple(chunks)
+    assert png_chunks.colour_chunks(tmp_path / "b.png") == tuple(chunks)
+
+
+def test_colour_and_transparency_behind_long_texts(tmp_path: Path) -> None:
+    chunks = (P3, LINEAR, (b"tRNS", struct.pack(">3H", *picture()[3, 5])))
+    path = png_with(tmp_path / "a.png", (b"tEXt", b"Title\0" + b"x" * 1_200_000), *chunks)
+    frame, meta = read_image(path)
+    assert (frame.colour.primaries, frame.colour.transfer) == (12, 8) and meta.png_chunks == (P3, LINEAR)
+    assert len(frame.planes) == 4 and frame.planes[3][3, 5] == 0 and np.count_nonzero(frame.planes[3]) == 639
+
+
+def test_of_many_colour_chunks_the_first_counts_and_none_is_long(tmp_path: Path) -> None:
+    path = png_with(tmp_path / "a.png", (b"mDCV", bytes(1000)), *[LINEAR] * 50, PLAIN, PLAIN)
+    assert png_chunks.colour_chunks(path) == (LINEAR,)
 
 
 def test_light_levels_stay_with_a_png(tmp_path: Path) -> None:

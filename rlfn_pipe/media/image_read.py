@@ -227,7 +227,8 @@ def _decode(
             notes.append(f"{depth} bits a sample are read as 8")
     if array is None:
         array, depth = _decode_shallow(path, picture, info, tiff_tags, depth, notes)
-    array = _with_transparent_colour(array, data, depth, format)
+    if format == "png":
+        array = _with_transparent_colour(array, png_chunks.transparency(path), data[24], depth)
 
     stored_planes = cv2.split(array) if array.ndim == 3 else (array,)
     planes = tuple(orient(plane, orientation) for plane in stored_planes)
@@ -238,7 +239,7 @@ def _decode(
         icc = None
     elif icc and icc_space(icc) not in ("RGB", "GRAY"):
         icc = None  # used up by the conversion to sRGB
-    chunks = png_chunks.colour_chunks(data) if format == "png" else ()
+    chunks = png_chunks.colour_chunks(path) if format == "png" else ()
     primaries, transfer = read_nclx(data) if format == "avif" else (2, 2)
     if format == "png" and icc is None:
         primaries, transfer = png_chunks.colour(chunks)
@@ -458,13 +459,13 @@ def _to_srgb(picture: Image.Image, icc: object, notes: list[str]) -> Image.Image
     return picture.convert("RGB")
 
 
-def _with_transparent_colour(array: np.ndarray, data: bytes, depth: int, format: str) -> np.ndarray:
+def _with_transparent_colour(
+    array: np.ndarray, key: tuple[int, ...] | None, stored_depth: int, depth: int
+) -> np.ndarray:
     """Alpha made from PNG's single transparent colour, compared at the depth that the file has."""
-    key = png_chunks.transparency(data) if format == "png" else None
     channels = 1 if array.ndim == 2 else array.shape[2]
     if key is None or channels != len(key):
         return array
-    stored_depth = data[24]
     white = (1 << depth) - 1
     # Grey of 1, 2 and 4 bits was spread to 8 by Pillow; the key is still in the file's own units.
     scaled = [value * white // ((1 << stored_depth) - 1) for value in key]

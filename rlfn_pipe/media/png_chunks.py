@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import io
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
 from pathlib import Path
+from typing import IO
 
 from rlfn_pipe.media.image_metadata import photoshop_iptc
 
@@ -18,11 +18,13 @@ _XMP_KEY = b"XML:com.adobe.xmp\0"
 _RAW_PROFILE = b"Raw profile type "
 _PROFILES = frozenset({"exif", "app1", "xmp", "iptc", "8bim", "icc", "icm"})
 _LONGEST_PROFILE = 1 << 24
+#: Bytes of a colour chunk or of a transparent colour; what claims more is none.
+_LONGEST_COLOUR = 256
 
 
-def colour_chunks(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """The chunks before the pixels that say how a PNG's values are to be read as colour."""
-    return tuple((kind, body) for kind, body in _chunks_before_pixels(head) if kind in _COLOUR_CHUNKS)
+def colour_chunks(path: Path) -> tuple[tuple[bytes, bytes], ...]:
+    """The chunks before the pixels that say how a PNG's values are to be read as colour, the first of each kind."""
+    return tuple(_before_pixels(path, _COLOUR_CHUNKS).items())
 
 
 #: Primaries (H.273) by what a cHRM chunk says of them and the white point, in 100 000ths.
@@ -109,48 +111,45 @@ def raw_profiles(path: Path) -> dict[str, bytes]:
 
 def _texts(path: Path) -> Iterator[tuple[bytes, bytes]]:
     with path.open("rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
+        for kind, length in _chunks(file):
             if kind in _TEXT_CHUNKS:
                 body = file.read(length)
-                file.seek(4, os.SEEK_CUR)
                 if len(body) == length:
                     yield kind, body
-            elif kind == b"IEND":
-                return
-            else:
-                file.seek(length + 4, os.SEEK_CUR)
 
 
-def transparency(head: bytes) -> tuple[int, ...] | None:
+def transparency(path: Path) -> tuple[int, ...] | None:
     """The one sample value (grey) or three (RGB) that a PNG without alpha declares transparent."""
-    for kind, body in _chunks_before_pixels(head):
-        if kind == b"tRNS" and len(body) in (2, 6):
-            return struct.unpack(f">{len(body) // 2}H", body)
-    return None
+    body = _before_pixels(path, frozenset({b"tRNS"})).get(b"tRNS", b"")
+    return struct.unpack(f">{len(body) // 2}H", body) if len(body) in (2, 6) else None
 
 
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The chunks of a PNG in order, as far as they are whole."""
-    position = 8
-    while position + 12 <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, position)
-        body = png[position + 8 : position + 8 + length]
-        if len(body) < length:
-            return
-        yield kind, body
-        position += 12 + length
+def _before_pixels(path: Path, kinds: frozenset[bytes]) -> dict[bytes, bytes]:
+    """The first chunk of each of these kinds, in order; however much else lies before the pixels, it is not read."""
+    found: dict[bytes, bytes] = {}
+    with path.open("rb") as file:
+        for kind, length in _chunks(file):
+            if kind == b"IDAT":
+                break
+            if kind in kinds and kind not in found and length <= _LONGEST_COLOUR:
+                found[kind] = file.read(length)
+    return found
 
 
-def _chunks_before_pixels(head: bytes) -> Iterator[tuple[bytes, bytes]]:
-    return takewhile(lambda chunk: chunk[0] != b"IDAT", _chunks(head))
+def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Kind and length of each chunk of a PNG up to its end, the file standing where the chunk's body begins."""
+    at, kind = 8, b""
+    while kind != b"IEND" and file.seek(at) and len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        yield kind, length
+        at += 12 + length
 
 
 def plain(png: bytes) -> bytes:
     """The still picture of a PNG and nothing else: no animation, no metadata."""
-    kept = [chunk for chunk in _chunks(png) if chunk[0] in (b"IHDR", b"tRNS", b"IDAT", b"IEND")]
-    return png[:8] + b"".join(pack(kind, body) for kind, body in kept)
+    file, kept = io.BytesIO(png), (b"IHDR", b"tRNS", b"IDAT", b"IEND")
+    found = ((kind, file.read(length)) for kind, length in _chunks(file) if kind in kept)
+    return png[:8] + b"".join(pack(kind, body) for kind, body in found)
 
 
 def insert(png: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
