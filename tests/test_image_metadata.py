@@ -6,11 +6,14 @@ import io
 import json
 import random
 import struct
+import sys
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -280,6 +283,42 @@ def test_a_value_that_lies_on_a_directory_is_not_written_to(tmp_path: Path, head
     assert meta.exif is not None and 0x9214 not in exif.parse(meta.exif).inner
     for format in ("jpg", "png", "webp", "avif", "tiff"):
         write_image(tmp_path / f"b.{format}", enlarged(frame), meta, format=format)
+
+
+def repeated(count: int) -> bytes:
+    """A block with so many entries of a subject's area, whose values lie one behind another, and of a map's points."""
+    entries, behind = [struct.pack("<HHI4s", 0x010F, ASCII, 4, b"abc")], 8 + 2 + 12 * (2 * count + 1) + 4
+    entries += [struct.pack("<HHII", 0x9214, 3, 3, behind + 6 * number) for number in range(count)]
+    entries += count * [struct.pack("<HHII", 0x8482, DOUBLE, 0, 0)]
+    areas = b"".join(struct.pack("<3H", number, 1, 1) for number in range(count))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries) + bytes(4) + areas
+
+
+def lines_run(action: Callable[..., object], *arguments: object) -> int:
+    """How many lines of Python that takes."""
+    before, count = sys.gettrace(), 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action(*arguments)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_of_entries_that_come_again_the_first_stays_and_work_is_in_proportion() -> None:
+    kept = exif.kept(repeated(9), (32, 20))
+    assert kept.block is not None and kept.notes == ("damaged entries of the EXIF data are not kept",)
+    assert struct.unpack_from("<H", kept.block, 8)[0] == 3
+    assert exif.parse(kept.block).first[0x9214] == shorts("<", 0, 1, 1)
+    for action, *sizes in ((exif.kept, (32, 20)), (exif.sized, (64, 40), (32, 20))):
+        few, many = (lines_run(action, repeated(count), *sizes) for count in (50, 200))
+        assert many < 5 * few
 
 
 def test_exif_with_gaps_is_drawn_together_where_a_jpeg_has_no_room(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Kept(NamedTuple):
 def kept(block: bytes, size: tuple[int, int]) -> Kept:
     """The block of a picture of `size` (width, height) as stored, of which the upright one is what counts from now on.
 
-    With orientation 1, without thumbnail, without what describes the old file, and without what leads nowhere.
+    With orientation 1, without thumbnail, what describes the old file, and what leads nowhere or comes again.
 
     Raises:
         ValueError: it is none.
@@ -258,7 +258,7 @@ def _set(data: bytearray, order: Order, place: Place, value: int) -> None:
 
 
 def _drop(data: bytearray, order: Order, at: int, tags: frozenset[int]) -> None:
-    """Take entries, and such as lead nowhere, out of the directory at `at`; all else stays where it is."""
+    """Take entries, and such as lead nowhere or come again, out of the directory at `at`; all else stays where it is."""
     begin, entries = span(data, order, at)
     if not begin:
         return

@@ -38,7 +38,7 @@ Order = Literal["<", ">"]
 class Directories:
     """A block taken apart; pointers from one directory to another are left out. `order` is "<" or ">".
 
-    `damaged`: something in it leads nowhere, and is left out.
+    `damaged`: something in it leads nowhere or comes again, and is left out.
     """
 
     order: Order
@@ -102,7 +102,8 @@ def header(block: bytes | bytearray | mmap) -> tuple[Order, bool, int]:
 def places(
     block: bytes | bytearray | mmap, order: Order, at: int, big: bool = False, bad: list[int] | None = None
 ) -> Iterator[Place]:
-    """The sound entries of the directory at `at`; those that lead nowhere are noted in `bad` by their place."""
+    """The sound entries of the directory at `at`, of each tag the first; all others are noted in `bad` by their place."""
+    seen: set[int] = set()
     number, inline, step = ("Q", 8, 20) if big else ("I", 4, 12)
     begin, entries = span(block, order, at, big)
     for record in range(begin, begin + step * entries, step):
@@ -111,7 +112,8 @@ def places(
         one = 8 if big and kind in _BIG_KINDS else BYTES.get(kind)
         if one is not None and one * values > inline:
             (value,) = struct.unpack_from(order + number, block, value)
-        if one is not None and value + one * values <= len(block):
+        if one is not None and value + one * values <= len(block) and tag not in seen:
+            seen.add(tag)
             yield Place(record, tag, kind, values, value)
         elif bad is not None:
             bad.append(record)
