@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -19,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from rlfn_pipe.errors import InputError, OutputError, UsageError
 from rlfn_pipe.media import exif as exif_blocks
-from rlfn_pipe.media import image_write
+from rlfn_pipe.media import image_read, image_write
 from rlfn_pipe.media.image_metadata import orient
 from rlfn_pipe.media.image_read import _decode_deep
 from rlfn_pipe.media.images import (
@@ -33,6 +34,7 @@ from rlfn_pipe.media.images import (
 )
 from rlfn_pipe.media.limits import MAX_PIXELS_VARIABLE
 from rlfn_pipe.media.png_chunks import insert, pack
+from rlfn_pipe.media.signatures import read_head
 from rlfn_pipe.types import MATRIX_RGB, RANGE_FULL, ColourInfo, Frame
 
 FORMATS = ("png", "jpg", "webp", "tiff", "bmp", "avif")
@@ -309,6 +311,31 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     with pytest.raises(InputError, match="is a folder"):
         read_image(tmp_path)
+
+
+class Failing(io.BytesIO):
+    """A file on a drive that has gone."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_drive_that_fails_is_one_sentence(
+    tmp_path: Path, opens: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "a.png", smooth())
+    head = read_head(path)
+    monkeypatch.setattr(image_read, "read_head", lambda _: head)
+    monkeypatch.setattr(Path, "open", lambda *_: Failing() if opens else Failing().read())
+    with pytest.raises(InputError, match=r"a\.png cannot be read \(input/output error\); check the drive"):
+        read_image(path)
+
+
+def test_a_place_that_no_file_has_is_damage_not_the_drives(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(struct.pack("<4sHHQ", b"II+\0", 8, 0, 2**63 - 1) + bytes(90))
+    with pytest.raises(InputError, match="damaged or cut short"):
+        read_image(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tiff", "bmp", "avif"])

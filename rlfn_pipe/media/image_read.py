@@ -7,6 +7,7 @@ and TIFF, 10 and 12 bits in AVIF), which Pillow would cut to 8 bits.
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import struct
@@ -32,7 +33,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from rlfn_pipe.errors import InputError, RlfnPipeError
+from rlfn_pipe.errors import InputError, RlfnPipeError, reason_of
 from rlfn_pipe.media import exif, png_chunks
 from rlfn_pipe.media.image_metadata import (
     ImageMeta,
@@ -95,35 +96,38 @@ def read_image(path: Path, index: int = 0) -> tuple[Frame, ImageMeta]:
     `index` is the frame's index.
 
     Raises:
-        InputError: the file is missing, empty, cut short, damaged, too large or no picture.
+        InputError: the file is missing, unreadable, empty, cut short, damaged, too large or no picture.
     """
     head = read_head(path)
     format = _image_format(path, head)
-    with path.open("rb") as file:
-        data = file.read() if format == "avif" else file.read(1 << 20)
-        file.seek(0)
-        if format == "webp":
-            check_picture_size(path, *_webp_size(path))
-        try:
+    try:
+        with path.open("rb") as file:
+            data = file.read() if format == "avif" else file.read(1 << 20)
+            file.seek(0)
+            if format == "webp":
+                check_picture_size(path, *_webp_size(path))
             picture = _open(format, file)
             check_picture_size(path, *picture.size)
             return _decode(path, picture, data, format, index)
-        except RlfnPipeError:
-            raise
-        except MemoryError:
+    except RlfnPipeError:
+        raise
+    except MemoryError:
+        raise InputError(
+            f"{path}: not enough memory to decode the picture; free some or use a smaller one"
+        ) from None
+    # The parsers raise errors of many kinds (SyntaxError, struct.error, ...) on damaged files.
+    except Exception as error:
+        # The parsers' own have no number, and EINVAL is a damaged file's: it leads to a place that no file has.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise InputError(
-                f"{path}: not enough memory to decode the picture; free some or use a smaller one"
-            ) from None
-        # The parsers raise errors of many kinds (SyntaxError, struct.error, ...) on damaged files.
-        except Exception as error:
-            reason = str(error).strip().rstrip(".") or type(error).__name__
-            if "unknown pixel mode" in reason:
-                raise InputError(
-                    f"{path}: this kind of samples in a {format} is not read; {_CONVERT}"
-                ) from error
-            raise InputError(
-                f"{path}: the {format} picture is damaged or cut short ({reason}); copy or export it again"
+                f"{path} cannot be read ({reason_of(error)}); check the drive that it is on"
             ) from error
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        if "unknown pixel mode" in reason:
+            raise InputError(f"{path}: this kind of samples in a {format} is not read; {_CONVERT}") from error
+        raise InputError(
+            f"{path}: the {format} picture is damaged or cut short ({reason}); copy or export it again"
+        ) from error
 
 
 def _image_format(path: Path, head: bytes) -> str:
