@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlfn_pipe.errors import UsageError
-from rlfn_pipe.options import EXCLUSIVE, UpscaleOptions, option_infos, option_names, parse_option
+from rlfn_pipe.options import EXCLUSIVE, UpscaleOptions, option_info, option_infos, option_names, parse_option
 from rlfn_pipe.resources import data_path
 
 DESCRIPTION = "description"
@@ -88,7 +88,7 @@ def resolve(explicit: Mapping[str, Any], preset: str | None = None) -> UpscaleOp
     for name in explicit:
         if name not in names:
             raise UsageError(f"there is no option {name!r}{_nearest(name, names)}")
-    given = {name: value for name, value in explicit.items() if value is not None}
+    given = {name: parse_option(name, value) for name, value in explicit.items() if value is not None}
     preset = preset if preset is not None else given.get("preset")
     given.pop("preset", None)
     if preset is None:
@@ -101,11 +101,11 @@ def resolve(explicit: Mapping[str, Any], preset: str | None = None) -> UpscaleOp
             base.pop(other, None)
         if given.get(other) not in (None, False):
             base.pop(one, None)
-    if "codec" in given and given["codec"] != base.get("codec"):
+    if "codec" in given and given["codec"] != base.get("codec", option_info("codec").default):
         for name in _OF_THE_CODEC:
             base.pop(name, None)
     if "encoder_option" in given and "encoder_option" in base:
-        pairs = dict(base["encoder_option"]) | dict(parse_option("encoder_option", given["encoder_option"]))
+        pairs = dict(base["encoder_option"]) | dict(given["encoder_option"])
         given["encoder_option"] = tuple(pairs.items())
     return UpscaleOptions(**{**base, **given, "preset": preset})
 

@@ -64,6 +64,11 @@ def test_another_codec_drops_what_was_meant_for_the_presets_codec() -> None:
     assert resolve({"codec": "libsvtav1", "crf": 40}, "web").crf == 40
 
 
+def test_values_are_compared_whatever_their_spelling(tmp_path: Path) -> None:
+    assert resolve({"codec": " LIBX265"}, write(tmp_path, 'codec = "libx265"\ncrf = 23\n')).crf == 23
+    assert resolve({"codec": "Auto"}, write(tmp_path, "crf = 23\n")).crf == 23
+
+
 def test_encoder_options_are_merged_by_key() -> None:
     options = resolve({"encoder_option": ["g=12", "slices=4"]}, "archive")
     assert options.encoder_options == {"level": "3", "slicecrc": "1", "g": "12", "slices": "4"}
