@@ -277,6 +277,8 @@ def damaged(tmp_path: Path) -> dict[str, bytes]:
         data = saved(tmp_path / name, array, **parameters).read_bytes()
         files[f"half.{name}"] = data[: len(data) // 2]
         files[f"head.{name}"] = data[:40]
+    packed = saved(tmp_path / "lzw.tif", array, compression="tiff_lzw").read_bytes()
+    files["lzw.tif"] = packed[:1000] + b"\xff" * 1000 + packed[2000:]
     deep = tmp_path / "deep.png"
     cv2.imwrite(str(deep), smooth(60, 60, depth=16))
     files["half.deep.png"] = deep.read_bytes()[:-400]

@@ -7,6 +7,7 @@ and TIFF, 10 and 12 bits in AVIF), which Pillow would cut to 8 bits.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import mmap
@@ -31,6 +32,7 @@ from PIL import (
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    _imaging,
 )
 
 from rlfn_pipe.errors import InputError, RlfnPipeError, reason_of
@@ -56,6 +58,9 @@ T = TypeVar("T", int, float)
 
 # Failures reach us as empty results; OpenCV would tell them a second time on standard error.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# So would Pillow's libtiff, to whose module it is linked. Inside of it, as on Windows, it cannot be told to be quiet.
+with suppress(AttributeError, OSError):
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 # One plug-in per format that we accept, so that no other parser ever sees the file.
 _OPENERS = {
@@ -342,7 +347,7 @@ def _rawmode(picture: ImageFile.ImageFile) -> str:
 
 
 def _check_compression(path: Path, picture: ImageFile.ImageFile) -> None:
-    """What libtiff would tell by lines of its own on standard error."""
+    """Name a compression that Pillow's libtiff has no decoder for."""
     number = picture.tag_v2.get(_COMPRESSION) if isinstance(picture, TiffImagePlugin.TiffImageFile) else None
     if number in _UNREAD_COMPRESSIONS:
         raise InputError(
