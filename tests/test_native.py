@@ -635,3 +635,14 @@ def test_memory_that_ends_in_the_compiled_part_ends_no_process() -> None:
     """Fewer threads do the work where the system gives no more of them; rows without room are a MemoryError."""
     done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["True", "the compiled part found no memory for its rows"], done.stderr
+
+
+def test_the_trial_of_amx_asks_nobody_who_gathers_children() -> None:
+    """Some supervisors ignore SIGCHLD, which is inherited, and then no end of a child is told."""
+    ask = "from rlfn_pipe.models.native.library import cpu_form; print(cpu_form('bf16'))"
+    ignoring = f"import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); {ask}"
+    found = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for code in (ask, ignoring)
+    ]
+    assert found[0] == found[1] != ""
