@@ -70,12 +70,22 @@ def flush_folder(folder: Path) -> None:
 
 
 def cache_folder(kind: str) -> Path:
-    """Where things of a kind are kept that can be had again: in `RLFN_PIPE_CACHE`, else in the user's cache folder."""
+    """Where things of a kind are kept that can be had again: in `RLFN_PIPE_CACHE`, else in the user's cache folder.
+
+    A user without a home (containers with a number for a user) has a place where nothing is and nothing can be written.
+    """
     chosen = os.environ.get("RLFN_PIPE_CACHE")
     if chosen:
         return Path(chosen) / kind
     base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
-    return (Path(base) if base else Path.home() / ".cache") / "rlfn-pipe" / kind
+    return (Path(base) if base else _home_cache()) / "rlfn-pipe" / kind
+
+
+def _home_cache() -> Path:
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def current_umask() -> int:

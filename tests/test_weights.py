@@ -448,3 +448,17 @@ def test_what_float32_cannot_hold_is_one_sentence(tmp_path: Path, recwarn: pytes
     with pytest.raises(WeightsError, match="not finite"):
         weights.load_weights(tmp_path / "w.safetensors")
     assert not recwarn.list
+
+
+def test_a_user_without_a_home_has_the_shipped_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is run with a number for a user."""
+
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("RLFN_PIPE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    assert registry.find("rlfn-s", 4).scale == 4
+    with pytest.raises(OSError):
+        (cache_folder("weights") / "file").parent.mkdir(parents=True)

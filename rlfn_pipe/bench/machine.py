@@ -89,7 +89,8 @@ class Watch:
     def disturbance(self) -> Disturbance:
         """What was seen so far."""
         after, own = _ticks(), _own_seconds() - self._own
-        if self._before is None or after is None:
+        # What is counted is the whole machine, of which a container may have a few cores.
+        if self._before is None or after is None or cores() < (os.cpu_count() or 1):
             return Disturbance(self._load, None, None, cores())
         seconds = max(time.monotonic() - self._begin, 1e-3)
         busy, steal, total = (now - then for now, then in zip(after, self._before, strict=True))
