@@ -282,7 +282,9 @@ def test_the_watch_tells_others_from_itself(monkeypatch: pytest.MonkeyPatch, tmp
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 100 1000 0 0 0 0 0 0\n")
     monkeypatch.setattr(machine_module, "_STAT", stat)
-    own, now = iter([5.0, 7.0]), iter([0.0, 10.0])
+    own, now = iter([5.0, 7.0, 9.0]), iter([0.0, 10.0, 20.0])
+    mine = [os.cpu_count()]
+    monkeypatch.setattr(machine_module, "cores", lambda: mine[0])
     monkeypatch.setattr(machine_module, "_own_seconds", lambda: next(own))
     monkeypatch.setattr(machine_module.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(machine_module.os, "sysconf", lambda name: 100)
@@ -291,6 +293,9 @@ def test_the_watch_tells_others_from_itself(monkeypatch: pytest.MonkeyPatch, tmp
     found = watch.disturbance()
     assert found.others_cores == pytest.approx(0.3)
     assert found.steal_percent == pytest.approx(10.0)
+    # Of a container's few cores the machine's figures say nothing.
+    mine[0] = 0
+    assert watch.disturbance().others_cores is None
 
 
 # --------------------------------------------------------------- the whole
