@@ -261,6 +261,57 @@ def test_a_stop_while_the_loss_is_not_finite_leaves_nothing_of_it(
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt").rollbacks == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+@pytest.mark.parametrize("bad", [1, 9, 15])
+@pytest.mark.parametrize("more", ["", "log_every = 1"])
+def test_an_update_that_spoils_the_network_is_never_saved(
+    value: float, bad: int, more: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a step is from before its update, so that it is finite."""
+    original, calls = loop._Run._update, 0
+
+    def spoiling(self: Any, *given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = original(self, *given)
+        if calls == bad:
+            with torch.no_grad():
+                self.model.conv_1.weight.fill_(value)
+                self.model.conv_2.weight.fill_(value)
+        return loss
+
+    monkeypatch.setattr(loop._Run, "_update", spoiling)
+    events: list[TrainEvent] = []
+    text = RECIPE.replace("log_every = 3", more or "log_every = 3")
+    outcome = run(parse_recipe(text), images, tmp_path / "run", events=events)
+    assert outcome.finished and 0 < outcome.psnr < 100
+    (note,) = [event.message for event in events if isinstance(event, Note) and "back to" in event.message]
+    assert note.endswith("rate times 0.5")
+    assert all(bool(each.isfinite().all()) for each in tensors(tmp_path / "run").values())
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "validation"] == [6, 9, 6]
+    assert not any(np.isnan(r.get("psnr", 0.0)) for r in records)
+
+
+def test_a_stop_on_an_update_that_spoils_the_network_goes_back(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop._Run._update
+
+    def spoiling(self: Any, *given: Any) -> torch.Tensor:
+        loss = original(self, *given)
+        if self.state.step == 4:
+            with torch.no_grad():
+                self.model.conv_1.bias.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(loop._Run, "_update", spoiling)
+    assert not run(parse_recipe(RECIPE), images, tmp_path / "run", stop_after=5).finished
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert (state.step, state.rollbacks) == (3, 1)
+    assert all(bool(value.isfinite().all()) for value in state.model.values())
+
+
 def test_a_hopeless_rate_is_given_up_with_the_last_good_state(images: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(RECIPE.replace("rate = 1e-3", "rate = 1e14"))
     with pytest.raises(TrainingError, match="last good state"):

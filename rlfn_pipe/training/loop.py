@@ -219,10 +219,15 @@ class _Run:
                 if progress >= 1:
                     if state.validated_step != state.step:
                         self._validate()
-                    return True
+                    if self._is_sound():
+                        return True
+                    self._roll_back(optimisers)
+                    batches.close()
+                    batches = patches(sampler, self.resident, state.step, compute)
+                    continue
                 if self._must_stop():
                     state.loss_sum, state.loss_count = self._mean(total), counted
-                    if not math.isfinite(state.loss_sum):
+                    if not (math.isfinite(state.loss_sum) and self._is_sound()):
                         self._roll_back(optimisers)
                         state.loss_sum, state.loss_count = 0.0, 0
                     return False
@@ -242,19 +247,18 @@ class _Run:
                     # Steps that a GPU had still in hand end here.
                     passed = time.monotonic() - started
                     state.elapsed, state.seconds = state.elapsed + passed, state.seconds + passed
-                    if not math.isfinite(mean):
-                        self._roll_back(optimisers)
-                        batches.close()
-                        batches = patches(sampler, self.resident, state.step, compute)
-                    else:
+                    good = math.isfinite(mean)
+                    if good:
                         speed = images / max(time.monotonic() - mark, 1e-9)
                         self._tell(self._progress_event(stage, mean, rate, speed))
                     total.zero_()
-                    counted, mark, images = 0, time.monotonic(), 0
+                    counted, images = 0, 0
                     state.loss_sum, state.loss_count = 0.0, 0
-                    if math.isfinite(mean):
-                        self._look_up(stage, optimisers)
-                        mark = time.monotonic()
+                    if not (good and self._look_up(optimisers)):
+                        self._roll_back(optimisers)
+                        batches.close()
+                        batches = patches(sampler, self.resident, state.step, compute)
+                    mark = time.monotonic()
         finally:
             batches.close()
 
@@ -303,16 +307,16 @@ class _Run:
         """Share of the stage that is done; the leader's clock counts in a distributed run."""
         if stage.length:
             return self.state.step / stage.length
-        share = self.state.elapsed / (60 * stage.minutes)
-        return self._leaders(share) if self.compute.world > 1 else share
+        return self._leaders(self.state.elapsed / (60 * stage.minutes))
 
     def _must_stop(self) -> bool:
         over = self.options.until is not None and time.monotonic() - self.began >= self.options.until
-        stop = over or self.should_stop()
-        return bool(self._leaders(float(stop))) if self.compute.world > 1 else stop
+        return bool(self._leaders(over or self.should_stop()))
 
     def _leaders(self, value: float) -> float:
         """The value that the leading process has."""
+        if self.compute.world == 1:
+            return value
         tensor = torch.tensor([value], dtype=torch.float64, device=self.compute.device)
         distributed.broadcast(tensor, 0)
         return float(tensor.item())
@@ -324,20 +328,38 @@ class _Run:
             total /= self.compute.world
         return float(total.item())
 
-    def _look_up(self, stage: Stage, optimisers: Optimisers) -> None:
-        """Validate and save when it is time to; only ever on a step whose loss is finite."""
-        if self.state.step % self.recipe.run.validate_every < self.recipe.run.log_every:
+    def _look_up(self, optimisers: Optimisers) -> bool:
+        """Validate and save when it is time to; False where the network has gone wrong, and nothing is saved then."""
+        run = self.recipe.run
+        validating = self.state.step % run.validate_every < run.log_every
+        saving = bool(self._leaders(time.monotonic() - self.saved >= run.save_seconds))
+        if validating:
             self._validate()
-        if time.monotonic() - self.saved >= self.recipe.run.save_seconds:
+        if (validating or saving) and not self._is_sound():
+            return False
+        if saving:
             self._save(optimisers)
+        return True
+
+    def _is_sound(self) -> bool:
+        """Whether weights, average and what they make of a picture are numbers: a loss is older than its update."""
+        sound = True
+        if self.leader:
+            networks = [self.model] if self.average is None else [self.model, self.average]
+            values = [value for network in networks for value in network.state_dict().values()]
+            sound = bool(torch.stack([value.isfinite().all() for value in values]).all())
+            sound = sound and all(self.validation.is_finite(network) for network in networks)
+            sound = sound and not math.isnan(self.state.psnr)
+        return bool(self._leaders(sound))
 
     def _validate(self) -> None:
         state = self.state
         state.validated_step = state.step
         if self.leader:
             state.psnr = self.validation.psnr(self.average or self.model)
-            state.best_psnr = max(state.best_psnr, state.psnr)
-            self._tell(Validated(state.stage, state.step, state.images, state.seconds, state.psnr))
+            if not math.isnan(state.psnr):
+                state.best_psnr = max(state.best_psnr, state.psnr)
+                self._tell(Validated(state.stage, state.step, state.images, state.seconds, state.psnr))
 
     def _save(self, optimisers: Optimisers) -> None:
         """Write the checkpoint and the weights."""
@@ -366,12 +388,12 @@ class _Run:
         good.rate_factor = self.state.rate_factor / 2
         if good.rollbacks > MOST_ROLLBACKS:
             raise TrainingError(
-                f"{self.path}: the loss was not finite {good.rollbacks} times even at lower rates;"
+                f"{self.path}: loss or network was not finite {good.rollbacks} times even at lower rates;"
                 " the checkpoint is the last good state, lower the recipe's rate and resume"
             )
         self.on_event(
             Note(
-                f"the loss is not finite before step {self.state.step}: back to step {good.step},"
+                f"loss or network is not finite at step {self.state.step}: back to step {good.step},"
                 f" rate times {good.rate_factor:g}"
             )
         )
@@ -383,6 +405,9 @@ class _Run:
             "elapsed",
             "images",
             "seconds",
+            "psnr",
+            "best_psnr",
+            "validated_step",
             "rollbacks",
             "rate_factor",
         ):

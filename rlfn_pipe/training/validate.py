@@ -43,6 +43,11 @@ class Validation:
         return float(np.mean(self.each(model)))
 
     @torch.no_grad()
+    def is_finite(self, model: nn.Module) -> bool:
+        """Whether `model` makes nothing but finite values of the first crop."""
+        return bool(model(self._crops[0][0]).isfinite().all())
+
+    @torch.no_grad()
     def each(self, model: nn.Module) -> list[float]:
         """PSNR-Y in dB of `model` on each crop."""
         was_training = model.training
