@@ -24,8 +24,8 @@ class State:
 
     `step` counts the updates of stage `stage` (index from 0); `elapsed` is its training time in
     seconds over all interruptions; `images` and `seconds` count over the whole run.
-    `rate_factor` is below 1 after a roll-back. `position` needs no more than stage and step:
-    batches are a function of them.
+    `rate_factor` is below 1 after a roll-back, and `rollbacks` counts them, in this stage. `position`
+    needs no more than stage and step: batches are a function of them.
     """
 
     model: dict[str, Tensor]
@@ -60,6 +60,7 @@ class State:
         """Stand at the beginning of the stage after this one."""
         self.stage, self.step, self.elapsed, self.validated_step = self.stage + 1, 0, 0.0, -1
         self.loss_sum, self.loss_count, self.finished = 0.0, 0, False
+        self.rate_factor, self.rollbacks = 1.0, 0
 
 
 def save(path: Path, state: State) -> None:

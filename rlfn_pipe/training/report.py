@@ -105,7 +105,10 @@ def write_report(run: Path) -> Path:
         )
         seen, spent = last["images"], last["seconds"]
     if state.rollbacks:
-        lines += ["", f"Rolled back {state.rollbacks} times for a loss or a network that was not finite."]
+        lines += [
+            "",
+            f"Rolled back {state.rollbacks} times in this stage for a loss or a network that was not finite.",
+        ]
     if (run / "curves.png").is_file():
         lines += ["", "![loss, validation PSNR and rate over the patches seen](curves.png)"]
     lines += ["", "## Recipe", "", "```toml", state.recipe.strip(), "```", ""]
