@@ -20,6 +20,8 @@ from training_helpers import RECIPE, picture, write_images
 
 from rlfn_pipe.errors import TrainingError, UsageError
 from rlfn_pipe.models import weights
+from rlfn_pipe.models.architectures import architecture
+from rlfn_pipe.models.rlfn import RLFN
 from rlfn_pipe.resources import data_path
 from rlfn_pipe.training import checkpoint, loop
 from rlfn_pipe.training.__main__ import describe, main, parse_duration
@@ -184,6 +186,25 @@ def test_next_scale_starts_from_the_layers_that_fit(images: Path, tmp_path: Path
     assert after["upsampler.0.weight"].shape[0] == 27
     notes = [event.message for event in events if isinstance(event, Note)]
     assert any("new layers: upsampler.0.bias, upsampler.0.weight" in note for note in notes)
+
+
+@pytest.mark.parametrize("fit", ["equal", "widen"])
+def test_layers_that_a_later_stages_file_does_not_fill_are_random(
+    fit: str, images: Path, tmp_path: Path
+) -> None:
+    """They kept what the stage before had trained."""
+    source = tmp_path / "x4.safetensors"
+    spec = architecture("rlfn-ntire", 4)
+    torch.manual_seed(9)
+    weights.save(source, RLFN(spec), spec)
+    text = RECIPE.replace('name = "second"', f'name = "second"\ninit = "{source}"\ninit_fit = "{fit}"')
+    # Nine looks are the first stage, the tenth its end, the next stops the second at once.
+    run(parse_recipe(text), images, tmp_path / "run", stop_after=9)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert (state.stage, state.step) == (1, 0)
+    torch.manual_seed(3)
+    fresh = RLFN(architecture("rlfn-ntire", 2)).state_dict()
+    assert torch.equal(state.model["upsampler.0.weight"], fresh["upsampler.0.weight"])
 
 
 def test_warm_start_carries_weights_and_clr_the_optimiser(images: Path, tmp_path: Path) -> None:

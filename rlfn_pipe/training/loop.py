@@ -129,6 +129,7 @@ class _Run:
         else:
             path = Path(stage.init)
             weights = read_weights(path, self.spec.input_range)
+            self.model = self._new_model()  # what the file does not fill is random, not the stage before's
             left = take(self.model, weights, stage.init_fit, str(path))
             self.on_event(
                 Note(f"stage {stage.name}: weights of {path}, new layers: {', '.join(left) or 'none'}")
