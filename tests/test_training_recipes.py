@@ -300,6 +300,25 @@ def test_muon_takes_the_inner_kernels_and_adam_the_rest() -> None:
         Optimisers(Stage("s", steps=1), module).load_state_dict(optimisers.state_dict())
 
 
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_a_stages_own_settings_stand_over_those_of_a_state(optimiser: str) -> None:
+    from rlfn_pipe.models.architectures import architecture
+    from rlfn_pipe.models.rlfn import RLFN
+
+    module = RLFN(architecture("rlfn-ntire", 4))
+    before = Optimisers(Stage("one", steps=1, optimiser=optimiser), module)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before.step()
+    stage = Stage("two", steps=1, optimiser=optimiser, rate=1e-5, betas=(0.5, 0.7), epsilon=1e-4)
+    after = Optimisers(stage, module)
+    after.load_state_dict(before.state_dict())
+    group = after.parts[0].param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (1e-5, (0.5, 0.7), 1e-4)
+    moments = after.parts[0].state[group["params"][0]]["exp_avg"]
+    torch.testing.assert_close(moments, torch.full_like(moments, 0.1))
+
+
 # ----------------------------------------------------------------- validation
 
 

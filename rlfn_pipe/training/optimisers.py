@@ -99,8 +99,13 @@ class Optimisers:
         return [optimiser.state_dict() for optimiser in self.parts]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Take up the state of optimisers of the same kind over the same network."""
+        """Take up the state of optimisers of the same kind over the same network; settings stay the stage's own."""
         if len(state) != len(self.parts):
             raise ValueError("the state is of another kind of optimiser")
         for optimiser, part in zip(self.parts, state, strict=True):
+            own = [
+                {key: value for key, value in g.items() if key != "params"} for g in optimiser.param_groups
+            ]
             optimiser.load_state_dict(part)
+            for group, settings in zip(optimiser.param_groups, own, strict=True):
+                group.update(settings)
