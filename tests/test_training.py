@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from training_helpers import RECIPE, picture, write_images
 
-from rlfn_pipe.errors import TrainingError, UsageError
+from rlfn_pipe.errors import TrainingError, UsageError, WeightsError
 from rlfn_pipe.models import weights
 from rlfn_pipe.models.architectures import architecture
 from rlfn_pipe.models.rlfn import RLFN
@@ -412,10 +412,32 @@ def test_initial_weights_must_fit(images: Path, tmp_path: Path) -> None:
         "absent.pth": "there is no such file",
         "nan.pth": "not finite",
     }
-    for name, message in {**wanted, "text.safetensors": "no valid safetensors"}.items():
+    for name, message in {**wanted, "text.safetensors": "no whole safetensors"}.items():
         text = RECIPE.replace('init = "scratch"', f'init = "{tmp_path / name}"')
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises((TrainingError, WeightsError), match=message):
             run(parse_recipe(text), images, tmp_path / f"run {name}")
+
+
+def test_initial_weights_are_read_as_the_networks_are(tmp_path: Path) -> None:
+    """Wrappers, the moving average before the rest, and sentences for what cannot be."""
+    plain, average = (RLFN(architecture("rlfn-ntire", 2)).state_dict() for _ in range(2))
+    prefixed = {f"module.{key}": value for key, value in average.items()}
+    for number, content in enumerate(({"params": plain, "params_ema": average}, {"state_dict": prefixed})):
+        torch.save(content, tmp_path / f"{number}.pth")
+        found = read_weights(tmp_path / f"{number}.pth", 255.0)
+        assert found.keys() == average.keys()
+        assert all(torch.equal(found[key], value) for key, value in average.items())
+    for stated in ("0..1", "0", 0.0, "nan"):
+        torch.save({"params": plain, "spec": {"input_range": stated}}, tmp_path / "range.pth")
+        with pytest.raises(WeightsError, match="neither 1 nor 255"):
+            read_weights(tmp_path / "range.pth", 1.0)
+        save_file(plain, tmp_path / "range.safetensors", metadata={"input_range": str(stated)})
+        with pytest.raises(WeightsError, match="neither 1 nor 255"):
+            read_weights(tmp_path / "range.safetensors", 1.0)
+    huge = {**plain, "conv_2.bias": torch.zeros(1).expand(1 << 20, 1 << 20)}
+    torch.save(huge, tmp_path / "huge.pth")
+    with pytest.raises(WeightsError, match=r"huge.pth: claims \d+ values"):
+        read_weights(tmp_path / "huge.pth", 1.0)
 
 
 def test_initial_weights_may_range_over_what_they_like(images: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Weights files: reading, writing, and telling from its tensors what network a file holds.
 
-PyTorch is loaded only for what it alone reads and makes: pickles, bfloat16, modules.
+PyTorch is loaded only for what it alone reads and makes: pickles, bfloat16, modules; and safetensors only for its
+own files, since training does without it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from rlfn_pipe.errors import OutputError, WeightsError
 from rlfn_pipe.files import write_atomically
@@ -29,7 +28,17 @@ if TYPE_CHECKING:
 
     from rlfn_pipe.models.rlfn import RLFN
 
-__all__ = ["detect", "import_file", "load", "load_file", "load_weights", "module_of", "save"]
+__all__ = [
+    "detect",
+    "import_file",
+    "load",
+    "load_file",
+    "load_weights",
+    "module_of",
+    "read",
+    "save",
+    "stated_range",
+]
 
 #: An array, or a tensor that may not be one that can become an array.
 _Values = Any
@@ -49,9 +58,7 @@ _FIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "ema", "model")
 
 
-def detect(
-    state: Mapping[str, _Values], metadata: Mapping[str, str] | None = None, where: str = "weights"
-) -> ModelSpec:
+def detect(state: Weights, metadata: Mapping[str, str] | None = None, where: str = "weights") -> ModelSpec:
     """The spec of the network whose state dict `state` is, from its names and shapes.
 
     `metadata` (of a safetensors file) states `input_range`, `name` and `licence`; without it
@@ -69,15 +76,10 @@ def detect(
             f"{where}: is no RLFN (it lacks {error}); give the weights of an RLFN network"
         ) from error
     numbers = {int(match[1]) for key in state if (match := re.match(r"block_(\d{1,9})\.", key))}
-    parameters = sum(math.prod(tensor.shape) for tensor in state.values())
-    if (
-        not all(0 < width <= _MOST_CHANNELS for width in (channels, mid_channels, esa_channels))
-        or len(numbers) > _MOST_BLOCKS
-        or parameters > _MOST_PARAMETERS
-    ):
+    widths = (channels, mid_channels, esa_channels)
+    if not all(0 < width <= _MOST_CHANNELS for width in widths) or len(numbers) > _MOST_BLOCKS:
         raise WeightsError(
-            f"{where}: claims {channels} channels, {len(numbers)} blocks and {parameters} parameters,"
-            " which no RLFN has; give another file"
+            f"{where}: claims {channels} channels and {len(numbers)} blocks, which no RLFN has; give another file"
         )
     scale = round((outputs / 3) ** 0.5)
     if 3 * scale**2 != outputs or scale not in (2, 3, 4) or numbers != set(range(1, len(numbers) + 1)):
@@ -97,8 +99,8 @@ def detect(
         mid_channels=mid_channels,
         blocks=len(numbers),
         esa_channels=esa_channels,
-        input_range=_input_range(metadata, where),
-        parameters=parameters,
+        input_range=stated_range(metadata, where),
+        parameters=sum(values.size for values in state.values()),
         licence=metadata.get("licence", ""),
     )
     _compare(state, shapes(spec), where)
@@ -151,9 +153,28 @@ def load_weights(model: str | Path, scale: float | None = None) -> tuple[ModelSp
 
 
 def _load_file(path: Path) -> tuple[ModelSpec, Weights]:
-    state, metadata = _read(path)
-    spec = detect(state, metadata, str(path))
-    spec = replace(spec, path=path, sha256=registry.file_sha256(path))
+    weights, notes = read(path)
+    spec = detect(weights, notes, str(path))
+    return replace(spec, path=path, sha256=registry.file_sha256(path)), weights
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays of float32 by the names of the state dict, and notes, of a .safetensors or .pth file of any network.
+
+    Of several state dicts in a file the moving average is taken. Notes are those that `detect` takes as metadata.
+    Raises WeightsError when the file is missing, damaged or of another kind, or holds too many values, others than
+    floating-point ones, or some that are not finite.
+    """
+    state, notes = _read(path)
+    claimed = sum(math.prod(values.shape) for values in state.values())
+    if claimed > _MOST_PARAMETERS:
+        raise WeightsError(f"{path}: claims {claimed} values, which no RLFN has; give another file")
+    for key, values in state.items():
+        floating = values.dtype.kind == "f" if isinstance(values, np.ndarray) else values.is_floating_point()
+        if not floating:
+            raise WeightsError(
+                f"{path}: {key} holds no floating-point values; the file is of another network"
+            )
     try:
         weights = {key: _array(value) for key, value in state.items()}
     except (RuntimeError, TypeError, ValueError) as error:
@@ -163,7 +184,7 @@ def _load_file(path: Path) -> tuple[ModelSpec, Weights]:
         ) from error
     if not all(np.isfinite(value).all() for value in weights.values()):
         raise WeightsError(f"{path}: holds values that are not finite; the training that made it went wrong")
-    return spec, weights
+    return weights, notes
 
 
 def _array(value: _Values) -> np.ndarray:
@@ -188,6 +209,8 @@ def save(
     Raises OutputError when `path` cannot be written, or is there and `overwrite` is False; what was
     there before is then untouched.
     """
+    import safetensors.numpy
+
     state = {key: _array(value) for key, value in module.state_dict().items()}
     notes = {
         "format": "pt",
@@ -231,7 +254,8 @@ def import_file(source: Path, target: Path, overwrite: bool = False) -> ModelSpe
     return replace(spec, path=target, sha256=digest)
 
 
-def _input_range(metadata: Mapping[str, str], where: str) -> float:
+def stated_range(metadata: Mapping[str, str], where: str) -> float:
+    """What values range over by the notes of a file, 1 or 255; WeightsError naming `where` for anything else."""
     try:
         value = float(metadata.get("input_range", "255"))
     except ValueError:
@@ -243,22 +267,16 @@ def _input_range(metadata: Mapping[str, str], where: str) -> float:
     return value
 
 
-def _compare(state: Mapping[str, _Values], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
+def _compare(state: Weights, wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
     """WeightsError when names or shapes differ from those of the network."""
     for key, shape in wanted.items():
         if key not in state:
             raise WeightsError(
                 f"{where}: lacks the tensor {key}; the file is not whole or of another network"
             )
-        values = state[key]
-        if tuple(values.shape) != shape:
+        if state[key].shape != shape:
             raise WeightsError(
-                f"{where}: {key} is {tuple(values.shape)} instead of {shape}; the file is of another network"
-            )
-        floating = values.dtype.kind == "f" if isinstance(values, np.ndarray) else values.is_floating_point()
-        if not floating:
-            raise WeightsError(
-                f"{where}: {key} holds no floating-point values; the file is of another network"
+                f"{where}: {key} is {state[key].shape} instead of {shape}; the file is of another network"
             )
     extra = sorted(state.keys() - wanted.keys())
     if extra:
@@ -292,6 +310,12 @@ def _read(path: Path) -> tuple[dict[str, _Values], dict[str, str]]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, _Values], dict[str, str]]:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise WeightsError(
+            f"{path}: reading it needs the package safetensors; install it or use a .pth"
+        ) from error
     try:
         with safetensors.safe_open(path, framework="np") as opened:
             kinds = {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118

@@ -55,7 +55,8 @@ def train(
 
     The run's folder gets `checkpoint.pt` (to go on), `weights.pth` (state dict of the network,
     moving average if there is one), `log.jsonl` and `recipe.toml`. Raises TrainingError with one
-    sentence for wrong data, recipe or checkpoint; what was saved before stays.
+    sentence for wrong data, recipe or checkpoint, WeightsError for a wrong file that a stage begins with;
+    what was saved before stays.
     """
     choose_compute(options.device, recipe.precision)  # what cannot be had leaves no folder behind
     with locked(options.out):
