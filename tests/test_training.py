@@ -27,6 +27,7 @@ from rlfn_pipe.training import checkpoint, loop
 from rlfn_pipe.training.__main__ import describe, main, parse_duration
 from rlfn_pipe.training.bench import training_speed
 from rlfn_pipe.training.cache import build_cache
+from rlfn_pipe.training.device import choose_compute
 from rlfn_pipe.training.events import Note, Outcome, Progress, TrainEvent, Validated
 from rlfn_pipe.training.initial import read_weights
 from rlfn_pipe.training.log import read_log
@@ -394,11 +395,24 @@ def test_devices_that_are_not_there_are_one_sentence(images: Path, tmp_path: Pat
     }
     if not torch.cuda.is_available():
         wrong["cuda"] = ("auto", "no CUDA device")
+    if not torch.backends.mps.is_available():
+        wrong["mps"] = ("auto", "device mps: no Apple GPU is usable here")
     for device, (precision, message) in wrong.items():
         recipe = parse_recipe(RECIPE.replace('precision = "fp32"', f'precision = "{precision}"'))
         with pytest.raises((TrainingError, UsageError), match=message):
             train(recipe, RunOptions(images, tmp_path / device, device=device))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_beyond_the_last_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(TrainingError, match="device cuda:9: the last CUDA device here is cuda:1"):
+        choose_compute("cuda:9", "auto")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(TrainingError, match=r"device cuda:2: .* fewer processes"):
+        choose_compute("cuda", "auto")
 
 
 def test_initial_weights_must_fit(images: Path, tmp_path: Path) -> None:

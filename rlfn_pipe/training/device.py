@@ -93,8 +93,15 @@ def choose_compute(device: str, precision: str) -> Compute:
         raise UsageError(f"--device {device} is unknown; use auto, cpu or cuda") from error
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"--device {device} is none to train on; use auto, cpu or cuda")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise TrainingError(f"device {device}: no Apple GPU is usable here; use --device auto or cpu")
     if chosen.type == "cuda":
         chosen = torch.device("cuda", chosen.index or 0)
+        if chosen.index >= torch.cuda.device_count():
+            raise TrainingError(
+                f"device {chosen}: the last CUDA device here is cuda:{torch.cuda.device_count() - 1};"
+                " use one up to that, or fewer processes"
+            )
         torch.cuda.set_device(chosen)
         # All steps of a stage have one shape: cuDNN's search for the fastest way pays within seconds.
         torch.backends.cudnn.benchmark = True
