@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from training_helpers import RECIPE, picture, write_images
 
 from rlfn_pipe.models import registry, weights
 from rlfn_pipe.resources import data_path
-from rlfn_pipe.training import compare, publish, report
+from rlfn_pipe.training import checkpoint, compare, publish, report
 from rlfn_pipe.training.loop import train
 from rlfn_pipe.training.recipe import parse_recipe
 from rlfn_pipe.training.start import RunOptions
@@ -87,6 +88,17 @@ def test_publishing_twice_replaces_one_row_and_keeps_the_others(folder: Path, tm
     rows = tomllib.loads(index.read_text())["weights"]
     assert [(row["scale"], row["note"]) for row in rows] == [(2, 'a "second" sitting'), (3, "")]
     assert [len(row["history"]) for row in rows] == [1, 1]
+
+
+def test_steps_are_those_of_the_checkpoint_whatever_the_log_lacks(folder: Path, tmp_path: Path) -> None:
+    """A run that was killed may leave half a line, and lines of steps that are not in its weights."""
+    shutil.copytree(folder / "first", tmp_path / "first")
+    state = checkpoint.load(tmp_path / "first" / "checkpoint.pt")
+    state.stage, state.step = 1, 2
+    checkpoint.save(tmp_path / "first" / "checkpoint.pt", state)
+    with (tmp_path / "first" / "log.jsonl").open("a") as out:
+        out.write('{"kind": "train", "stage": 1, "step": 4}\n{"kind": "train", "sta')
+    assert publish._sitting(tmp_path / "first")["steps"] == 3 + 2
 
 
 def test_history_goes_on_from_weights_of_the_index(

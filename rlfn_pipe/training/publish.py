@@ -30,8 +30,10 @@ from rlfn_pipe.models.rlfn import RLFN, count_parameters
 from rlfn_pipe.models.weights import save
 from rlfn_pipe.resources import data_path
 from rlfn_pipe.training import checkpoint
+from rlfn_pipe.training.checkpoint import State
+from rlfn_pipe.training.log import read_log
 from rlfn_pipe.training.recipe import parse_recipe
-from rlfn_pipe.training.start import CHECKPOINT
+from rlfn_pipe.training.start import CHECKPOINT, LOG
 
 LICENCE = "Apache-2.0"
 FIGURES = "figures.toml"
@@ -144,20 +146,17 @@ def _sitting(run: Path) -> dict[str, Any]:
     state = checkpoint.load(run / CHECKPOINT)
     return {
         "recipe": state.recipe_name,
-        "steps": _steps(run),
+        "steps": _steps(run, state),
         "patches": state.images,
         "device": state.device,
         "device_hours": round(state.seconds / 3600, 2),
     }
 
 
-def _steps(run: Path) -> int:
-    """Updates over all stages, from the log."""
-    last: dict[int, int] = {}
-    for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        last[record["stage"]] = record["step"]
-    return sum(last.values())
+def _steps(run: Path, state: State) -> int:
+    """Updates over all stages: of the last one from the checkpoint, of those before from the log."""
+    last = {record["stage"]: record["step"] for record in read_log(run / LOG)}
+    return sum(step for stage, step in last.items() if stage < state.stage) + state.step
 
 
 def _enter(folder: Path, row: dict[str, Any]) -> None:
