@@ -415,6 +415,23 @@ def test_a_device_beyond_the_last_is_one_sentence(monkeypatch: pytest.MonkeyPatc
         choose_compute("cuda", "auto")
 
 
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])
+def test_a_run_in_fp32_does_without_tf32(
+    precision: str, allowed: bool, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudnn, seen, original = torch.backends.cudnn, [], loop._Run.go
+    before = cudnn.allow_tf32
+
+    def go(self: Any) -> Outcome:
+        seen.append(cudnn.allow_tf32)
+        return original(self)
+
+    monkeypatch.setattr(loop._Run, "go", go)
+    text = RECIPE.replace('precision = "fp32"', f'precision = "{precision}"')
+    run(parse_recipe(text), images, tmp_path / "run", stop_after=1)
+    assert (seen, cudnn.allow_tf32, before) == ([allowed], True, True)
+
+
 def test_initial_weights_must_fit(images: Path, tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("hello")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -48,6 +49,17 @@ class Compute:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+    @contextmanager
+    def exact_fp32(self) -> Iterator[None]:
+        """Context of a whole run: precision fp32 is true fp32, which NVIDIA GPUs round to TF32 by default."""
+        cudnn = torch.backends.cudnn
+        before = cudnn.allow_tf32
+        cudnn.allow_tf32 = before and self.dtype != torch.float32
+        try:
+            yield
+        finally:
+            cudnn.allow_tf32 = before
 
     def describe(self) -> str:
         """For logs: the device's name and the precision."""

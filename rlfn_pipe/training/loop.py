@@ -58,8 +58,8 @@ def train(
     sentence for wrong data, recipe or checkpoint, WeightsError for a wrong file that a stage begins with;
     what was saved before stays.
     """
-    choose_compute(options.device, recipe.precision)  # what cannot be had leaves no folder behind
-    with locked(options.out):
+    compute = choose_compute(options.device, recipe.precision)  # what cannot be had leaves no folder behind
+    with locked(options.out), compute.exact_fp32():
         return _Run(recipe, options, on_event, should_stop).go()
 
 
