@@ -27,7 +27,7 @@ from rlfn_pipe.training import checkpoint, loop
 from rlfn_pipe.training.__main__ import describe, main, parse_duration
 from rlfn_pipe.training.bench import training_speed
 from rlfn_pipe.training.cache import build_cache
-from rlfn_pipe.training.device import choose_compute
+from rlfn_pipe.training.device import Compute, choose_compute
 from rlfn_pipe.training.events import Note, Outcome, Progress, TrainEvent, Validated
 from rlfn_pipe.training.initial import read_weights
 from rlfn_pipe.training.log import read_log
@@ -634,6 +634,19 @@ def test_two_processes_train_as_one_does(images: Path, tmp_path: Path) -> None:
         for n in ("one", "two")
     ]
     assert logs[0] == pytest.approx(logs[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("world", [3, 4])
+def test_a_batch_that_processes_cannot_share_evenly_is_one_sentence(
+    world: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        loop, "choose_compute", lambda *_: Compute(torch.device("cpu"), torch.float32, 0, world)
+    )
+    text = RECIPE.replace("batch = 2\npatch = 32", f"batch = {world}\npatch = 32")
+    with pytest.raises(TrainingError, match=rf"stage 2 \(second\): {world} processes .* multiple of {world}"):
+        run(parse_recipe(text), images, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_speed_of_training_is_a_figure() -> None:

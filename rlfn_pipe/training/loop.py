@@ -34,6 +34,7 @@ from rlfn_pipe.training.start import (
     LOG,
     WEIGHTS,
     RunOptions,
+    check_batches,
     check_files,
     first_state,
     load_pairs,
@@ -85,6 +86,7 @@ class _Run:
         self.log = Log(options.out / LOG)
         self.state = first_state(recipe, self.spec, options, self.leader, self._note)
         check_files(recipe, self.state)
+        check_batches(recipe, self.state, self.compute.world)
         pairs = load_pairs(recipe, options, self.compute, self._note)
         self.training_pairs, held_back = split(pairs, recipe.data.held_back)
         device = self.compute.device

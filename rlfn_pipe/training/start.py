@@ -82,6 +82,19 @@ def check_files(recipe: Recipe, state: State) -> None:
                 )
 
 
+def check_batches(recipe: Recipe, state: State, world: int) -> None:
+    """TrainingError for a stage still to go through whose batch `world` processes cannot share evenly.
+
+    Gradients are averaged over the processes as if their shares were of one size.
+    """
+    for number, stage in enumerate(recipe.stages[state.stage :], state.stage + 1):
+        if stage.batch % world:
+            raise TrainingError(
+                f"stage {number} ({stage.name}): {world} processes cannot share a batch of {stage.batch} evenly;"
+                f" set batch to a multiple of {world}, or start another number of processes"
+            )
+
+
 def first_state(
     recipe: Recipe, spec: ModelSpec, options: RunOptions, leader: bool, note: Callable[[str], None]
 ) -> State:
