@@ -51,6 +51,14 @@ def test_a_run_by_the_command_ends_with_a_report(
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_only_the_leading_process_writes_the_report(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main([*arguments, "--json", "--tensorboard"]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out == "" and not (tmp_path / "run").exists()
+
+
 def test_plain_lines_go_to_standard_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--until", "0.001s"]) == 0
     said = capsys.readouterr()

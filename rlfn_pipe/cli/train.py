@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,9 +83,11 @@ def train(
         data, folder, cache, parse_duration(until) if until else None, resume, device, threads
     )
     with stop_on_signals() as stop, _shown(plan.name, json, quiet) as show:
-        follow = _with_tensorboard(show, folder) if tensorboard else show
+        leading = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
+        follow = _with_tensorboard(show, folder) if tensorboard and leading else show
         outcome = run(plan, options, follow, stop.is_set)
-    _finish(folder, outcome, json, quiet)
+    if leading:
+        _finish(folder, outcome, json, quiet)
     if stop.signum:
         interrupted = Interrupted(stop.signum)
         interrupted.args = ("training was stopped and saved; the same command with --resume goes on",)
