@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +428,15 @@ def test_report_as_json_has_no_infinities() -> None:
     assert result["psnr_y"] is None and result["per_image"][0]["psnr_y"] == 30.0
     assert data["reports"][0]["complexity"]["macs"] == 4 * 18 * 18 * 27
     assert "per_image" not in as_data([sample()])["reports"][0]["sets"][0]
+
+
+def test_self_ensembling_costs_eight_runs_in_every_form() -> None:
+    report = replace(sample(), complexity=count(nn.Conv2d(3, 4, 3), 2000, 2000), tta=True)
+    cost = as_data([report])["reports"][0]["complexity"]
+    assert cost["parameters"] == 112
+    assert (cost["macs"], cost["activations"]) == (8 * 4 * 1998 * 1998 * 27, 8 * 4 * 1998 * 1998)
+    in_table = as_table([report]).splitlines()[2].split()[-4:]
+    assert in_table == [f"{cost['macs'] / 1e9:.1f}", "G", f"{cost['activations'] / 1e6:.1f}", "M"]
 
 
 # -------------------------------------------------------------------- command

@@ -109,7 +109,7 @@ def as_data(reports: Sequence[Report], per_image: bool = False) -> dict[str, Any
 
 
 def _report_data(report: Report, per_image: bool) -> dict[str, Any]:
-    cost = report.complexity
+    cost, runs = report.complexity, _runs(report)
     return {
         "model": report.model,
         "scale": report.scale,
@@ -121,8 +121,8 @@ def _report_data(report: Report, per_image: bool) -> dict[str, Any]:
         if cost is None
         else {
             "parameters": cost.parameters,
-            "macs": cost.macs,
-            "activations": cost.activations,
+            "macs": runs * cost.macs,
+            "activations": runs * cost.activations,
             "input_width": cost.width,
             "input_height": cost.height,
         },
@@ -204,12 +204,16 @@ def _quality(result: SetResult | ImageResult, lpips: bool) -> list[str]:
     return cells
 
 
+def _runs(report: Report) -> int:
+    """How often the network runs for a picture: self-ensembling takes eight views."""
+    return 8 if report.tta else 1
+
+
 def _cost(report: Report) -> list[str]:
-    """Parameters, MACs and activations; self-ensembling runs the network eight times."""
-    cost = report.complexity
+    """Parameters, MACs and activations."""
+    cost, runs = report.complexity, _runs(report)
     if cost is None:
         return ["-", "-", "-"]
-    runs = 8 if report.tta else 1
     return [
         f"{cost.parameters / 1e3:.0f} K",
         f"{runs * cost.macs / 1e9:.1f} G",
