@@ -11,7 +11,9 @@ import torch
 from training_helpers import RECIPE, picture
 
 from rlfn_pipe.errors import TrainingError
+from rlfn_pipe.evaluate.metrics import psnr_y
 from rlfn_pipe.resources import data_path
+from rlfn_pipe.training.data import Pairs
 from rlfn_pipe.training.feature_maps import difference_maps, main
 from rlfn_pipe.training.losses import (
     VGG_WEIGHTS,
@@ -24,7 +26,7 @@ from rlfn_pipe.training.losses import (
 from rlfn_pipe.training.optimisers import Muon, Optimisers, orthogonalise
 from rlfn_pipe.training.recipe import Stage, load_recipe, parse_recipe
 from rlfn_pipe.training.schedules import learning_rate
-from rlfn_pipe.training.validate import psnr_y
+from rlfn_pipe.training.validate import Validation
 
 SHIPPED = sorted((data_path("presets") / "training").glob("*.toml"))
 
@@ -323,9 +325,28 @@ def test_a_stages_own_settings_stand_over_those_of_a_state(optimiser: str) -> No
 
 
 def test_validation_psnr_is_that_of_the_protocol() -> None:
-    from rlfn_pipe.evaluate.metrics import psnr_y as reference
-
+    """Of the central crop of what a network gives, clamped and rounded; what is no number gives none."""
     hr, sr = (np.asarray(picture(seed, 40, 32)) for seed in (0, 1))
-    one, other = (torch.from_numpy(each.copy()).permute(2, 0, 1)[None].float() / 255 for each in (sr, hr))
-    assert psnr_y(one, other, 2) == pytest.approx(reference(sr, hr, 2), abs=1e-4)
-    assert math.isinf(psnr_y(other, other, 2))
+    low = np.zeros((16, 20, 3), np.uint8)
+    validation = Validation(Pairs(("a",), (hr,), ((low,),), 2), 1, 400, torch.device("cpu"))
+    given = torch.from_numpy(sr.copy()).permute(2, 0, 1)[None].float()
+    expected = psnr_y(sr, hr, 2)
+    assert validation.psnr(Giving((given + 0.4) / 255)) == pytest.approx(expected, abs=1e-9)
+    white = np.full_like(hr, 255)
+    assert validation.psnr(Giving(torch.full_like(given, 7.0))) == pytest.approx(
+        psnr_y(white, hr, 2), abs=1e-9
+    )
+    assert math.isinf(validation.psnr(Giving(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None] / 255)))
+    given[0, 0, 9, 9] = float("nan")
+    assert math.isnan(validation.psnr(Giving(given))) and not validation.is_finite(Giving(given))
+
+
+class Giving(torch.nn.Module):
+    """Gives `values` whatever it gets."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.values

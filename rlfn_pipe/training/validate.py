@@ -6,21 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlfn_pipe.evaluate.metrics import psnr_y
 from rlfn_pipe.training.data import Pairs
 from rlfn_pipe.training.device import to_tensor
-
-
-def luma(rgb: Tensor) -> Tensor:
-    """BT.601 luma 16..235 of RGB in 0..255: (N, 3, h, w) -> (N, h, w), not rounded."""
-    weights = rgb.new_tensor([65.481, 128.553, 24.966]) / 255
-    return torch.einsum("nchw,c->nhw", rgb, weights) + 16
-
-
-def psnr_y(sr: Tensor, hr: Tensor, border: int) -> float:
-    """PSNR in dB on luma of RGB in 0..1 (SR is clamped and rounded to 8 bit), border left out."""
-    difference = luma((sr.clamp(0, 1) * 255).round()) - luma(hr * 255)
-    error = difference[:, border:-border, border:-border].double().square().mean().item()
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 class Validation:
@@ -29,14 +17,14 @@ class Validation:
     def __init__(self, pairs: Pairs, images: int, crop: int, device: torch.device) -> None:
         scale = pairs.scale
         self._scale = scale
-        self._crops: list[tuple[Tensor, Tensor]] = []
+        self._crops: list[tuple[Tensor, np.ndarray]] = []
         for hr, versions in list(zip(pairs.hr, pairs.lr, strict=True))[:images]:
             lr = versions[0]
             height, width = (min(crop // scale, side) for side in lr.shape[:2])
             top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
             large = hr[top * scale : (top + height) * scale, left * scale : (left + width) * scale]
             small = lr[top : top + height, left : left + width]
-            self._crops.append((_one(small, device), _one(large, device)))
+            self._crops.append((_one(small, device), np.array(large)))
 
     def psnr(self, model: nn.Module) -> float:
         """Mean PSNR-Y in dB of `model` (values in 0..1, fp32)."""
@@ -52,7 +40,7 @@ class Validation:
         """PSNR-Y in dB of `model` on each crop."""
         was_training = model.training
         model.eval()
-        values = [psnr_y(model(small), large, self._scale) for small, large in self._crops]
+        values = [psnr_y(_picture(model(small)), large, self._scale) for small, large in self._crops]
         model.train(was_training)
         return values
 
@@ -60,3 +48,8 @@ class Validation:
 def _one(image: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (h, w, 3) view -> float (1, 3, h, w) in 0..1."""
     return to_tensor(np.array(image, order="C")[None], device)
+
+
+def _picture(sr: Tensor) -> np.ndarray:
+    """float (1, 3, h, w) in 0..1 -> (h, w, 3) in 0..255, clamped and rounded to 8 bit; what is no number stays so."""
+    return (sr[0].clamp(0, 1) * 255).round().permute(1, 2, 0).cpu().numpy()
