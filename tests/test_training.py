@@ -415,6 +415,17 @@ def test_a_device_beyond_the_last_is_one_sentence(monkeypatch: pytest.MonkeyPatc
         choose_compute("cuda", "auto")
 
 
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [("sse avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32)],
+)
+def test_a_processor_that_multiplies_bfloat16_trains_in_it(
+    flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlfn_pipe.training.device.processor_flags", lambda: frozenset(flags.split()))
+    assert choose_compute("cpu", "auto").dtype == dtype
+
+
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])
 def test_a_run_in_fp32_does_without_tf32(
     precision: str, allowed: bool, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from rlfn_pipe.allowance import cores
+from rlfn_pipe.allowance import cores, processor_flags
 from rlfn_pipe.errors import TrainingError, UsageError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -23,11 +22,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX-512 bf16 or AMX), as Linux tells."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not processor_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 @dataclass(frozen=True, slots=True)
