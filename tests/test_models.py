@@ -13,7 +13,7 @@ from rlfn_pipe.errors import UsageError
 from rlfn_pipe.models.architectures import ARCHITECTURES, SCALES, architecture
 from rlfn_pipe.models.native import network as native_network
 from rlfn_pipe.models.rlfn import RLFN, count_parameters
-from rlfn_pipe.models.strips import _Stretch
+from rlfn_pipe.models.strips import _rows_matrix, _Stretch
 from rlfn_pipe.resources import data_path
 
 
@@ -101,8 +101,8 @@ def test_long_pictures_take_no_more_than_their_pixels() -> None:
     tracemalloc.start()
     try:
         native_network._whole.__wrapped__(16, long)
-        stretch = _Stretch(long, 16, torch.float32, None)
-        first, weights = stretch._piece(12_345, 12_393)
+        _Stretch(long, 16, torch.float32, None)
+        first, weights = _rows_matrix(long, 12_345, 12_393)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -111,5 +111,5 @@ def test_long_pictures_take_no_more_than_their_pixels() -> None:
     cells = (long - 9) // 6
     small = torch.rand(cells, dtype=torch.float64)
     expected = functional.interpolate(small[None, None], size=long, mode="linear")[0, 0, 12_345:12_393]
-    got = weights.double() @ small[first : first + weights.shape[1]]
+    got = weights @ small[first : first + weights.shape[1]]
     assert torch.allclose(got, expected, atol=1e-6)

@@ -13,6 +13,7 @@ matrix product a strip, added to its target, and the shuffle moves whole groups 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -241,7 +242,7 @@ class _Stretch:
         self._exact = torch.float64 if dtype == torch.float64 else torch.float32
         if grid is None:
             # Of a whole frame each strip has its piece of the rows' matrix, which would grow with the square of a side.
-            self._lower, self._share = neighbours(h)
+            self._height = h
         else:
             self._rows, self._columns = grid[0].to(dtype), grid[1].to(self._exact)
 
@@ -261,7 +262,8 @@ class _Stretch:
     def add_rows(self, target: torch.Tensor, lo: int, hi: int, columns: torch.Tensor) -> None:
         """Add the stretched map's rows lo .. hi to `target` (1, f, hi - lo, w), in place."""
         if self._border is None:
-            first, weights = self._piece(lo, hi)
+            first, piece = _rows_matrix(self._height, lo, hi)
+            weights = piece.to(self._dtype)
         else:
             weights = self._rows[lo:hi]
             used = torch.nonzero(weights.any(dim=0)).flatten()
@@ -271,16 +273,21 @@ class _Stretch:
         assert pixels.data_ptr() == target.data_ptr(), "channels last is what a convolution gives back"
         pixels.addmm_(weights, columns[first : first + weights.shape[1]])
 
-    def _piece(self, lo: int, hi: int) -> tuple[int, torch.Tensor]:
-        """The rows' matrix of a whole frame for rows lo .. hi, from its first cell in use to its last one, and that."""
-        lower, share = self._lower[lo:hi], self._share[lo:hi]
-        first, last = int(lower[0]), int((lower + (share > 0)).max())
-        weights = np.zeros((hi - lo, last - first + 1))
-        rows = np.arange(hi - lo)
-        weights[rows, lower - first] = 1.0 - share
-        # Where the second cell has no share it may not be there.
-        np.add.at(weights, (rows, np.minimum(lower - first + 1, last - first)), share)
-        return first, torch.from_numpy(weights).to(self._dtype)
+
+@lru_cache(maxsize=512)
+def _rows_matrix(side: int, lo: int, hi: int) -> tuple[int, torch.Tensor]:
+    """The matrix, float64, of rows lo .. hi of a whole frame of `side` rows, from the first cell that they use, and that.
+
+    The same for all blocks and frames; of rows one behind the other, which use a few cells.
+    """
+    lower, share = (part[lo:hi] for part in neighbours(side))
+    first, last = int(lower[0]), int((lower + (share > 0)).max())
+    weights = np.zeros((hi - lo, last - first + 1))
+    rows = np.arange(hi - lo)
+    weights[rows, lower - first] = 1.0 - share
+    # Where the second cell has no share it may not be there.
+    np.add.at(weights, (rows, np.minimum(lower - first + 1, last - first)), share)
+    return first, torch.from_numpy(weights)
 
 
 def _convolved(conv: Convolution, x: torch.Tensor, top: bool, bottom: bool) -> torch.Tensor:
