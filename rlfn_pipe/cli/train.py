@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +71,7 @@ def train(
         raise UsageError("--json and --quiet exclude one another; give one of them")
     from rlfn_pipe.cli.signals import stop_on_signals
     from rlfn_pipe.training.__main__ import parse_duration
+    from rlfn_pipe.training.device import is_leading
     from rlfn_pipe.training.loop import train as run
     from rlfn_pipe.training.recipe import load_recipe
     from rlfn_pipe.training.start import RunOptions
@@ -83,10 +83,9 @@ def train(
         data, folder, cache, parse_duration(until) if until else None, resume, device, threads
     )
     with stop_on_signals() as stop, _shown(plan.name, json, quiet) as show:
-        leading = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
-        follow = _with_tensorboard(show, folder) if tensorboard and leading else show
+        follow = _with_tensorboard(show, folder) if tensorboard and is_leading() else show
         outcome = run(plan, options, follow, stop.is_set)
-    if leading:
+    if is_leading():
         _finish(folder, outcome, json, quiet)
     if stop.signum:
         interrupted = Interrupted(stop.signum)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rlfn_pipe.evaluate.datasets import ImagePair, LowSource, find_sets, read_pa
 from rlfn_pipe.evaluate.report import ImageResult, Report, SetResult
 from rlfn_pipe.evaluate.resize import upscale
 from rlfn_pipe.files import atomic_path
+from rlfn_pipe.models.exact import exact_fp32
 from rlfn_pipe.types import ModelSpec
 
 __all__ = ["BICUBIC", "Measurement", "evaluate", "super_resolve"]
@@ -140,7 +140,7 @@ def super_resolve(
     x = planes.to(parameter.dtype) * (spec.input_range / 255.0)
     height, width = image.shape[:2]
     x = _padded(x, spec.minimum_side).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), _exact_fp32():
+    with torch.inference_mode(), exact_fp32():
         y = _self_ensemble(module, x) if tta else module(x)
     y = y[0, :, : height * spec.scale, : width * spec.scale].float() * (255.0 / spec.input_range)
     if not bool(torch.isfinite(y).all()):
@@ -170,18 +170,6 @@ def _padded(x: Tensor, minimum: int) -> Tensor:
             pads = (0, more, 0, 0) if axis == 3 else (0, 0, 0, more)
             x = functional.pad(x, pads, mode="reflect" if side > 1 else "replicate")
     return x
-
-
-@contextmanager
-def _exact_fp32() -> Iterator[None]:
-    """Keep convolutions in true fp32 on NVIDIA GPUs, whose default rounds to TF32."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = before
 
 
 def _method(

@@ -6,13 +6,13 @@ Trains where only torch, numpy and Pillow exist.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import signal
 import sys
 from pathlib import Path
 
 from rlfn_pipe.errors import RlfnPipeError, UsageError
+from rlfn_pipe.training.device import is_leading
 from rlfn_pipe.training.events import Note, Progress, TrainEvent, Validated
 from rlfn_pipe.training.loop import train
 from rlfn_pipe.training.recipe import load_recipe
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RlfnPipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_leading():
         write_report(given.out)
     state = "finished" if outcome.finished else "paused; the same command with --resume goes on"
     print(f"{state}: {outcome.images} patches, {outcome.seconds / 60:.1f} minutes", file=sys.stderr)

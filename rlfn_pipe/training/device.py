@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from rlfn_pipe.allowance import cores, processor_flags
 from rlfn_pipe.errors import TrainingError, UsageError
+from rlfn_pipe.models.exact import exact_fp32
 
 Module = TypeVar("Module", bound=nn.Module)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -45,16 +45,9 @@ class Compute:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    @contextmanager
-    def exact_fp32(self) -> Iterator[None]:
-        """Context of a whole run: precision fp32 is true fp32, which NVIDIA GPUs round to TF32 by default."""
-        cudnn = torch.backends.cudnn
-        before = cudnn.allow_tf32
-        cudnn.allow_tf32 = before and self.dtype != torch.float32
-        try:
-            yield
-        finally:
-            cudnn.allow_tf32 = before
+    def exact_fp32(self) -> AbstractContextManager[object]:
+        """Context of a whole run: precision fp32 is true fp32."""
+        return exact_fp32() if self.dtype == torch.float32 else nullcontext()
 
     def describe(self) -> str:
         """For logs: the device's name and the precision."""
@@ -81,12 +74,21 @@ def to_channels_last(module: Module) -> Module:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def is_leading() -> bool:
+    """Whether this is the only process of a run, or of those that torchrun started the one that writes and speaks."""
+    return _rank() == 0
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def choose_compute(device: str, precision: str) -> Compute:
     """Settle `auto` in device and precision; join the process group that torchrun set up, if any.
 
     Raises TrainingError for a device that is not there.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = _rank(), int(os.environ.get("WORLD_SIZE", "1"))
     kind = device
     if device == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from rlfn_pipe.training import checkpoint
 from rlfn_pipe.training.cache import build_cache
 from rlfn_pipe.training.checkpoint import State
 from rlfn_pipe.training.data import Pairs
-from rlfn_pipe.training.device import Compute
+from rlfn_pipe.training.device import Compute, is_leading
 from rlfn_pipe.training.log import Log
 from rlfn_pipe.training.recipe import Recipe
 from rlfn_pipe.types import ModelSpec
@@ -48,7 +47,7 @@ class RunOptions:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold a run's folder, made when missing. TrainingError where another process trains in it."""
-    if int(os.environ.get("RANK", "0")):
+    if not is_leading():
         yield  # the leading process of several holds it
         return
     try:
