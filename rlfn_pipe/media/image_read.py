@@ -11,7 +11,6 @@ import ctypes
 import errno
 import io
 import mmap
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from PIL import (
 )
 
 from rlfn_pipe.errors import InputError, RlfnPipeError, reason_of
-from rlfn_pipe.media import exif, png_chunks
+from rlfn_pipe.media import exif, png_chunks, webp_chunks
 from rlfn_pipe.media.image_metadata import (
     ImageMeta,
     avif_depth,
@@ -110,7 +109,7 @@ def read_image(path: Path, index: int = 0) -> tuple[Frame, ImageMeta]:
             data = file.read() if format == "avif" else file.read(1 << 20)
             file.seek(0)
             if format == "webp":
-                check_picture_size(path, *_webp_size(path))
+                check_picture_size(path, *webp_chunks.canvas_size(path))
             picture = _open(format, file)
             check_picture_size(path, *picture.size)
             return _decode(path, picture, data, format, index)
@@ -166,39 +165,6 @@ def _no_remarks() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = theirs
-
-
-def _webp_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Kinds of a WebP's chunks in order, each with the first bytes (24 at most) of what it holds; nothing else is read."""
-    at = 12
-    with path.open("rb") as file:
-        while file.seek(at) and len(head := file.read(32)) >= 8:
-            kind, length = struct.unpack_from("<4sI", head)
-            yield kind, head[8 : 8 + length]
-            at += 8 + length + length % 2
-
-
-def _webp_size(path: Path) -> tuple[int, int]:
-    """Canvas size by the header: Pillow's plug-in allocates the canvas while it opens the file."""
-    chunk, body = next(_webp_chunks(path), (b"", b""))
-    if len(body) >= 10:
-        if chunk == b"VP8X":
-            return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-        if chunk == b"VP8L":
-            bits = int.from_bytes(body[1:5], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        if chunk == b"VP8 ":
-            return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    raise InputError(f"{path}: the webp picture is damaged (no picture header); copy or export it again")
-
-
-def _webp_lossless(path: Path) -> bool:
-    """Whether the first picture was stored so; what comes first of it, its pixels or lossy ones' alpha, says that."""
-    for chunk, body in _webp_chunks(path):
-        part = body[16:20] if chunk == b"ANMF" else chunk
-        if part in (b"VP8L", b"VP8 ", b"ALPH"):
-            return part == b"VP8L"
-    return False
 
 
 def _decode(
@@ -273,7 +239,7 @@ def _decode(
         size=(planes[0].shape[1], planes[0].shape[0]),
         dpi=_turned(_resolution(info), max(turned, orientation)),
         aspect=_turned(_aspect(info, tiff_tags), max(turned, orientation)),
-        lossless=format == "webp" and _webp_lossless(path),
+        lossless=format == "webp" and webp_chunks.is_lossless(path),
         png_chunks=chunks,
         texts=png_chunks.texts(path) if format == "png" else (),
         xmp=xmp,
