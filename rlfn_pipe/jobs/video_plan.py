@@ -167,15 +167,8 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         counted, broadcast = (container.format.name == kind for kind in ("avi", "mpegts"))
     if broadcast and (leap := _leap(source)) is not None:
         notes.append(leap)
-    timeline, rate = source.timeline, source.timeline.rate
-    steady = timeline.constant and _on_ticks(timeline, clock_for("avi", timeline, rate))
-    if encoding.muxer == "avi" and counted and not steady:
-        # Its frames have numbers, some of which may be without a picture, as those that a capture dropped.
-        rate = 1 / timeline.time_base
-    elif encoding.muxer == "avi" and not timeline.constant:
-        raise OutputError(
-            f"{item.output}: avi cannot hold the varying frame rate of {item.source.name}; write .mkv or .mp4 instead"
-        )
+    timeline = source.timeline
+    rate = _avi_rate(item, timeline, counted) if encoding.muxer == "avi" else timeline.rate
     window = _window(source)
     clock = clock_for(encoding.muxer, timeline, rate, rates)
     if not clock.exact and not _on_ticks(timeline, clock):
@@ -205,6 +198,21 @@ def plan_video(item: Item, options: UpscaleOptions, source: VideoSource) -> Vide
         frames=source.frames,
         notes=tuple(notes),
     )
+
+
+def _avi_rate(item: Item, timeline: Timeline, counted: bool) -> Fraction:
+    """The rate of an AVI, which holds no other times; `counted`: the source is one, too.
+
+    Raises OutputError for times that no rate gives.
+    """
+    if counted and not (timeline.constant and _on_ticks(timeline, clock_for("avi", timeline, timeline.rate))):
+        # Its frames have numbers, some of which may be without a picture, as those that a capture dropped.
+        return 1 / timeline.time_base
+    if not timeline.constant:
+        raise OutputError(
+            f"{item.output}: avi cannot hold the varying frame rate of {item.source.name}; write .mkv or .mp4 instead"
+        )
+    return timeline.rate
 
 
 def _leap(source: VideoSource) -> str | None:

@@ -301,17 +301,15 @@ def _coded_size(
         notes.append(
             f"{encoder.name} needs even sides: {picture[0]}x{picture[1]} became {width}x{height} by repeating the edge"
         )
-    if encoder.maximum and max(width, height) > encoder.maximum:
-        raise UsageError(
-            f"{encoder.name} takes no picture above {encoder.maximum} pixels a side and this one has {width}x{height}; "
-            "use a smaller scale or another --codec"
-        )
     if not encoder.takes((width, height)):
         least = encoder.least_side((width, height))
         long = f" where the other is above {LONG}" if least > encoder.minimum else ""
+        bound, other = f"below {least} pixels a side{long}", "larger"
+        if min(width, height) >= least:
+            bound, other = f"above {encoder.maximum} pixels a side", "smaller"
         raise UsageError(
-            f"{encoder.name} takes no picture below {least} pixels a side{long} and this one has {width}x{height}; "
-            "use a larger scale or another --codec"
+            f"{encoder.name} takes no picture {bound} and this one has {width}x{height}; "
+            f"use a {other} scale or another --codec"
         )
     return width, height
 
