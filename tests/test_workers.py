@@ -223,14 +223,20 @@ def test_what_is_decoded_before_a_segment_is_progress(
     assert max(told) >= 40 and told[max(told)] >= max(told)
 
 
+def two_films(long: Path, tmp_path: Path) -> Path:
+    """A folder with `long` and a film that has one segment."""
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    os.link(long, inputs / "long.mkv")
+    clip(inputs / "short.mkv", frames=10, times=None, sounds=[], subtitles=())
+    return inputs
+
+
 def test_others_go_on_when_one_film_fails(
     whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int]
 ) -> None:
     serve_with(odd_workers.segfault)
-    inputs = tmp_path / "in"
-    inputs.mkdir()
-    os.link(whole[0], inputs / "long.mkv")
-    clip(inputs / "short.mkv", frames=10, times=None, sounds=[], subtitles=())
+    inputs = two_films(whole[0], tmp_path)
     report = run(str(inputs), str(tmp_path / "out"), UpscaleOptions(**OPTIONS, jobs=2), isolate=True)
     assert [Path(f.input).name for f in report.failed] == ["long.mkv"]
     assert [Path(f.input).name for f in report.finished] == ["short.mkv"] and report.exit_code == 1
@@ -243,10 +249,7 @@ def test_others_go_on_when_one_film_meets_a_defect(
     whole: tuple[Path, list[Any]], tmp_path: Path, serve_with: Any, pids: list[int], jobs: int
 ) -> None:
     serve_with(odd_workers.defect)
-    inputs = tmp_path / "in"
-    inputs.mkdir()
-    os.link(whole[0], inputs / "long.mkv")
-    clip(inputs / "short.mkv", frames=10, times=None, sounds=[], subtitles=())
+    inputs = two_films(whole[0], tmp_path)
     report = run(str(inputs), str(tmp_path / "out"), UpscaleOptions(**OPTIONS, jobs=jobs), isolate=True)
     (failed,) = report.failed
     assert Path(failed.input).name == "long.mkv" and "internal error: ZeroDivisionError" in failed.message
